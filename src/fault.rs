@@ -1,0 +1,140 @@
+//! The kinds of fault, and how every error tells its own.
+//!
+//! A kind is what an operator groups by, what an entry remembers as its cause, and what decides who is charged
+//! for a failed copy: the entry or the peer. It follows from the type of an error, never from its text.
+
+use std::fmt;
+
+/// Why a copy, a sync or an announcement did not succeed.
+///
+/// The numbers are durable: entries in the queue keep them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+#[repr(u8)]
+pub enum FaultKind {
+    /// The source store could not be reached, or failed for reasons of its own.
+    SourceUnavailable = 1,
+    /// The source store does not hold the blob (yet).
+    MissingAtSource = 2,
+    /// The source sent another number of bytes than it stated.
+    SourceSizeMismatch = 3,
+    /// The bytes that the source sent have another digest.
+    SourceBytesCorrupt = 4,
+    /// The source ended the stream before the last byte.
+    ShortRead = 5,
+    /// The source refused this blob for a reason of its own.
+    SourceRejected = 6,
+    /// The destination store could not be reached, or failed for reasons of its own.
+    DestinationUnavailable = 7,
+    /// The destination refused this blob.
+    DestinationRejected = 8,
+    /// The destination confirmed another ref, another size, or something else than STORED.
+    DestinationConfirmedOther = 9,
+    /// The queue could not write durably.
+    QueueWriteFailed = 10,
+    /// The copier panicked on this blob.
+    Panicked = 11,
+    /// A peer broke the protocol, for instance by an enumeration out of order.
+    PeerProtocol = 12,
+    /// A peer is not of the kind that its place in the route needs.
+    WrongPeerKind = 13,
+    /// Another store answers where a known one was.
+    StoreIdChanged = 14,
+}
+
+impl FaultKind {
+    /// All kinds, in the order of their numbers.
+    pub const ALL: [FaultKind; 14] = [
+        Self::SourceUnavailable,
+        Self::MissingAtSource,
+        Self::SourceSizeMismatch,
+        Self::SourceBytesCorrupt,
+        Self::ShortRead,
+        Self::SourceRejected,
+        Self::DestinationUnavailable,
+        Self::DestinationRejected,
+        Self::DestinationConfirmedOther,
+        Self::QueueWriteFailed,
+        Self::Panicked,
+        Self::PeerProtocol,
+        Self::WrongPeerKind,
+        Self::StoreIdChanged,
+    ];
+
+    /// The stable name, as it stands in logs, metrics and JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::SourceUnavailable => "source_unavailable",
+            Self::MissingAtSource => "missing_at_source",
+            Self::SourceSizeMismatch => "source_size_mismatch",
+            Self::SourceBytesCorrupt => "source_bytes_corrupt",
+            Self::ShortRead => "short_read",
+            Self::SourceRejected => "source_rejected",
+            Self::DestinationUnavailable => "destination_unavailable",
+            Self::DestinationRejected => "destination_rejected",
+            Self::DestinationConfirmedOther => "destination_confirmed_other",
+            Self::QueueWriteFailed => "queue_write_failed",
+            Self::Panicked => "panicked",
+            Self::PeerProtocol => "peer_protocol",
+            Self::WrongPeerKind => "wrong_peer_kind",
+            Self::StoreIdChanged => "store_id_changed",
+        }
+    }
+
+    /// The durable number.
+    pub const fn number(self) -> u8 {
+        self as u8
+    }
+
+    /// The kind with this durable number, if there is one.
+    pub fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.number() == number)
+    }
+}
+
+impl fmt::Display for FaultKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The side of a route where a fault happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// The store that is read.
+    Source,
+    /// The store that is written.
+    Destination,
+}
+
+/// Who answers for a failed attempt (see DESIGN: errors of one blob belong to its entry, everything else to the peer).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Blame {
+    /// The entry: it is charged an attempt, backs off, and is parked in the end.
+    Entry,
+    /// The peer: its breaker counts it, the entry is not charged.
+    Peer(Side),
+}
+
+/// Implemented by every error that can end a copy, a sync or an announcement.
+pub trait Fault {
+    /// What kind of fault this is.
+    fn kind(&self) -> FaultKind;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::FaultKind;
+
+    #[test]
+    fn numbers_and_names_are_unique_and_round_trip() {
+        let mut names: Vec<_> = FaultKind::ALL.iter().map(|kind| kind.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), FaultKind::ALL.len());
+        for kind in FaultKind::ALL {
+            assert_eq!(FaultKind::from_number(kind.number()), Some(kind));
+        }
+        assert_eq!(FaultKind::from_number(0), None);
+    }
+}

@@ -1,0 +1,11 @@
+//! blobferry keeps one content-addressed blob store an exact, verified, asynchronous copy of another.
+//!
+//! ARCHITECTURE.md draws the floors that these modules stand on, and one blob's way through them.
+
+// Floor 0: foundations
+pub mod blob;
+pub mod fault;
+pub mod telemetry;
+// Floor 1: ports
+pub mod queue;
+pub mod store;

@@ -1,0 +1,3 @@
+//! The `blobferry` command.
+
+fn main() {}

@@ -1,0 +1,405 @@
+//! The queue port: entries, what can happen to them, and who may hold them.
+//!
+//! An entry is *ready*, *claimed*, *retrying* or *parked*. It leaves the queue only by [`Queue::settle`]. Every change is one
+//! durable, atomic write: when a method returns `Ok`, it is on disk, synced. Claims live in memory: after a restart, what
+//! was claimed is ready again.
+//!
+//! What a [`Push`] does to an entry of the same route and ref that is there already:
+//!
+//! | state | announced or chained | by a sync |
+//! |---|---|---|
+//! | ready | nothing, but backfill becomes fresh | takes the sync's id |
+//! | retrying | due now, attempts kept; backfill becomes fresh | takes the sync's id |
+//! | parked | due now, attempts 0, history kept; backfill becomes fresh | the same, and takes the sync's id |
+//! | claimed | one successor, claimable only when the first has ended | takes the sync's id; a successor only for a repair |
+//!
+//! A repair flags the entry that it meets, or the successor, never a claimed one. Where a first entry retries or parks, its
+//! successor is merged into it in the same write (repair flag, sync ids, freshest lane), due now.
+
+use crate::blob::BlobRef;
+use crate::fault::{Fault, FaultKind};
+use crate::telemetry::TraceContext;
+use async_trait::async_trait;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::SystemTime;
+use tokio::sync::watch;
+
+/// A route's number in this queue, given by [`Queue::register`] and kept for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RouteId(pub u32);
+
+/// An entry's sequence: ascending in the order of pushes, never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Seq(pub u64);
+
+/// A full sync's number; never used twice in a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SyncId(pub u64);
+
+impl fmt::Display for SyncId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sync-{}", self.0)
+    }
+}
+
+impl FromStr for SyncId {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let number = text.strip_prefix("sync-").ok_or(())?;
+        if number.starts_with('+') || (number.starts_with('0') && number != "0") {
+            return Err(());
+        }
+        number.parse().map(Self).map_err(|_| ())
+    }
+}
+
+/// Where an entry came from, and with whom it shares the workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Lane {
+    /// Announced by a writer, or chained from an earlier hop.
+    Fresh,
+    /// Found by a full sync.
+    Backfill,
+}
+
+impl Lane {
+    /// Both lanes.
+    pub const ALL: [Lane; 2] = [Self::Fresh, Self::Backfill];
+
+    /// The lane's name in logs and JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Fresh => "fresh",
+            Self::Backfill => "backfill",
+        }
+    }
+}
+
+/// The cause of an entry's last failure, and how often it failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// What kind of fault.
+    pub kind: FaultKind,
+    /// The gRPC status code that came with it, where one did.
+    pub code: Option<tonic::Code>,
+    /// The configured name of the store at fault.
+    pub peer: String,
+    /// What the peer said, or what was found wrong; bounded and escaped.
+    pub message: String,
+    /// When the entry first failed.
+    pub first: SystemTime,
+    /// When it last failed.
+    pub last: SystemTime,
+    /// How often it failed in all.
+    pub count: u32,
+}
+
+/// A blob that is to be copied along a route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The entry's own sequence, by which it is settled.
+    pub seq: Seq,
+    /// The route.
+    pub route: RouteId,
+    /// The blob.
+    pub blob: BlobRef,
+    /// Its size in bytes as announced; a hint, absent where unknown.
+    pub size: Option<u64>,
+    /// Its lane.
+    pub lane: Lane,
+    /// When it was pushed.
+    pub enqueue_time: SystemTime,
+    /// When it may be tried next; for a ready entry, when it was pushed.
+    pub due_time: SystemTime,
+    /// Attempts that were charged to it since it was pushed or revived.
+    pub attempts: u32,
+    /// Why the last attempt failed, if one did.
+    pub failure: Option<Failure>,
+    /// The trace context of the announcement.
+    pub trace: Option<TraceContext>,
+    /// The configured names of the stores that this chain has visited, the route's `from` included.
+    pub visited: Vec<Arc<str>>,
+    /// The syncs that wait for it.
+    pub syncs: Vec<SyncId>,
+    /// Whether the destination's bytes were proven wrong and are to be replaced.
+    pub repair: bool,
+}
+
+/// Who pushes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A writer, by an announcement. Counts against `max_entries`.
+    Announced,
+    /// A copy confirmed at the store where the route starts. Exempt from `max_entries`.
+    Chained,
+    /// A full sync. Exempt from `max_entries`: the sync paces itself by the backlog.
+    Sync(SyncId),
+}
+
+/// A request to copy a blob along a route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Push {
+    /// The route.
+    pub route: RouteId,
+    /// The blob.
+    pub blob: BlobRef,
+    /// Its size in bytes, where known.
+    pub size: Option<u64>,
+    /// The lane. A sync's is backfill.
+    pub lane: Lane,
+    /// The trace context to keep with it.
+    pub trace: Option<TraceContext>,
+    /// Stores visited so far, the route's `from` included.
+    pub visited: Vec<Arc<str>>,
+    /// Whether the destination's bytes are to be replaced.
+    pub repair: bool,
+    /// Who asks.
+    pub origin: Origin,
+}
+
+/// What a push did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pushed {
+    /// There was no such entry: a new one is ready.
+    Added,
+    /// An entry was ready, retrying or claimed already, and will do.
+    AlreadyQueued,
+    /// A retrying entry is due now.
+    Hastened,
+    /// A parked entry is due now, its attempts forgiven.
+    Revived,
+    /// The entry is being copied; a successor will be copied after it.
+    Succeeds,
+}
+
+/// How a claimed entry's copy ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The destination confirmed the blob; the entry is removed, and the next hops are pushed, in one write.
+    Confirmed {
+        /// The verified size in bytes.
+        size: u64,
+        /// Whether bytes were sent: false where the destination held the blob already.
+        copied: bool,
+        /// The next hops.
+        chained: Vec<Push>,
+    },
+    /// The entry is charged an attempt and tried again at `due`.
+    Retry {
+        /// When; at most the longest backoff ahead.
+        due: SystemTime,
+        /// Why. `first` and `count` are carried on from the entry's history by the queue.
+        failure: Failure,
+    },
+    /// The entry is charged an attempt and given up until someone revives it.
+    Park {
+        /// Why.
+        failure: Failure,
+    },
+    /// The entry is removed without being copied, as configured or as an operator said. Counted, never silent.
+    Discard,
+}
+
+/// A claimed entry. Dropped without being settled, it is released: ready again at once, first in line, uncharged.
+pub struct Claim {
+    entry: Entry,
+    release: Option<Release>,
+}
+
+type Release = Box<dyn FnOnce(&Entry) + Send + Sync>;
+
+impl Claim {
+    /// A claim whose drop calls `release`.
+    pub fn new(entry: Entry, release: impl FnOnce(&Entry) + Send + Sync + 'static) -> Self {
+        Self { entry, release: Some(Box::new(release)) }
+    }
+
+    /// The entry.
+    pub fn entry(&self) -> &Entry {
+        &self.entry
+    }
+
+    /// Ends the claim without releasing it; for queues, after the settlement is durable.
+    pub fn disarm(mut self) {
+        self.release = None;
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if let Some(release) = self.release.take() {
+            release(&self.entry);
+        }
+    }
+}
+
+impl fmt::Debug for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Claim").field(&self.entry).finish()
+    }
+}
+
+/// A number of entries and their size.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Entries.
+    pub entries: u64,
+    /// The sum of the known sizes, in bytes.
+    pub bytes: u64,
+    /// Entries among them whose size is unknown.
+    pub unknown_size: u64,
+}
+
+/// A lane's entries by state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LaneCounts {
+    /// Waiting for their first attempt, without those claimed.
+    pub ready: Tally,
+    /// Being copied.
+    pub claimed: Tally,
+    /// Failed at least once, due or not, without those claimed.
+    pub retrying: Tally,
+    /// Given up.
+    pub parked: Tally,
+}
+
+/// A route's figures.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RouteCounts {
+    /// The fresh lane.
+    pub fresh: LaneCounts,
+    /// The backfill lane.
+    pub backfill: LaneCounts,
+    /// Entries confirmed since the queue was made.
+    pub confirmed: u64,
+    /// Entries among them for which bytes were sent.
+    pub copied: u64,
+    /// The bytes sent for them.
+    pub copied_bytes: u64,
+    /// Entries discarded since the queue was made.
+    pub discarded: u64,
+}
+
+/// When the oldest entries of a route were pushed; absent where there is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Oldest {
+    /// Fresh, ready or claimed: its age is the route's lag.
+    pub fresh: Option<SystemTime>,
+    /// Backfill, ready or claimed.
+    pub backfill: Option<SystemTime>,
+    /// When the next retrying entry is due.
+    pub next_due: Option<SystemTime>,
+}
+
+/// What became of the entries that a sync waits for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SyncTally {
+    /// Entries that carry its id and are not parked.
+    pub pending: u64,
+    /// Entries confirmed.
+    pub confirmed: u64,
+    /// Entries that carry its id and are parked now.
+    pub parked: u64,
+    /// Entries discarded.
+    pub discarded: u64,
+}
+
+/// A write to the [`State`]: a value, or `None` to delete.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StateWrite {
+    /// The key, such as `sync/42`.
+    pub key: String,
+    /// The new value; `None` deletes.
+    pub value: Option<Vec<u8>>,
+}
+
+/// The durable queue. Its states and their changes are in the module's header.
+#[async_trait]
+pub trait Queue: Send + Sync + 'static {
+    /// Gives a route its number, or finds it again. The same name with other stores is [`QueueError::RouteChanged`].
+    async fn register(&self, name: &str, from: &str, to: &str) -> Result<RouteId, QueueError>;
+
+    /// Pushes all of these, and writes the state with them, in one durable write. Results stand in the order of `pushes`.
+    async fn push(&self, pushes: Vec<Push>, state: Vec<StateWrite>) -> Result<Vec<Pushed>, QueueError>;
+
+    /// Claims up to `max` entries of a lane that may be tried at `now`: released ones first, then retrying ones by due time,
+    /// then ready ones by sequence. Empty: nothing to do before the next change or due time.
+    async fn claim(&self, route: RouteId, lane: Lane, max: usize, now: SystemTime) -> Result<Vec<Claim>, QueueError>;
+
+    /// Ends claims, all in one durable write. On an error every one of them is released.
+    async fn settle(&self, settled: Vec<(Claim, Outcome)>) -> Result<(), QueueError>;
+
+    /// A route's figures, from memory.
+    fn counts(&self, route: RouteId) -> RouteCounts;
+
+    /// When the oldest entries of a route were pushed.
+    async fn oldest(&self, route: RouteId) -> Result<Oldest, QueueError>;
+
+    /// What became of a sync's entries; zeros for an unknown one.
+    fn sync_tally(&self, sync: SyncId) -> SyncTally;
+
+    /// Changes whenever a route may have something new to claim. A hint: lost ones cost a poll interval.
+    fn subscribe(&self, route: RouteId) -> watch::Receiver<u64>;
+}
+
+/// Small durable facts beside the entries: syncs, request ids. Shares the queue's database and committer.
+#[async_trait]
+pub trait State: Send + Sync + 'static {
+    /// The value of a key.
+    async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, QueueError>;
+
+    /// Keys that begin with `prefix`, in descending order (newest first, for padded numbers), `limit` at most.
+    async fn list(&self, prefix: &str, limit: usize) -> Result<Vec<(String, Vec<u8>)>, QueueError>;
+
+    /// Writes all of these in one durable write.
+    async fn write(&self, writes: Vec<StateWrite>) -> Result<(), QueueError>;
+}
+
+/// Why the queue did not do what it was asked. Nothing of the request has happened then, as far as the caller may rely on.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum QueueError {
+    /// The durable write failed.
+    #[error("the queue could not write durably: {0}")]
+    Write(String),
+    /// A read failed.
+    #[error("the queue could not be read: {0}")]
+    Read(String),
+    /// `queue.max_entries` is reached.
+    #[error("the queue holds its {limit} entries; retry when some are copied")]
+    Full {
+        /// The limit, in entries.
+        limit: u64,
+    },
+    /// The disk's reserve is reached.
+    #[error("the queue's disk has {free} bytes left, less than its reserve of {reserve}; free some space")]
+    NoSpace {
+        /// Free bytes.
+        free: u64,
+        /// The configured reserve in bytes.
+        reserve: u64,
+    },
+    /// The route was known with other stores.
+    #[error(
+        "route {name} was {known} when its entries were queued and is now {now}; give the new direction a new name"
+    )]
+    RouteChanged {
+        /// The route's name.
+        name: String,
+        /// `from -> to` as the queue knows it.
+        known: String,
+        /// `from -> to` as configured now.
+        now: String,
+    },
+    /// The queue is closed, or closing.
+    #[error("the queue is closed")]
+    Closed,
+}
+
+impl Fault for QueueError {
+    fn kind(&self) -> FaultKind {
+        FaultKind::QueueWriteFailed
+    }
+}
