@@ -1,0 +1,50 @@
+# Two commands do all the set-up: `make demo` and `make test`. Everything goes through scripts/cargo, which finds what the
+# build needs and keeps the flags the same, so that RocksDB is compiled once.
+
+SHELL := bash
+CARGO := scripts/cargo
+BIN := $(or $(CARGO_TARGET_DIR),target)/release/blobferry
+
+# Arguments for the demo: a folder to ferry, or --exit to leave nothing running.
+ARGS ?=
+# Kills of the replicator that `make kill` does.
+N ?= 100
+
+.PHONY: help build demo test kill bench lint proto-lint proto-baseline doc clean
+
+help: ## Show what can be made.
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+build: ## Build the program, the tests and the benchmarks.
+	@$(CARGO) build --all-targets
+
+demo: build ## Ferry real files between two stores, and prove that every one arrived (ARGS="--exit", ARGS=/some/folder).
+	@$(BIN) demo $(ARGS)
+
+test: build ## Run every test. Checks whose tools are missing are skipped aloud; with CI=true they must run.
+	@tools=$$(scripts/tools) || exit 1; eval "$$tools"; $(CARGO) test
+	@$(MAKE) --no-print-directory proto-lint
+
+kill: build ## Kill the replicator N times at random moments under load, and check every ack (make kill N=1000).
+	@BLOBFERRY_BIN=$(BIN) $(CARGO) bench --bench kill -- --cycles $(N)
+
+bench: build ## Measure speed and memory, each figure beside its floor.
+	@$(CARGO) bench --bench wire
+
+lint: ## Check format and lints, as CI does.
+	@cargo fmt --check
+	@$(CARGO) clippy --all-targets -- -D warnings
+
+proto-lint: ## Check the protocol's style, and that it is compatible with what was released.
+	@tools=$$(scripts/tools) || exit 1; eval "$$tools"; [ -n "$$BLOBFERRY_BUF" ] || exit 0; \
+	"$$BLOBFERRY_BUF" lint && "$$BLOBFERRY_BUF" format -d --exit-code && \
+	"$$BLOBFERRY_BUF" breaking proto --against proto/baseline.binpb && echo "buf: lint, format and breaking passed"
+
+proto-baseline: ## Take the protocol as it is for the baseline of compatibility; say why in the commit.
+	@tools=$$(scripts/tools) || exit 1; eval "$$tools"; "$$BLOBFERRY_BUF" build proto -o proto/baseline.binpb
+
+doc: ## Build the documentation of the code.
+	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --document-private-items
+
+clean: ## Delete what was built (RocksDB takes minutes to compile again).
+	@rm -rf $(or $(CARGO_TARGET_DIR),target)
