@@ -3,7 +3,9 @@
 //! ARCHITECTURE.md draws the floors that these modules stand on, and one blob's way through them.
 
 // Floor 0: foundations
+pub mod backoff;
 pub mod blob;
+pub mod clock;
 pub mod fault;
 pub mod telemetry;
 // Floor 1: ports
