@@ -5,6 +5,7 @@
 // Floor 0: foundations
 pub mod backoff;
 pub mod blob;
+pub mod breaker;
 pub mod clock;
 pub mod fault;
 pub mod telemetry;
