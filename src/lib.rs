@@ -7,6 +7,7 @@ pub mod backoff;
 pub mod blob;
 pub mod breaker;
 pub mod clock;
+pub mod config;
 pub mod fault;
 pub mod telemetry;
 // Floor 1: ports
