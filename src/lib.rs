@@ -3,7 +3,11 @@
 //! ARCHITECTURE.md draws the floors that these modules stand on, and one blob's way through them.
 
 // Floor 0: foundations
+pub mod backoff;
 pub mod blob;
+pub mod breaker;
+pub mod clock;
+pub mod config;
 pub mod fault;
 pub mod telemetry;
 // Floor 1: ports

@@ -1,0 +1,225 @@
+//! Time and randomness, injected.
+//!
+//! Nothing below `app` asks the machine for the time or for a random number: it is handed a [`Clock`] and an [`Entropy`],
+//! so that tests and the simulation decide both. Durations are measured on the monotonic clock; the wall clock is
+//! only for what is shown to people or kept over restarts, and may jump.
+
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// The last millisecond of the year 9999, the latest time that a protobuf Timestamp can hold.
+const LATEST_MS: u64 = 253_402_300_799_999;
+
+/// Where the time comes from.
+pub trait Clock: Send + Sync + fmt::Debug {
+    /// The wall clock. May jump in either direction.
+    fn now(&self) -> SystemTime;
+
+    /// The time since an arbitrary start that stays the same as long as the clock lives. Never goes back.
+    fn monotonic(&self) -> Duration;
+
+    /// What the wall clock would show at this [`monotonic`](Self::monotonic) time, by its present reading: turns the `since`
+    /// of an in-memory state into something to show.
+    fn wall_of(&self, monotonic: Duration) -> SystemTime {
+        let now = self.monotonic();
+        let wall = self.now();
+        let shown =
+            if monotonic <= now { wall.checked_sub(now - monotonic) } else { wall.checked_add(monotonic - now) };
+        shown.unwrap_or(wall)
+    }
+}
+
+/// The machine's clocks.
+#[derive(Debug)]
+pub struct SystemClock {
+    start: Instant,
+}
+
+impl SystemClock {
+    /// A clock whose monotonic time starts now.
+    pub fn new() -> Self {
+        Self { start: Instant::now() }
+    }
+}
+
+impl Default for SystemClock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Clock for SystemClock {
+    fn now(&self) -> SystemTime {
+        SystemTime::now()
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.start.elapsed()
+    }
+}
+
+/// A clock that stands still until it is moved; for tests.
+#[derive(Debug)]
+pub struct ManualClock {
+    // The wall clock and the monotonic one.
+    hands: Mutex<(SystemTime, Duration)>,
+}
+
+impl ManualClock {
+    /// A clock that shows this wall time, and zero as its monotonic time.
+    pub fn new(now: SystemTime) -> Self {
+        Self { hands: Mutex::new((now, Duration::ZERO)) }
+    }
+
+    /// Lets both clocks run on by this much.
+    pub fn advance(&self, by: Duration) {
+        let mut hands = self.hands.lock().unwrap_or_else(PoisonError::into_inner);
+        hands.0 = hands.0.checked_add(by).unwrap_or(hands.0);
+        hands.1 = hands.1.saturating_add(by);
+    }
+
+    /// Makes the wall clock jump, forward or back. The monotonic clock does not notice.
+    pub fn set_wall(&self, now: SystemTime) {
+        self.hands.lock().unwrap_or_else(PoisonError::into_inner).0 = now;
+    }
+}
+
+impl Default for ManualClock {
+    /// A clock that shows 2026-01-01T00:00:00Z.
+    fn default() -> Self {
+        Self::new(from_unix_ms(1_767_225_600_000))
+    }
+}
+
+impl Clock for ManualClock {
+    fn now(&self) -> SystemTime {
+        self.hands.lock().unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.hands.lock().unwrap_or_else(PoisonError::into_inner).1
+    }
+}
+
+/// Milliseconds since 1970 of a time: 0 for earlier times, the end of the year 9999 for those behind it.
+pub fn to_unix_ms(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    u64::try_from(since.as_millis()).unwrap_or(LATEST_MS).min(LATEST_MS)
+}
+
+/// The time so many milliseconds after 1970, at most the end of the year 9999.
+pub fn from_unix_ms(ms: u64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_millis(ms.min(LATEST_MS))
+}
+
+/// Where randomness comes from. Good for jitter and for ids that must not collide; not for secrets.
+pub struct Entropy {
+    rng: Mutex<SmallRng>,
+}
+
+impl Entropy {
+    /// Seeded by the operating system.
+    pub fn from_os() -> Self {
+        Self { rng: Mutex::new(SmallRng::from_os_rng()) }
+    }
+
+    /// Gives the same numbers for the same seed; for tests and the simulation.
+    pub fn seeded(seed: u64) -> Self {
+        Self { rng: Mutex::new(SmallRng::seed_from_u64(seed)) }
+    }
+
+    /// A number in `[0, 1)`.
+    pub fn jitter(&self) -> f64 {
+        self.rng.lock().unwrap_or_else(PoisonError::into_inner).random()
+    }
+
+    /// A number below `bound`; 0 where the bound is 0.
+    pub fn below(&self, bound: u64) -> u64 {
+        if bound == 0 {
+            return 0;
+        }
+        self.rng.lock().unwrap_or_else(PoisonError::into_inner).random_range(0..bound)
+    }
+
+    /// A new id in the form of a ULID (26 characters, <https://github.com/ulid/spec>): it sorts by `now`, to the millisecond,
+    /// and has 80 random bits.
+    pub fn id(&self, now: SystemTime) -> String {
+        const DIGITS: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
+        let random = self.rng.lock().unwrap_or_else(PoisonError::into_inner).random::<u128>() >> 48;
+        let bits = u128::from(to_unix_ms(now)) << 80 | random;
+        (0..26u32).rev().map(|digit| char::from(DIGITS[((bits >> (5 * digit)) & 31) as usize])).collect()
+    }
+}
+
+impl fmt::Debug for Entropy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Entropy").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Clock, Entropy, LATEST_MS, ManualClock, SystemClock, from_unix_ms, to_unix_ms};
+    use std::time::{Duration, UNIX_EPOCH};
+
+    #[test]
+    fn milliseconds_round_trip_and_saturate() {
+        for ms in [0, 1, 999, 1_767_225_600_000, LATEST_MS] {
+            assert_eq!(to_unix_ms(from_unix_ms(ms)), ms);
+        }
+        assert_eq!(to_unix_ms(from_unix_ms(u64::MAX)), LATEST_MS);
+        assert_eq!(to_unix_ms(UNIX_EPOCH - Duration::from_secs(1)), 0);
+        assert_eq!(to_unix_ms(UNIX_EPOCH + Duration::from_secs(LATEST_MS)), LATEST_MS);
+    }
+
+    #[test]
+    fn a_manual_clock_moves_only_when_told_and_a_wall_jump_leaves_durations_alone() {
+        let clock = ManualClock::default();
+        let start = clock.now();
+        assert_eq!((clock.now(), clock.monotonic()), (start, Duration::ZERO));
+        clock.advance(Duration::from_secs(5));
+        assert_eq!((clock.now(), clock.monotonic()), (start + Duration::from_secs(5), Duration::from_secs(5)));
+        clock.set_wall(UNIX_EPOCH);
+        assert_eq!((clock.now(), clock.monotonic()), (UNIX_EPOCH, Duration::from_secs(5)));
+        clock.advance(Duration::MAX);
+        assert_eq!((clock.now(), clock.monotonic()), (UNIX_EPOCH, Duration::MAX));
+    }
+
+    #[test]
+    fn monotonic_times_are_shown_by_the_wall_clock() {
+        let clock = ManualClock::default();
+        let start = clock.now();
+        clock.advance(Duration::from_secs(60));
+        assert_eq!(clock.wall_of(Duration::ZERO), start);
+        assert_eq!(clock.wall_of(Duration::from_secs(90)), start + Duration::from_secs(90));
+        assert_eq!(clock.wall_of(Duration::MAX), clock.now());
+        let system = SystemClock::new();
+        let early = system.monotonic();
+        assert!(system.monotonic() >= early && system.wall_of(early) <= system.now());
+    }
+
+    #[test]
+    fn jitter_stays_below_one() {
+        let entropy = Entropy::seeded(1);
+        assert!((0..1000).map(|_| entropy.jitter()).all(|jitter| (0.0..1.0).contains(&jitter)));
+        assert!((0..1000).map(|_| entropy.below(3)).all(|number| number < 3));
+        assert_eq!(entropy.below(0), 0);
+    }
+
+    #[test]
+    fn ids_are_ulids_that_sort_by_time_and_never_repeat() {
+        let entropy = Entropy::from_os();
+        let early = entropy.id(from_unix_ms(1_767_225_600_000));
+        let late = entropy.id(from_unix_ms(1_767_225_600_001));
+        assert!(early < late, "{early} {late}");
+        assert_eq!(early.len(), 26);
+        // The specification's own example of a time.
+        assert_eq!(&entropy.id(from_unix_ms(1_469_918_176_385))[..10], "01ARYZ6S41");
+        let ids: std::collections::BTreeSet<_> = (0..1000).map(|_| entropy.id(UNIX_EPOCH)).collect();
+        assert_eq!(ids.len(), 1000);
+        assert_eq!(Entropy::seeded(7).id(UNIX_EPOCH), Entropy::seeded(7).id(UNIX_EPOCH));
+    }
+}

@@ -1,0 +1,66 @@
+//! Writes a configuration out in full, in the order in which a person would.
+
+use super::Config;
+use super::read::{endpoint_text, size_text};
+use std::fmt::Display;
+use std::time::Duration;
+use toml::Value;
+
+pub(super) fn to_toml(config: &Config) -> String {
+    let mut text = String::new();
+    let server = &config.server;
+    section(&mut text, "server");
+    string(&mut text, "listen", &server.listen.to_string());
+    string(&mut text, "data_dir", &server.data_dir.to_string_lossy());
+    duration(&mut text, "drain_timeout", server.drain_timeout);
+    plain(&mut text, "max_connections", server.max_connections);
+    for (name, store) in &config.stores {
+        section(&mut text, &format!("stores.{name}"));
+        string(&mut text, "endpoint", &endpoint_text(&store.endpoint));
+        if let Some(ca_file) = &store.ca_file {
+            string(&mut text, "ca_file", &ca_file.to_string_lossy());
+        }
+        duration(&mut text, "connect_timeout", store.connect_timeout);
+        duration(&mut text, "request_timeout", store.request_timeout);
+        duration(&mut text, "idle_timeout", store.idle_timeout);
+    }
+    for (name, route) in &config.routes {
+        section(&mut text, &format!("routes.{name}"));
+        string(&mut text, "from", &route.from);
+        string(&mut text, "to", &route.to);
+        plain(&mut text, "workers", route.workers);
+        plain(&mut text, "enabled", route.enabled);
+        plain(&mut text, "receive_only", route.receive_only);
+    }
+    section(&mut text, "retry");
+    duration(&mut text, "initial", config.retry.initial);
+    duration(&mut text, "max", config.retry.max);
+    plain(&mut text, "park_after", config.retry.park_after);
+    plain(&mut text, "missing_park_after", config.retry.missing_park_after);
+    section(&mut text, "queue");
+    plain(&mut text, "max_entries", config.queue.max_entries);
+    string(&mut text, "reserve_bytes", &size_text(config.queue.reserve_bytes));
+    section(&mut text, "log");
+    string(&mut text, "level", config.log.level.as_str());
+    string(&mut text, "format", config.log.format.as_str());
+    text
+}
+
+fn section(text: &mut String, name: &str) {
+    if !text.is_empty() {
+        text.push('\n');
+    }
+    text.push_str(&format!("[{name}]\n"));
+}
+
+fn plain(text: &mut String, key: &str, value: impl Display) {
+    text.push_str(&format!("{key} = {value}\n"));
+}
+
+fn string(text: &mut String, key: &str, value: &str) {
+    plain(text, key, Value::String(value.to_owned()));
+}
+
+fn duration(text: &mut String, key: &str, value: Duration) {
+    string(text, key, &humantime::format_duration(value).to_string());
+}
