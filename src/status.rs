@@ -1,0 +1,299 @@
+//! What an operator sees: the queue, the routes, the peers and the syncs, in one picture.
+//!
+//! [`Observer`] gathers the figures and asks no peer. What they mean is decided by plain functions ([`route_status`],
+//! [`peer_status`], [`overall`]): a state in one word, and one sentence that says what is going on and, where
+//! something is wrong, with whom, since when, and whether anything is lost by it.
+
+mod observer;
+mod sentence;
+mod trend;
+mod words;
+
+pub use observer::{Observer, ObserverParts, WatchedPeer, WatchedRoute};
+pub use sentence::{RouteFacts, overall, peer_status, queue_status, route_status};
+pub use trend::{Samples, Trend};
+
+use crate::announce::{Backlog, Route};
+use crate::blob::BlobRef;
+use crate::fault::{FaultKind, Side};
+use crate::peer::PeerSnapshot;
+use crate::queue::{Lane, RouteCounts};
+use crate::sync::SyncRecord;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+/// The most copies in progress that are shown of a route.
+pub const MAX_COPIES: usize = 100;
+
+/// The most causes of faults that are shown of a route.
+pub const MAX_FAULTS: usize = 20;
+
+/// A replicator as it stands.
+#[derive(Clone, Debug)]
+pub struct ReplicatorStatus {
+    /// In one word.
+    pub state: ReplicatorState,
+    /// In one sentence.
+    pub summary: String,
+    /// When this process started.
+    pub start_time: SystemTime,
+    /// When this picture was taken.
+    pub snapshot_time: SystemTime,
+    /// The routes, by name.
+    pub routes: Vec<RouteStatus>,
+    /// Their stores, by name.
+    pub peers: Vec<PeerStatus>,
+    /// The queue.
+    pub queue: QueueStatus,
+}
+
+/// How a replicator stands; of several, the last holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ReplicatorState {
+    /// All is well.
+    Ok,
+    /// Somebody should look.
+    Attention,
+    /// Announcements are refused.
+    NotAccepting,
+    /// It shuts down.
+    Draining,
+}
+
+/// A route as it stands.
+#[derive(Clone, Debug)]
+pub struct RouteStatus {
+    /// The route.
+    pub route: Route,
+    /// In one word.
+    pub state: RouteState,
+    /// In one sentence.
+    pub summary: String,
+    /// The queue's figures.
+    pub counts: RouteCounts,
+    /// Entries that are still to be copied, and the lag.
+    pub backlog: Backlog,
+    /// The age of the oldest backfill entry that is ready or claimed.
+    pub oldest_backfill_age: Option<Duration>,
+    /// When the next retrying entry is due.
+    pub next_retry_time: Option<SystemTime>,
+    /// What holds it back most; absent: not known.
+    pub limiting: Option<LimitingFactor>,
+    /// Rates and direction.
+    pub trend: Trend,
+    /// What was done since this process started.
+    pub since_start: Totals,
+    /// Copies in progress, the longest-running first.
+    pub copies: Vec<CopyInProgress>,
+    /// What went wrong of late, by cause, the latest first.
+    pub faults: Vec<FaultGroup>,
+    /// Copies that may run at a time.
+    pub workers: usize,
+    /// The sync that runs.
+    pub running_sync: Option<SyncRecord>,
+    /// The sync that ended last.
+    pub last_sync: Option<SyncRecord>,
+}
+
+/// How a route stands; of several, the last holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RouteState {
+    /// Nothing is queued.
+    InSync,
+    /// Blobs are being copied, or about to be.
+    Copying,
+    /// A full sync compares the stores.
+    Syncing,
+    /// Only parked entries are left.
+    Parked,
+    /// Only entries that wait for their next attempt are left.
+    Retrying,
+    /// Entries wait for a peer.
+    Blocked,
+    /// The replicator shuts down.
+    Draining,
+    /// Configured to do nothing.
+    Disabled,
+}
+
+impl RouteState {
+    /// The word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::InSync => "in sync",
+            Self::Copying => "copying",
+            Self::Syncing => "syncing",
+            Self::Parked => "parked",
+            Self::Retrying => "retrying",
+            Self::Blocked => "blocked",
+            Self::Draining => "draining",
+            Self::Disabled => "disabled",
+        }
+    }
+}
+
+/// What holds a route back most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LimitingFactor {
+    /// There is nothing to copy now.
+    Idle,
+    /// It is disabled.
+    Paused,
+    /// All workers are busy.
+    Workers,
+    /// Copies mostly wait for the source.
+    SourceSlow,
+    /// Copies mostly wait for the destination.
+    DestinationSlow,
+    /// A peer's breaker is open.
+    Breaker,
+}
+
+/// What a route has done in some span of time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Entries confirmed.
+    pub confirmed: u64,
+    /// Entries among them whose bytes were sent.
+    pub copied: u64,
+    /// Those bytes.
+    pub copied_bytes: u64,
+    /// Entries discarded.
+    pub discarded: u64,
+    /// Attempts that failed; absent: not counted.
+    pub failed_attempts: Option<u64>,
+}
+
+/// A copy in progress.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CopyInProgress {
+    /// The blob.
+    pub blob: BlobRef,
+    /// How far it is.
+    pub stage: CopyStage,
+    /// Bytes that have passed.
+    pub bytes: u64,
+    /// The blob's size, where known.
+    pub size: Option<u64>,
+    /// When this attempt began.
+    pub start_time: SystemTime,
+    /// Which attempt it is, from 1.
+    pub attempt: u32,
+    /// The entry's lane.
+    pub lane: Lane,
+    /// Whether wrong bytes are being replaced.
+    pub repair: bool,
+}
+
+/// How far a copy is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CopyStage {
+    /// A store is being asked.
+    Opening,
+    /// Bytes flow.
+    Streaming,
+    /// The destination has yet to confirm, or a repair is read back.
+    Confirming,
+    /// The queue writes the outcome down.
+    Settling,
+}
+
+/// Something that went wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FaultSeen {
+    /// What kind.
+    pub kind: FaultKind,
+    /// The configured name of the store at fault; empty: none.
+    pub peer: Arc<str>,
+    /// The gRPC code that came with it.
+    pub code: Option<tonic::Code>,
+    /// What happened; bounded.
+    pub message: String,
+    /// When.
+    pub time: SystemTime,
+}
+
+/// Faults of one cause.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FaultGroup {
+    /// The latest.
+    pub fault: FaultSeen,
+    /// How many since the process started.
+    pub count: u64,
+    /// When it first happened.
+    pub first: SystemTime,
+    /// The blob that it last happened to.
+    pub example: Option<BlobRef>,
+}
+
+/// What a worker tells of itself.
+#[derive(Clone, Debug, Default)]
+pub struct WorkerView {
+    /// Copies in progress.
+    pub copies: Vec<CopyInProgress>,
+    /// Faults by cause.
+    pub faults: Vec<FaultGroup>,
+    /// Attempts that failed since the process started.
+    pub failed_attempts: Option<u64>,
+    /// The side that copies have mostly waited for of late.
+    pub waits_for: Option<Side>,
+}
+
+/// A store as the replicator sees it.
+#[derive(Clone, Debug)]
+pub struct PeerStatus {
+    /// What its routes know of it.
+    pub snapshot: PeerSnapshot,
+    /// Where it is.
+    pub endpoint: String,
+    /// Whether it answers.
+    pub health: PeerHealth,
+    /// In one sentence.
+    pub summary: String,
+}
+
+/// Whether a peer answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerHealth {
+    /// It was not asked yet.
+    Unknown,
+    /// It answers.
+    Reachable,
+    /// It does not.
+    Unreachable,
+    /// It answers, and is not what it should be.
+    Unsuitable,
+}
+
+/// The queue as it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueueStatus {
+    /// In one word.
+    pub state: QueueState,
+    /// In one sentence.
+    pub summary: String,
+    /// Why announcements are refused; empty: they are not.
+    pub reason: String,
+    /// Entries of all routes in all states.
+    pub entries: u64,
+    /// The limit from which announcements are refused.
+    pub max_entries: u64,
+    /// Free bytes on its disk, where known.
+    pub free_bytes: Option<u64>,
+    /// Free bytes below which announcements are refused.
+    pub reserve_bytes: u64,
+}
+
+/// How the queue stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueueState {
+    /// It accepts and writes.
+    Ok,
+    /// It has reached a limit.
+    Full,
+    /// It cannot write.
+    Failing,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,166 @@
+//! Gathers the figures of a picture. Asks no peer.
+
+use super::sentence::{RouteFacts, overall, peer_status, queue_status, route_status};
+use super::{MAX_COPIES, MAX_FAULTS, ReplicatorStatus, Samples, WorkerView};
+use crate::announce::{Announcer, Backlog, Gate, Route};
+use crate::clock::Clock;
+use crate::peer::Peer;
+use crate::queue::{Oldest, Queue, RouteCounts};
+use crate::sync::FullSyncs;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+/// Stands for a number of free bytes that is not known.
+const UNKNOWN: u64 = u64::MAX;
+
+/// Gives what a route's worker tells of itself.
+pub type WorkerReport = Box<dyn Fn() -> WorkerView + Send + Sync>;
+
+/// A route that is watched.
+pub struct WatchedRoute {
+    /// The route.
+    pub route: Route,
+    /// Copies that may run at a time.
+    pub workers: usize,
+    /// Asks its worker; absent where it is disabled.
+    pub worker: Option<WorkerReport>,
+}
+
+/// A peer that is watched.
+pub struct WatchedPeer {
+    /// The peer.
+    pub peer: Arc<Peer>,
+    /// Where it is, for people.
+    pub endpoint: String,
+}
+
+/// What an [`Observer`] watches.
+pub struct ObserverParts {
+    /// The queue.
+    pub queue: Arc<dyn Queue>,
+    /// Knows whether announcements are written.
+    pub announcer: Arc<Announcer>,
+    /// The full syncs.
+    pub syncs: FullSyncs,
+    /// Tells the time.
+    pub clock: Arc<dyn Clock>,
+    /// Tells of the drain.
+    pub gate: Arc<Gate>,
+    /// The routes, by name.
+    pub routes: Vec<WatchedRoute>,
+    /// The peers, by name.
+    pub peers: Vec<WatchedPeer>,
+    /// `queue.max_entries`.
+    pub max_entries: u64,
+    /// `queue.reserve_bytes`.
+    pub reserve_bytes: u64,
+}
+
+/// Takes pictures.
+pub struct Observer {
+    parts: ObserverParts,
+    start: SystemTime,
+    // In the order of the routes: their figures at the start, and the last minute of each.
+    at_start: Vec<RouteCounts>,
+    samples: Mutex<Vec<Samples>>,
+    free_bytes: AtomicU64,
+}
+
+impl Observer {
+    /// Watches these from now on.
+    pub fn new(parts: ObserverParts) -> Self {
+        let at_start = parts.routes.iter().map(|watched| parts.queue.counts(watched.route.id)).collect();
+        let samples = Mutex::new(vec![Samples::default(); parts.routes.len()]);
+        let start = parts.clock.now();
+        let observer = Self { parts, start, at_start, samples, free_bytes: AtomicU64::new(UNKNOWN) };
+        observer.sample();
+        observer
+    }
+
+    /// Remembers the present figures, for rates. To be called about every second.
+    pub fn sample(&self) {
+        let now = self.parts.clock.monotonic();
+        let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        for (watched, samples) in self.parts.routes.iter().zip(samples.iter_mut()) {
+            let counts = self.parts.queue.counts(watched.route.id);
+            samples.add(now, backlog(&counts), &counts);
+        }
+    }
+
+    /// Tells how many bytes are free on the queue's disk.
+    pub fn set_free_bytes(&self, free: u64) {
+        self.free_bytes.store(free, Ordering::Relaxed);
+    }
+
+    /// Whether announcements would be accepted and written durably now, as far as can be told without trying.
+    pub fn can_ack(&self) -> bool {
+        !self.parts.gate.is_shut() && self.queue().state == super::QueueState::Ok
+    }
+
+    /// How everything stands. `names` are the routes that are asked for; empty: all.
+    pub async fn picture(&self, names: &[String]) -> ReplicatorStatus {
+        let now = self.parts.clock.now();
+        let draining = self.parts.gate.is_shut();
+        let asked = |route: &Route| names.is_empty() || names.iter().any(|name| **name == *route.name);
+        let all_peers: Vec<_> = self
+            .parts
+            .peers
+            .iter()
+            .map(|watched| peer_status(watched.peer.snapshot(), watched.endpoint.clone(), now))
+            .collect();
+        let mut routes = Vec::new();
+        for (index, watched) in self.parts.routes.iter().enumerate().filter(|(_, watched)| asked(&watched.route)) {
+            let facts = self.facts(index, watched, draining).await;
+            routes.push(route_status(facts, &all_peers, now));
+        }
+        let touched =
+            |name: &str| names.is_empty() || routes.iter().any(|status| *status.route.from == *name || *status.route.to == *name);
+        let peers: Vec<_> = all_peers.into_iter().filter(|peer| touched(&peer.snapshot.name)).collect();
+        let queue = self.queue();
+        let (state, summary) = overall(&routes, &peers, &queue, draining);
+        ReplicatorStatus { state, summary, start_time: self.start, snapshot_time: now, routes, peers, queue }
+    }
+
+    async fn facts<'a>(&'a self, index: usize, watched: &'a WatchedRoute, draining: bool) -> RouteFacts<'a> {
+        let route = &watched.route;
+        let counts = self.parts.queue.counts(route.id);
+        // A picture with a gap is better than none while the queue cannot be read.
+        let oldest = self.parts.queue.oldest(route.id).await.unwrap_or_else(|error| {
+            tracing::warn!(route = %route.name, %error, "the ages of entries cannot be read");
+            Oldest::default()
+        });
+        let trend = {
+            let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+            samples[index].trend(self.parts.clock.monotonic(), backlog(&counts), &counts)
+        };
+        let mut worker = watched.worker.as_ref().map(|report| report()).unwrap_or_default();
+        worker.copies.sort_by_key(|copy| copy.start_time);
+        worker.copies.truncate(MAX_COPIES);
+        worker.faults.sort_by_key(|group| std::cmp::Reverse(group.fault.time));
+        worker.faults.truncate(MAX_FAULTS);
+        let newest_sync = self.parts.syncs.last(&route.name);
+        let last_sync = if self.parts.syncs.running(&route.name).is_some() {
+            self.parts.syncs.list(&route.name, 2).await.ok().and_then(|mut list| (list.len() == 2).then(|| list.remove(1)))
+        } else {
+            None
+        };
+        let at_start = self.at_start[index];
+        let workers = watched.workers;
+        RouteFacts { route, workers, counts, at_start, oldest, trend, worker, newest_sync, last_sync, draining }
+    }
+
+    fn queue(&self) -> super::QueueStatus {
+        let entries = self.parts.routes.iter().map(|watched| {
+            let counts = self.parts.queue.counts(watched.route.id);
+            backlog(&counts) + counts.fresh.parked.entries + counts.backfill.parked.entries
+        });
+        let free = Some(self.free_bytes.load(Ordering::Relaxed)).filter(|free| *free != UNKNOWN);
+        let (max_entries, reserve) = (self.parts.max_entries, self.parts.reserve_bytes);
+        queue_status(entries.sum(), max_entries, free, reserve, self.parts.announcer.trouble())
+    }
+}
+
+fn backlog(counts: &RouteCounts) -> u64 {
+    Backlog::of(counts, None, SystemTime::UNIX_EPOCH + Duration::ZERO).tally.entries
+}

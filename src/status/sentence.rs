@@ -1,0 +1,340 @@
+//! What the figures mean: a word and a sentence. Synchronous, and tested without a runtime.
+
+use super::words::{bytes, number, rate, several, since, span, tally};
+use super::{
+    LimitingFactor, PeerHealth, PeerStatus, QueueState, QueueStatus, ReplicatorState,
+    RouteState, RouteStatus, Totals, Trend, WorkerView,
+};
+use crate::announce::{Backlog, Route};
+use crate::breaker::Phase;
+use crate::fault::Side;
+use crate::peer::PeerSnapshot;
+use crate::queue::{Oldest, RouteCounts, Tally};
+use crate::sync::{SyncPhase, SyncRecord, SyncState};
+use std::time::SystemTime;
+
+/// The figures of a route, as they were gathered.
+pub struct RouteFacts<'a> {
+    /// The route.
+    pub route: &'a Route,
+    /// The copies that may run at a time.
+    pub workers: usize,
+    /// The queue's figures now.
+    pub counts: RouteCounts,
+    /// The same when the process started.
+    pub at_start: RouteCounts,
+    /// The oldest entries.
+    pub oldest: Oldest,
+    /// Rates and direction.
+    pub trend: Trend,
+    /// What its worker says.
+    pub worker: WorkerView,
+    /// The newest sync, running or not.
+    pub newest_sync: Option<SyncRecord>,
+    /// The sync before a running one.
+    pub last_sync: Option<SyncRecord>,
+    /// Whether the replicator shuts down.
+    pub draining: bool,
+}
+
+/// The picture of a route; `peers` are all peers.
+pub fn route_status(facts: RouteFacts<'_>, peers: &[PeerStatus], now: SystemTime) -> RouteStatus {
+    let RouteFacts { route, workers, counts, at_start, oldest, trend, worker, newest_sync, last_sync, draining } = facts;
+    let backlog = Backlog::of(&counts, oldest.fresh, now);
+    let (running_sync, last_sync) = match newest_sync {
+        Some(sync) if sync.state == SyncState::Running => (Some(sync), last_sync),
+        newest => (None, newest),
+    };
+    let shut: Vec<&PeerStatus> = [&route.from, &route.to]
+        .into_iter()
+        .filter_map(|name| peers.iter().find(|peer| peer.snapshot.name == *name))
+        .filter(|peer| peer.snapshot.phase != Phase::Closed)
+        .collect();
+    let open = Open { counts: &counts, backlog, shut: &shut, syncing: running_sync.as_ref() };
+    let state = if !route.enabled {
+        RouteState::Disabled
+    } else if draining {
+        RouteState::Draining
+    } else {
+        open.state()
+    };
+    let detail = match state {
+        RouteState::Disabled => disabled(&counts, backlog),
+        RouteState::Draining => draining_text(&counts, backlog),
+        _ => open.detail(state, &trend, oldest.next_due, now),
+    };
+    let limiting = limiting(route, &open, &worker, workers, oldest.next_due, now);
+    RouteStatus {
+        summary: format!("{}: {}{detail}", route.name, state.as_str()),
+        route: route.clone(),
+        state,
+        counts,
+        backlog,
+        oldest_backfill_age: oldest.backfill.map(|time| now.duration_since(time).unwrap_or_default()),
+        next_retry_time: oldest.next_due,
+        limiting,
+        trend,
+        since_start: Totals {
+            confirmed: counts.confirmed.saturating_sub(at_start.confirmed),
+            copied: counts.copied.saturating_sub(at_start.copied),
+            copied_bytes: counts.copied_bytes.saturating_sub(at_start.copied_bytes),
+            discarded: counts.discarded.saturating_sub(at_start.discarded),
+            failed_attempts: worker.failed_attempts,
+        },
+        copies: worker.copies,
+        faults: worker.faults,
+        workers,
+        running_sync,
+        last_sync,
+    }
+}
+
+/// A route that is enabled, in a replicator that is up.
+struct Open<'a> {
+    counts: &'a RouteCounts,
+    backlog: Backlog,
+    shut: &'a [&'a PeerStatus],
+    syncing: Option<&'a SyncRecord>,
+}
+
+impl Open<'_> {
+    fn sum(&self, part: impl Fn(&crate::queue::LaneCounts) -> Tally) -> Tally {
+        sum(self.counts, part)
+    }
+
+    fn state(&self) -> RouteState {
+        let waiting = self.sum(|lane| lane.ready).entries + self.sum(|lane| lane.claimed).entries;
+        if self.backlog.tally.entries > 0 && !self.shut.is_empty() {
+            RouteState::Blocked
+        } else if waiting == 0 && self.backlog.tally.entries > 0 {
+            RouteState::Retrying
+        } else if self.syncing.is_some_and(|sync| sync.phase == SyncPhase::Comparing) {
+            RouteState::Syncing
+        } else if waiting > 0 {
+            RouteState::Copying
+        } else if self.syncing.is_some() {
+            RouteState::Syncing
+        } else if self.sum(|lane| lane.parked).entries > 0 {
+            RouteState::Parked
+        } else {
+            RouteState::InSync
+        }
+    }
+
+    fn detail(&self, state: RouteState, trend: &Trend, next_due: Option<SystemTime>, now: SystemTime) -> String {
+        let backlog = &self.backlog.tally;
+        let mut text = match state {
+            RouteState::Blocked => {
+                let who: Vec<String> = self.shut.iter().map(|peer| trouble(peer, now)).collect();
+                let blobs = several(backlog.entries, "blob");
+                let (wait, are) = if backlog.entries == 1 { ("waits", "is") } else { ("wait", "are") };
+                format!(": {}; {blobs} {wait} and {are} not charged", who.join("; "))
+            }
+            RouteState::Retrying => {
+                let blobs = several(backlog.entries, "blob");
+                match next_due.and_then(|due| due.duration_since(now).ok()) {
+                    Some(wait) => format!(": {blobs} failed before, next attempt in {}", span(wait)),
+                    None => format!(": {blobs} failed before, next attempt now"),
+                }
+            }
+            RouteState::Syncing | RouteState::Copying if backlog.entries > 0 => self.progress(trend),
+            RouteState::InSync => ": everything announced is at the destination".to_owned(),
+            _ => String::new(),
+        };
+        if let Some(sync) = self.syncing {
+            text.push_str(&format!("; {}: {}", sync.id, sync.summary()));
+        }
+        let parked = self.sum(|lane| lane.parked).entries;
+        if parked > 0 {
+            let sep = if text.is_empty() { ": " } else { "; " };
+            let is = if parked == 1 { "was" } else { "were" };
+            text.push_str(&format!("{sep}{} {is} given up, see recent_faults", several(parked, "blob")));
+        }
+        if backlog.entries == 0 {
+            for peer in self.shut {
+                text.push_str(&format!("; but {}", trouble(peer, now)));
+            }
+        }
+        text
+    }
+
+    fn progress(&self, trend: &Trend) -> String {
+        let mut text = format!(", {} behind, lag {}", tally(&self.backlog.tally), span(self.backlog.lag));
+        if trend.done_per_second > 0.0 {
+            text.push_str(&format!(", {} blobs/s", rate(trend.done_per_second)));
+        }
+        if let Some(eta) = trend.eta(self.backlog.tally.entries) {
+            text.push_str(&format!(", done in about {}", span(eta)));
+        }
+        text
+    }
+}
+
+fn sum(counts: &RouteCounts, part: impl Fn(&crate::queue::LaneCounts) -> Tally) -> Tally {
+    let (fresh, backfill) = (part(&counts.fresh), part(&counts.backfill));
+    Tally {
+        entries: fresh.entries + backfill.entries,
+        bytes: fresh.bytes + backfill.bytes,
+        unknown_size: fresh.unknown_size + backfill.unknown_size,
+    }
+}
+
+fn disabled(counts: &RouteCounts, backlog: Backlog) -> String {
+    let kept = backlog.tally.entries + sum(counts, |lane| lane.parked).entries;
+    match kept {
+        0 => " by the configuration: takes nothing, does nothing".to_owned(),
+        _ => format!(" by the configuration; {} stay queued", several(kept, "blob")),
+    }
+}
+
+fn draining_text(counts: &RouteCounts, backlog: Backlog) -> String {
+    let copying = sum(counts, |lane| lane.claimed).entries;
+    format!(": {} being finished, {} stay queued", number(copying), number(backlog.tally.entries.saturating_sub(copying)))
+}
+
+fn limiting(
+    route: &Route,
+    open: &Open<'_>,
+    worker: &WorkerView,
+    workers: usize,
+    next_due: Option<SystemTime>,
+    now: SystemTime,
+) -> Option<LimitingFactor> {
+    if !route.enabled {
+        return Some(LimitingFactor::Paused);
+    }
+    let (ready, claimed) = (open.sum(|lane| lane.ready).entries, open.sum(|lane| lane.claimed).entries);
+    let due = next_due.is_some_and(|due| due <= now);
+    if ready + claimed == 0 && !due {
+        return Some(LimitingFactor::Idle);
+    }
+    if !open.shut.is_empty() {
+        return Some(LimitingFactor::Breaker);
+    }
+    if ready > 0 && claimed >= workers as u64 {
+        return Some(LimitingFactor::Workers);
+    }
+    worker.waits_for.map(|side| match side {
+        Side::Source => LimitingFactor::SourceSlow,
+        Side::Destination => LimitingFactor::DestinationSlow,
+    })
+}
+
+/// What is wrong with a peer whose breaker is not closed.
+fn trouble(peer: &PeerStatus, now: SystemTime) -> String {
+    let what = match peer.health {
+        PeerHealth::Unsuitable => "cannot be used",
+        _ => "is unreachable",
+    };
+    let when = since(peer.snapshot.since, now);
+    let why = peer.snapshot.reason.as_ref().map_or("", |reason| reason.message.as_str());
+    let sep = if why.is_empty() { "" } else { ": " };
+    format!("{} ({}) {what} since {when}{sep}{why}", peer.snapshot.name, peer.endpoint)
+}
+
+/// The picture of a peer.
+pub fn peer_status(snapshot: PeerSnapshot, endpoint: String, now: SystemTime) -> PeerStatus {
+    let health = match snapshot.phase {
+        Phase::Closed if snapshot.info.is_some() => PeerHealth::Reachable,
+        Phase::Closed => PeerHealth::Unknown,
+        _ if snapshot.latched => PeerHealth::Unsuitable,
+        _ => PeerHealth::Unreachable,
+    };
+    let mut peer = PeerStatus { snapshot, endpoint, health, summary: String::new() };
+    let who = format!("{} ({})", peer.snapshot.name, peer.endpoint);
+    peer.summary = match (&peer.snapshot.info, health) {
+        (_, PeerHealth::Unreachable | PeerHealth::Unsuitable) => {
+            let next = peer.snapshot.next_probe.and_then(|probe| probe.duration_since(now).ok());
+            let next = next.map_or("a probe is due".to_owned(), |wait| format!("next probe in {}", span(wait)));
+            format!("{}; {next}", trouble(&peer, now))
+        }
+        (Some(info), _) => {
+            let id = match &info.store_id {
+                Some(id) => format!("store id {id}"),
+                None => "without a store id, so nothing would notice if it were swapped".to_owned(),
+            };
+            format!("{who} answers: kind {}, {}, {id}", info.kind.as_str(), info.version)
+        }
+        (None, _) => format!("{who} was not asked yet"),
+    };
+    peer
+}
+
+/// The picture of the queue. `trouble` is why its last durable write failed, if it did.
+pub fn queue_status(
+    entries: u64,
+    max_entries: u64,
+    free_bytes: Option<u64>,
+    reserve_bytes: u64,
+    trouble: Option<String>,
+) -> QueueStatus {
+    let (state, reason) = match (trouble, free_bytes) {
+        (Some(trouble), _) => (QueueState::Failing, trouble),
+        (None, _) if entries >= max_entries => {
+            (QueueState::Full, format!("it holds its {} entries; copying makes room", number(max_entries)))
+        }
+        (None, Some(free)) if free < reserve_bytes => {
+            let (free, reserve) = (bytes(free), bytes(reserve_bytes));
+            (QueueState::Full, format!("its disk has {free} left, less than the reserve of {reserve}; free some space"))
+        }
+        _ => (QueueState::Ok, String::new()),
+    };
+    let held = if entries == 1 { "1 entry".to_owned() } else { format!("{} entries", number(entries)) };
+    let summary = match state {
+        QueueState::Ok => format!("ok: {held}, accepting announcements"),
+        QueueState::Full => format!("full: {held}, announcements are refused: {reason}"),
+        QueueState::Failing => format!("failing: {held}, announcements are refused: {reason}"),
+    };
+    QueueStatus { state, summary, reason, entries, max_entries, free_bytes, reserve_bytes }
+}
+
+/// How everything stands, in a word and a sentence.
+pub fn overall(
+    routes: &[RouteStatus],
+    peers: &[PeerStatus],
+    queue: &QueueStatus,
+    draining: bool,
+) -> (ReplicatorState, String) {
+    if draining {
+        return (ReplicatorState::Draining, "draining: copies in progress are being finished, the rest stays queued".to_owned());
+    }
+    if queue.state != QueueState::Ok {
+        return (ReplicatorState::NotAccepting, format!("not accepting announcements: {}", queue.reason));
+    }
+    let needs_eye = |route: &&RouteStatus| {
+        matches!(route.state, RouteState::Parked | RouteState::Retrying | RouteState::Blocked)
+            || sum(&route.counts, |lane| lane.parked).entries > 0
+            || sum(&route.counts, |lane| lane.retrying).entries > 0
+    };
+    let troubled: Vec<&RouteStatus> = routes.iter().filter(needs_eye).collect();
+    if let [first, others @ ..] = troubled.as_slice() {
+        let others = match others.len() {
+            0 => String::new(),
+            more => format!(" (and {})", several(more as u64, "more route")),
+        };
+        return (ReplicatorState::Attention, format!("attention: {}{others}", first.summary));
+    }
+    let down = peers.iter().find(|peer| matches!(peer.health, PeerHealth::Unreachable | PeerHealth::Unsuitable));
+    if let Some(peer) = down {
+        return (ReplicatorState::Attention, format!("attention: {}", peer.summary));
+    }
+    let enabled: Vec<&RouteStatus> = routes.iter().filter(|route| route.route.enabled).collect();
+    let summary = match enabled.as_slice() {
+        [] => "ok: no route is enabled, nothing is copied".to_owned(),
+        [only] => format!("ok: {}", only.summary),
+        many => {
+            let in_sync = many.iter().filter(|route| route.state == RouteState::InSync).count();
+            let mut behind = Tally::default();
+            for route in many {
+                behind.entries += route.backlog.tally.entries;
+                behind.bytes += route.backlog.tally.bytes;
+                behind.unknown_size += route.backlog.tally.unknown_size;
+            }
+            match behind.entries {
+                0 => format!("ok: {in_sync} of {} routes in sync", many.len()),
+                _ => format!("ok: {in_sync} of {} routes in sync, {} behind", many.len(), tally(&behind)),
+            }
+        }
+    };
+    (ReplicatorState::Ok, summary)
+}

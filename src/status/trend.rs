@@ -1,0 +1,124 @@
+//! Rates and direction of a route, from samples of its counters.
+
+use crate::queue::RouteCounts;
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// Rates are averages over this long.
+const RATE_WINDOW: Duration = Duration::from_secs(20);
+
+/// The backlog is compared with what it was this long ago.
+const GROWTH_WINDOW: Duration = Duration::from_secs(60);
+
+/// Samples closer together than this say nothing new.
+const SPACING: Duration = Duration::from_millis(500);
+
+/// What a sample keeps of a route's counters.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Sample {
+    at: Duration,
+    backlog: u64,
+    done: u64,
+    copied: u64,
+    copied_bytes: u64,
+}
+
+/// How fast a route is, and where its backlog goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Trend {
+    /// Whether the backlog is larger than a minute ago; absent until that is known.
+    pub growing: Option<bool>,
+    /// Blobs copied in a second.
+    pub blobs_per_second: f64,
+    /// Bytes copied in a second.
+    pub bytes_per_second: f64,
+    /// Entries that left the queue in a second, copied or not.
+    pub done_per_second: f64,
+}
+
+impl Trend {
+    /// How long until so many entries are gone, at this rate; `None` where that is never.
+    pub fn eta(&self, backlog: u64) -> Option<Duration> {
+        if backlog == 0 || self.done_per_second <= 0.0 {
+            return None;
+        }
+        Duration::try_from_secs_f64(backlog as f64 / self.done_per_second).ok()
+    }
+}
+
+/// The last minute of a route. Bounded: two samples a second at most.
+#[derive(Clone, Debug, Default)]
+pub struct Samples {
+    kept: VecDeque<Sample>,
+}
+
+impl Samples {
+    /// Takes a sample at the monotonic time `at`.
+    pub fn add(&mut self, at: Duration, backlog: u64, counts: &RouteCounts) {
+        if self.kept.back().is_some_and(|last| at < last.at + SPACING) {
+            return;
+        }
+        // One sample older than the window stays, to compare with.
+        while self.kept.get(1).is_some_and(|second| second.at + GROWTH_WINDOW <= at) {
+            self.kept.pop_front();
+        }
+        let done = counts.confirmed + counts.discarded;
+        self.kept.push_back(Sample {
+            at,
+            backlog,
+            done,
+            copied: counts.copied,
+            copied_bytes: counts.copied_bytes,
+        });
+    }
+
+    /// The trend up to now, with these figures as the newest.
+    pub fn trend(&self, now: Duration, backlog: u64, counts: &RouteCounts) -> Trend {
+        let Some(oldest) = self.kept.front() else { return Trend::default() };
+        let growing = (oldest.at + GROWTH_WINDOW <= now).then_some(backlog > oldest.backlog);
+        let from = self.kept.iter().find(|sample| sample.at + RATE_WINDOW >= now);
+        let Some(from) = from.or(self.kept.back()) else { return Trend::default() };
+        let seconds = now.saturating_sub(from.at).as_secs_f64();
+        if seconds < SPACING.as_secs_f64() {
+            return Trend { growing, ..Trend::default() };
+        }
+        let rate = |new: u64, old: u64| new.saturating_sub(old) as f64 / seconds;
+        Trend {
+            growing,
+            blobs_per_second: rate(counts.copied, from.copied),
+            bytes_per_second: rate(counts.copied_bytes, from.copied_bytes),
+            done_per_second: rate(counts.confirmed + counts.discarded, from.done),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Samples;
+    use crate::queue::RouteCounts;
+    use std::time::Duration;
+
+    fn counts(copied: u64) -> RouteCounts {
+        RouteCounts { confirmed: copied, copied, copied_bytes: copied * 1000, ..RouteCounts::default() }
+    }
+
+    #[test]
+    fn rates_are_those_of_the_last_seconds_and_growth_needs_a_minute() {
+        let mut samples = Samples::default();
+        assert_eq!(samples.trend(Duration::ZERO, 0, &counts(0)).growing, None);
+        for second in 0..=300 {
+            // Fast at first, and then 10 a second.
+            let copied = if second < 100 { second * 500 } else { 50_000 + (second - 100) * 10 };
+            samples.add(Duration::from_secs(second), 10_000 + second, &counts(copied));
+        }
+        assert!(samples.kept.len() < 70);
+        let trend = samples.trend(Duration::from_secs(300), 10_300, &counts(52_000));
+        assert_eq!(trend.growing, Some(true));
+        assert!((trend.blobs_per_second - 10.0).abs() < 0.1, "{trend:?}");
+        assert!((trend.bytes_per_second - 10_000.0).abs() < 100.0, "{trend:?}");
+        assert_eq!(trend.eta(100), Some(Duration::from_secs(10)));
+        assert_eq!(trend.eta(0), None);
+        let later = samples.trend(Duration::from_secs(400), 9_000, &counts(52_000));
+        assert_eq!((later.growing, later.eta(9_000)), (Some(false), None));
+    }
+}
