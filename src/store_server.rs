@@ -134,8 +134,7 @@ impl BlobReceiverService for StoreServer {
             return Err(store_status(&StoreError::TooLarge { limit }, Some(&blob)));
         }
         let put = Put { blob, size: header.size, replace: header.replace };
-        let received =
-            self.shared.store.receive(put, bytes).await.map_err(|error| failed(&error, Some(&blob)))?;
+        let received = self.shared.store.receive(put, bytes).await.map_err(|error| failed(&error, Some(&blob)))?;
         Ok(Response::new(v1::ReceiveBlobResponse {
             r#ref: received.blob.to_string(),
             size_bytes: Some(received.size),

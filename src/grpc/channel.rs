@@ -106,8 +106,8 @@ impl Channels {
         if peer.uri.scheme_str() == Some("https") {
             let tls = match &peer.ca_file {
                 Some(path) => {
-                    let pem = std::fs::read(path)
-                        .map_err(|source| EndpointError::CaFile { path: path.clone(), source })?;
+                    let pem =
+                        std::fs::read(path).map_err(|source| EndpointError::CaFile { path: path.clone(), source })?;
                     ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem))
                 }
                 None => ClientTlsConfig::new().with_native_roots(),

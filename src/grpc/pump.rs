@@ -131,7 +131,8 @@ mod tests {
     #[tokio::test]
     async fn a_reader_that_leaves_ends_the_task() {
         let (tasks, limit) = (TaskTracker::new(), CallLimit::new(1));
-        let reading = pump(&tasks, limit.enter().unwrap(), Duration::from_secs(60), stream::pending::<Result<u32, _>>());
+        let reading =
+            pump(&tasks, limit.enter().unwrap(), Duration::from_secs(60), stream::pending::<Result<u32, _>>());
         drop(reading);
         tasks.close();
         tokio::time::timeout(Duration::from_secs(5), tasks.wait()).await.unwrap();

@@ -4,8 +4,8 @@ use super::status::{Reason, invalid_ref, peer_error, store_status};
 use crate::blob::BlobRef;
 use crate::pb::v1;
 use crate::store::{ByteStream, PeerError, StoreError};
-use futures::stream;
 use futures::StreamExt;
+use futures::stream;
 use std::time::Duration;
 use tonic::{Status, Streaming};
 use v1::receive_blob_request::Part;
@@ -46,8 +46,7 @@ pub async fn read_header(
         }
     };
     let blob = header.r#ref.parse().map_err(|error| invalid_ref("header.ref", &error))?;
-    let header =
-        Header { blob, size: header.size_bytes, replace: header.replace, source_store: header.source_store };
+    let header = Header { blob, size: header.size_bytes, replace: header.replace, source_store: header.source_store };
     let bytes = stream::unfold(Some(messages), move |messages| async move {
         let mut messages = messages?;
         match next(&mut messages, idle).await {

@@ -117,10 +117,11 @@ pub async fn serve(
     let guard = cut.clone().drop_guard();
     let max = settings.max_connections.clamp(1, Semaphore::MAX_PERMITS);
     let connections = Arc::new(Semaphore::new(max));
-    let incoming = futures::stream::unfold((listener, connections.clone(), cut), |(listener, connections, cut)| async {
-        let connection = accept(&listener, &connections, &cut).await?;
-        Some((Ok::<_, io::Error>(connection), (listener, connections, cut)))
-    });
+    let incoming =
+        futures::stream::unfold((listener, connections.clone(), cut), |(listener, connections, cut)| async {
+            let connection = accept(&listener, &connections, &cut).await?;
+            Some((Ok::<_, io::Error>(connection), (listener, connections, cut)))
+        });
     let serving = Server::builder()
         .layer(MapRequestLayer::new(notice_cuts as fn(Request<Body>) -> Request<Body>))
         .initial_stream_window_size(STREAM_WINDOW)

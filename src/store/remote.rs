@@ -21,9 +21,10 @@ use crate::grpc::{
 use crate::pb::v1;
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::{Stream, StreamExt, stream};
+use futures::{FutureExt, Stream, StreamExt, stream};
 use std::collections::HashSet;
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -77,7 +78,7 @@ impl RemoteStore {
         blob: Option<&BlobRef>,
         call: impl Future<Output = Result<T, Status>> + Send,
     ) -> Result<T, StoreError> {
-        match timeout(self.request_timeout, call).await {
+        match timeout(self.request_timeout, guarded(call)).await {
             Ok(answered) => answered.map_err(|status| store_error(&status, blob)),
             Err(_) => {
                 let seconds = self.request_timeout.as_secs_f64();
@@ -92,6 +93,13 @@ impl RemoteStore {
         request.set_timeout(self.request_timeout + DEADLINE_MARGIN);
         request
     }
+}
+
+/// tonic panics on an answer whose status details are no base64. A peer must not take our tasks down with it.
+async fn guarded<T>(call: impl Future<Output = Result<T, Status>> + Send) -> Result<T, Status> {
+    // What the call leaves behind is dropped with it.
+    let answered = AssertUnwindSafe(call).catch_unwind().await;
+    answered.unwrap_or_else(|_| Err(Status::unknown("the answer could not be decoded")))
 }
 
 fn receiver(channel: Channel) -> BlobReceiverServiceClient<Channel> {
@@ -140,8 +148,7 @@ impl Store for RemoteStore {
 
     async fn fetch(&self, blob: BlobRef, range: ByteRange) -> Result<Fetched, StoreError> {
         let mut client = reader(self.channels.data());
-        let request =
-            v1::FetchBlobRequest { r#ref: blob.to_string(), offset: range.offset, length: range.length };
+        let request = v1::FetchBlobRequest { r#ref: blob.to_string(), offset: range.offset, length: range.length };
         let opening = async {
             let mut messages = client.fetch_blob(Request::new(request)).await?.into_inner();
             let first = messages.message().await?;
@@ -185,7 +192,7 @@ impl Store for RemoteStore {
             biased;
             // Leaving drops the call, which resets the stream.
             Ok(error) = failure => return Err(StoreError::Input(Box::new(error))),
-            answer = client.receive_blob(request) => answer,
+            answer = guarded(client.receive_blob(request)) => answer,
         };
         let answer = answer.map(Response::into_inner).map_err(|status| store_error(&status, Some(&put.blob)))?;
         if !ended.load(Ordering::Acquire) {
@@ -217,7 +224,7 @@ impl Store for RemoteStore {
         let listing = Listing { last: range.after.clone(), range, seen: 0, left_out: 0 };
         let pages = stream::unfold(Some((messages, listing)), |state| async {
             let (mut messages, mut listing) = state?;
-            let page = match messages.message().await {
+            let page = match guarded(messages.message()).await {
                 Ok(Some(message)) => listing.page(message),
                 Ok(None) => Err(StoreError::Protocol("EnumerateBlobs stopped without its end; it was cut".to_owned())),
                 Err(status) => Err(store_error(&status, None)),
@@ -294,7 +301,7 @@ fn fetched_bytes(messages: Streaming<v1::FetchBlobResponse>, blob: BlobRef, most
     use v1::fetch_blob_response::Part;
     let chunks = stream::unfold(Some((messages, most)), move |state| async move {
         let (mut messages, left) = state?;
-        let error = match messages.message().await {
+        let error = match guarded(messages.message()).await {
             Ok(None) => return None,
             Ok(Some(v1::FetchBlobResponse { part: Some(Part::Chunk(bytes)) })) => {
                 match left.checked_sub(bytes.len() as u64) {

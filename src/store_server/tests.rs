@@ -333,10 +333,7 @@ async fn malformed_streams_are_refused_by_their_reason() {
     }
     let replace = v1::BlobHeader { r#ref: blob.clone(), replace: true, ..v1::BlobHeader::default() };
     let status = served.send(vec![Some(Part::Header(replace)), chunk(b"hello")]).await.unwrap_err();
-    assert_eq!(
-        (status.code(), reason_of(&status).as_deref()),
-        (Code::FailedPrecondition, Some("REPLACE_UNSUPPORTED"))
-    );
+    assert_eq!((status.code(), reason_of(&status).as_deref()), (Code::FailedPrecondition, Some("REPLACE_UNSUPPORTED")));
     assert_eq!(served.held(), 0);
     served.send(vec![header(&blob), chunk(b""), chunk(b"hello")]).await.unwrap();
     assert_eq!(served.held(), 1);

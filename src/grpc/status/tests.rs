@@ -47,7 +47,8 @@ fn errors_of_a_blob_survive_the_way_there_and_back() {
 fn a_status_without_our_reason_blames_no_blob() {
     let bare = Status::not_found("no such page");
     assert!(matches!(store_error(&bare, Some(&blob())), StoreError::Peer(PeerError { reason: None, .. })));
-    let details = tonic_types::ErrorDetails::with_error_info("BLOB_MISSING", "example.com", std::collections::HashMap::new());
+    let details =
+        tonic_types::ErrorDetails::with_error_info("BLOB_MISSING", "example.com", std::collections::HashMap::new());
     let foreign = Status::with_error_details(Code::NotFound, "x", details);
     assert!(matches!(store_error(&foreign, Some(&blob())), StoreError::Peer(PeerError { reason: None, .. })));
     // The right reason with the wrong code is not believed either.

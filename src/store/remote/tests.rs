@@ -4,9 +4,7 @@ use super::RemoteStore;
 use crate::blob::{BlobRef, DigestFunction};
 use crate::grpc::{PeerEndpoint, ServeSettings, serve};
 use crate::pb::v1;
-use crate::store::{
-    ByteRange, Disposition, EnumerateRange, PeerKind, Put, Received, Store, StoreError,
-};
+use crate::store::{ByteRange, Disposition, EnumerateRange, PeerKind, Put, Received, Store, StoreError};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -78,7 +76,8 @@ impl BlobReaderService for Rogue {
 async fn facing(rogue: Rogue) -> (RemoteStore, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let uri = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
-    let routes = Routes::new(BlobReceiverServiceServer::new(rogue.clone())).add_service(BlobReaderServiceServer::new(rogue));
+    let routes =
+        Routes::new(BlobReceiverServiceServer::new(rogue.clone())).add_service(BlobReaderServiceServer::new(rogue));
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
         serve(listener, routes, ServeSettings::default(), CancellationToken::new()).await.unwrap();
@@ -284,10 +283,7 @@ async fn a_peer_that_is_not_there_is_unavailable_and_a_mute_one_runs_into_the_de
     assert_eq!(code(store.info().await.unwrap_err()), (Code::DeadlineExceeded, None));
     assert_eq!(code(store.stat(&[hello()]).await.unwrap_err()).0, Code::DeadlineExceeded);
     assert_eq!(code(store.fetch(hello(), ByteRange::default()).await.err().unwrap()).0, Code::DeadlineExceeded);
-    assert_eq!(
-        code(store.enumerate(EnumerateRange::default()).await.err().unwrap()).0,
-        Code::DeadlineExceeded
-    );
+    assert_eq!(code(store.enumerate(EnumerateRange::default()).await.err().unwrap()).0, Code::DeadlineExceeded);
     assert!(begun.elapsed() < Duration::from_secs(3));
     drop(listener);
     let store = RemoteStore::new(&peer).unwrap();
@@ -295,4 +291,17 @@ async fn a_peer_that_is_not_there_is_unavailable_and_a_mute_one_runs_into_the_de
     assert!(error.to_string().contains("refused"), "{error}");
     assert_eq!(code(error), (Code::Unavailable, None));
     assert_eq!(code(send_hello(&store).await.unwrap_err()).0, Code::Unavailable);
+}
+
+#[tokio::test]
+async fn status_details_that_are_no_base64_are_an_error_and_no_panic() {
+    let mut headers = http::HeaderMap::new();
+    headers.insert("grpc-status-details-bin", http::HeaderValue::from_static("!"));
+    let metadata = tonic::metadata::MetadataMap::from_headers(headers);
+    let broken = Status::with_metadata(Code::NotFound, "x", metadata);
+    let (store, _up) = facing(Rogue { fetch: vec![Err(broken)], ..Rogue::default() }).await;
+    match store.fetch(hello(), ByteRange::default()).await {
+        Err(StoreError::Peer(error)) => assert_eq!((error.code, error.reason), (Code::Unknown, None)),
+        other => panic!("{:?}", other.err()),
+    }
 }
