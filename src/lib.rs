@@ -13,3 +13,5 @@ pub mod telemetry;
 // Floor 1: ports
 pub mod queue;
 pub mod store;
+// Floor 2: work
+pub mod sync;
