@@ -15,5 +15,15 @@ pub mod telemetry;
 pub mod grpc;
 pub mod queue;
 pub mod store;
+// Floor 2: work
+pub mod announce;
+pub mod copy;
+pub mod peer;
+pub mod status;
+pub mod sync;
+pub mod worker;
 // Floor 3: surfaces
+pub mod service;
 pub mod store_server;
+// Floor 4: assembly
+pub mod app;
