@@ -13,3 +13,7 @@ pub mod telemetry;
 // Floor 1: ports
 pub mod queue;
 pub mod store;
+// Floor 2: work
+pub mod copy;
+pub mod peer;
+pub mod worker;

@@ -9,6 +9,8 @@
 //!   stops without one was cut.
 //! - Blobs are immutable; nothing here deletes one.
 
+pub mod faulty;
+
 use crate::blob::{BlobMeta, BlobRef, DigestFunction, Excerpt, Mismatch};
 use async_trait::async_trait;
 use bytes::Bytes;
