@@ -41,7 +41,7 @@ proto-lint: ## Check the protocol's style, and that it is compatible with what w
 	"$$BLOBFERRY_BUF" breaking proto --against proto/baseline.binpb && echo "buf: lint, format and breaking passed"
 
 proto-baseline: ## Take the protocol as it is for the baseline of compatibility; say why in the commit.
-	@tools=$$(scripts/tools) || exit 1; eval "$$tools"; "$$BLOBFERRY_BUF" build proto -o proto/baseline.binpb
+	@tools=$$(scripts/tools) || exit 1; eval "$$tools"; "$$BLOBFERRY_BUF" build proto --exclude-source-info -o proto/baseline.binpb
 
 doc: ## Build the documentation of the code.
 	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --document-private-items

@@ -9,6 +9,7 @@ pub mod breaker;
 pub mod clock;
 pub mod config;
 pub mod fault;
+pub mod pb;
 pub mod telemetry;
 // Floor 1: ports
 pub mod queue;

@@ -1,4 +1,4 @@
-//! Integration tests: one binary.
+//! Integration tests: one binary that drives the real program.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends with a panic")]
 

@@ -1,0 +1,332 @@
+//! The real program, started on free ports over temporary folders.
+
+use blobferry::blob::{BlobRef, DigestFunction};
+use blobferry::pb::v1 as pb;
+use std::fs::{self, File};
+use std::future::Future;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+use tonic::transport::Channel;
+
+pub(crate) type Replication = pb::replication_service_client::ReplicationServiceClient<Channel>;
+pub(crate) type Receiver = pb::blob_receiver_service_client::BlobReceiverServiceClient<Channel>;
+pub(crate) type Reader = pb::blob_reader_service_client::BlobReaderServiceClient<Channel>;
+
+/// How long anything may take before a test gives up on it.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The program under test.
+pub(crate) fn program() -> &'static str {
+    env!("CARGO_BIN_EXE_blobferry")
+}
+
+/// A running server, ended when dropped.
+pub(crate) struct Server {
+    program: String,
+    args: Vec<String>,
+    /// Where the address stands among `args`, to start again at the same port.
+    listen: usize,
+    log: PathBuf,
+    child: Option<Child>,
+    pub(crate) address: String,
+}
+
+impl Server {
+    /// Starts `program`; `args[listen]` is its address, `{}` in it is replaced. It must print a URL in its first line.
+    pub(crate) fn start(program: &str, args: &[&str], listen: usize, log: &Path) -> Self {
+        let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+        let mut server = Self {
+            program: program.to_owned(),
+            args,
+            listen,
+            log: log.to_owned(),
+            child: None,
+            address: "127.0.0.1:0".to_owned(),
+        };
+        server.again();
+        server
+    }
+
+    /// Starts it again after it ended, at the port that it had.
+    pub(crate) fn again(&mut self) {
+        assert!(self.child.is_none(), "it still runs");
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let mut args = self.args.clone();
+            args[self.listen] = args[self.listen].replace("{}", &self.address);
+            let log = File::options().create(true).append(true).open(&self.log).unwrap();
+            let mut child = Command::new(&self.program)
+                .args(&args)
+                .env_remove("RUST_LOG")
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .stderr(log)
+                .spawn()
+                .unwrap();
+            let mut line = String::new();
+            BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+            if let Some(at) = line.find("http://") {
+                self.address = line[at + "http://".len()..].split_whitespace().next().unwrap().to_owned();
+                self.child = Some(child);
+                return;
+            }
+            // The port may have been lent to an outgoing connection meanwhile.
+            let status = child.wait().unwrap();
+            let said = fs::read_to_string(&self.log).unwrap_or_default();
+            assert!(Instant::now() < deadline, "{} {args:?} ended with {status}:\n{said}", self.program);
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// `kill -9`.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+
+    /// Sends a signal.
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_raw(i32::try_from(self.pid()).unwrap()).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// Waits for its own end.
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        let mut child = self.child.take().unwrap();
+        loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                return status;
+            }
+            if Instant::now() > deadline {
+                child.kill().unwrap();
+                panic!("it did not end; its log:\n{}", self.said());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// All that it logged.
+    pub(crate) fn said(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A folder for a test, and the servers that run in it.
+pub(crate) struct World {
+    pub(crate) dir: TempDir,
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        Self { dir: tempfile::Builder::new().prefix("blobferry-it-").tempdir().unwrap() }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).to_str().unwrap().to_owned()
+    }
+
+    /// A disk store of this name.
+    pub(crate) fn store(&self, name: &str) -> Server {
+        let data = format!("disk://{}", self.text(name));
+        Server::start(program(), &["store", "--listen", "{}", "--data", &data], 2, &self.path(&format!("{name}.log")))
+    }
+
+    /// The store of `examples/python`, where Python has gRPC.
+    pub(crate) fn python_store(&self, name: &str) -> Option<Server> {
+        let python = tool("BLOBFERRY_PYTHON")?;
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/python/store.py");
+        let data = self.text(name);
+        let args = [script, "--listen", "{}", "--data", &data];
+        Some(Server::start(&python, &args, 2, &self.path(&format!("{name}.log"))))
+    }
+
+    /// A replicator with these stores and routes, each route `from` and `to`.
+    pub(crate) fn replicator(&self, stores: &[(&str, &str)], routes: &[(&str, &str)]) -> Server {
+        let mut config = String::new();
+        for (name, url) in stores {
+            config += &format!("[stores.{name}]\nendpoint = \"{url}\"\n");
+        }
+        for (from, to) in routes {
+            config += &format!("[routes.{from}_to_{to}]\nfrom = \"{from}\"\nto = \"{to}\"\n");
+        }
+        self.replicator_with("replicator", &config)
+    }
+
+    /// A replicator with this configuration, but for its address and its folder.
+    pub(crate) fn replicator_with(&self, name: &str, config: &str) -> Server {
+        let file = self.path(&format!("{name}.toml"));
+        let data = self.text(&format!("{name}-data"));
+        // A test is not to wait for the backoff that a real outage calls for.
+        let config = format!("{config}\n[server]\ndata_dir = \"{data}\"\n[retry]\ninitial = \"50ms\"\nmax = \"500ms\"\n");
+        fs::write(&file, config).unwrap();
+        let args = ["serve", "--config", file.to_str().unwrap(), "--set", "server.listen={}"];
+        Server::start(program(), &args, 4, &self.path(&format!("{name}.log")))
+    }
+}
+
+/// The tool that this variable names; without it, checks are skipped aloud, but not in CI.
+pub(crate) fn tool(variable: &str) -> Option<String> {
+    let found = std::env::var(variable).ok().filter(|path| !path.is_empty());
+    if found.is_none() {
+        assert!(std::env::var("CI").as_deref() != Ok("true"), "{variable} must be set in CI (scripts/tools sets it)");
+        eprintln!("skipped: {variable} is not set (`make test` sets it where the tool is there)");
+    }
+    found
+}
+
+pub(crate) async fn replication(server: &Server) -> Replication {
+    Replication::new(channel(&server.url()).await)
+}
+
+pub(crate) async fn receiver(server: &Server) -> Receiver {
+    Receiver::new(channel(&server.url()).await)
+}
+
+pub(crate) async fn reader(server: &Server) -> Reader {
+    Reader::new(channel(&server.url()).await).max_decoding_message_size(64 << 20)
+}
+
+async fn channel(url: &str) -> Channel {
+    Channel::from_shared(url.to_owned()).unwrap().connect().await.unwrap()
+}
+
+/// Polls until `done` gives something.
+pub(crate) async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut done: impl FnMut() -> F) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = done().await {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "gave up waiting until {what}");
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+}
+
+/// Bytes that are different for each seed, and their ref.
+pub(crate) fn blob(seed: u64, size: usize) -> (BlobRef, Vec<u8>) {
+    use rand::{RngCore, SeedableRng};
+    let mut bytes = vec![0; size];
+    rand::rngs::SmallRng::seed_from_u64(seed).fill_bytes(&mut bytes);
+    (DigestFunction::Sha256.ref_of(&bytes), bytes)
+}
+
+/// The messages of a whole `ReceiveBlob` stream.
+pub(crate) fn messages(blob: BlobRef, bytes: &[u8], chunk: usize) -> Vec<pb::ReceiveBlobRequest> {
+    let header = pb::BlobHeader {
+        r#ref: blob.to_string(),
+        size_bytes: Some(bytes.len() as u64),
+        ..Default::default()
+    };
+    std::iter::once(header_message(header)).chain(bytes.chunks(chunk).map(chunk_message)).collect()
+}
+
+pub(crate) fn header_message(header: pb::BlobHeader) -> pb::ReceiveBlobRequest {
+    pb::ReceiveBlobRequest { part: Some(pb::receive_blob_request::Part::Header(header)) }
+}
+
+pub(crate) fn chunk_message(bytes: &[u8]) -> pb::ReceiveBlobRequest {
+    let chunk = bytes::Bytes::copy_from_slice(bytes);
+    pb::ReceiveBlobRequest { part: Some(pb::receive_blob_request::Part::Chunk(chunk)) }
+}
+
+/// Writes a blob to a store, or announces it with its bytes to a replicator.
+pub(crate) async fn send(
+    to: &mut Receiver,
+    blob: BlobRef,
+    bytes: &[u8],
+) -> Result<pb::ReceiveBlobResponse, tonic::Status> {
+    let messages = messages(blob, bytes, 256 << 10);
+    to.receive_blob(tokio_stream::iter(messages)).await.map(tonic::Response::into_inner)
+}
+
+/// The bytes of a blob in a store.
+pub(crate) async fn fetch(from: &mut Reader, blob: BlobRef) -> Result<Vec<u8>, tonic::Status> {
+    let request = pb::FetchBlobRequest { r#ref: blob.to_string(), offset: 0, length: None };
+    let mut stream = from.fetch_blob(request).await?.into_inner();
+    let mut bytes = Vec::new();
+    while let Some(message) = stream.message().await? {
+        if let Some(pb::fetch_blob_response::Part::Chunk(chunk)) = message.part {
+            bytes.extend_from_slice(&chunk);
+        }
+    }
+    Ok(bytes)
+}
+
+/// The refs of these that a store holds.
+pub(crate) async fn held(at: &mut Reader, blobs: &[BlobRef]) -> usize {
+    let mut found = 0;
+    for page in blobs.chunks(10_000) {
+        let refs = page.iter().map(ToString::to_string).collect();
+        found += at.stat_blobs(pb::StatBlobsRequest { refs }).await.unwrap().into_inner().blobs.len();
+    }
+    found
+}
+
+/// The status of the only route.
+pub(crate) async fn route(of: &mut Replication) -> pb::RouteStatus {
+    let status = of.status(pb::StatusRequest::default()).await.unwrap().into_inner().status.unwrap();
+    assert_eq!(status.routes.len(), 1, "{status:?}");
+    status.routes.into_iter().next().unwrap()
+}
+
+/// Entries of a route in all lanes and states.
+pub(crate) fn queued(route: &pb::RouteStatus) -> u64 {
+    let counts = route.queued.as_ref().unwrap();
+    [&counts.fresh, &counts.backfill]
+        .into_iter()
+        .flat_map(|lane| {
+            let lane = lane.as_ref().unwrap();
+            [&lane.ready, &lane.claimed, &lane.retrying, &lane.parked]
+        })
+        .map(|tally| tally.as_ref().unwrap().entries.unwrap())
+        .sum()
+}
+
+/// Announces refs without bytes.
+pub(crate) async fn announce(
+    at: &mut Replication,
+    source_store: &str,
+    blobs: &[BlobRef],
+) -> Result<pb::EnqueueBlobsResponse, tonic::Status> {
+    let items = blobs.iter().map(|blob| pb::EnqueueItem { r#ref: blob.to_string(), ..Default::default() }).collect();
+    let request = pb::EnqueueBlobsRequest { source_store: source_store.to_owned(), items };
+    at.enqueue_blobs(request).await.map(tonic::Response::into_inner)
+}
+
+/// The reason in an error's `ErrorInfo` of the domain `blobferry.v1`; empty without one.
+pub(crate) fn reason(status: &tonic::Status) -> String {
+    use tonic_types::StatusExt;
+    let info = status.get_details_error_info();
+    info.filter(|info| info.domain == "blobferry.v1").map(|info| info.reason).unwrap_or_default()
+}
+
+/// The fields that an error's `BadRequest` names.
+pub(crate) fn bad_fields(status: &tonic::Status) -> Vec<String> {
+    use tonic_types::StatusExt;
+    let details = status.get_details_bad_request();
+    details.map(|bad| bad.field_violations.into_iter().map(|one| one.field).collect()).unwrap_or_default()
+}
