@@ -139,16 +139,14 @@ impl Claims {
     /// Ends the time in which an entry was busy; `spot` is where its row is now, if it has a claimable one.
     pub(super) fn finish(&mut self, seq: u64, spot: Option<Spot>) {
         let Some(busy) = self.busy.remove(&seq) else { return };
-        let old = self.lane(busy.route, busy.lane);
-        if spot.is_none_or(|spot| spot.lane != busy.lane) {
-            old.released.remove(&seq);
+        let released = self.lane(busy.route, busy.lane).released.remove(&seq).is_some();
+        let Some(Spot { lane, due, enqueue_time }) = spot else { return };
+        let claims = self.lane(busy.route, lane);
+        if released || (busy.passed && due.is_none()) {
+            claims.released.insert(seq, enqueue_time);
         }
-        match spot {
-            Some(Spot { lane, due: None, enqueue_time }) if busy.passed => {
-                self.lane(busy.route, lane).released.insert(seq, enqueue_time);
-            }
-            Some(Spot { lane, due: Some(due), .. }) => self.added_retry(busy.route, lane, due, seq),
-            _ => {}
+        if let Some(due) = due {
+            claims.retry_from = claims.retry_from.min((due, seq));
         }
     }
 
