@@ -9,6 +9,10 @@
 //!   stops without one was cut.
 //! - Blobs are immutable; nothing here deletes one.
 
+mod bounds;
+pub mod conformance;
+pub mod disk;
+pub mod memory;
 pub mod remote;
 
 use crate::blob::{BlobMeta, BlobRef, DigestFunction, Excerpt, Mismatch};
@@ -123,6 +127,18 @@ pub struct ByteRange {
     pub offset: u64,
     /// How many bytes at most; absent: to the end.
     pub length: Option<u64>,
+}
+
+impl ByteRange {
+    /// Where the range begins and ends in a blob of this size, in bytes; [`StoreError::Invalid`] if it begins behind it.
+    pub fn within(&self, size: u64) -> Result<(u64, u64), StoreError> {
+        if self.offset > size {
+            let offset = self.offset;
+            return Err(StoreError::Invalid(format!("offset {offset} lies behind the blob's {size} bytes")));
+        }
+        let length = self.length.unwrap_or(u64::MAX).min(size - self.offset);
+        Ok((self.offset, self.offset + length))
+    }
 }
 
 /// A blob that is being read.

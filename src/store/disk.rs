@@ -1,0 +1,398 @@
+//! A store in a folder of the local file system.
+//!
+//! ```text
+//! format                          version of this layout; written last when a store is made
+//! store-id                        the store's name for ever
+//! index/                          RocksDB: the index, and blobs of up to 64 KiB
+//! incoming/<random>               large blobs that are being received; cleared when the store is opened
+//! blobs/<function>/<2 hex>/<hex>  larger blobs, a file each
+//! ```
+//!
+//! What is not in the index does not exist. A blob is committed in this order, and a crash in between leaves:
+//!
+//! 1. its bytes come in and are verified (large: written to `incoming/`): a leftover there, removed at the next opening;
+//! 2. large: file synced, renamed, folder synced: a whole file that nobody sees, replaced when the blob comes again;
+//! 3. record (small: and bytes) in one synced batch of the [committer](commit): all or nothing;
+//! 4. the answer.
+//!
+//! A receiver dropped at any of these points leaves no more than a crash does, and its file in `incoming/` goes at once.
+//!
+//! Memory is bounded: two buffers of about 1 MiB for each blob that is received, two chunks for each one that is read, one
+//! page for each enumeration. Nothing blocks the runtime: [`io`] is the one way to the disk. An enumeration seeks anew for
+//! each page, so that a slow reader holds neither a thread nor old files; as nothing is ever deleted, it still lists every
+//! blob that was there when it began.
+//!
+//! Not here: deleting, and finding files that the index does not know.
+
+mod commit;
+mod files;
+mod index;
+mod io;
+
+use super::bounds::keys_of;
+use super::{
+    Abilities, ByteRange, ByteStream, Disposition, EnumerateEnd, EnumeratePage, EnumerateRange, Enumeration, Fetched,
+    PeerKind, Put, Received, Store, StoreError, StoreInfo,
+};
+use crate::blob::{BlobMeta, BlobRef, DigestFunction, Mismatch, Verifier};
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use commit::{Committer, Entry};
+use files::{Files, Sink};
+use futures::StreamExt;
+use futures::stream;
+use index::{Index, Place, Record};
+use io::{Io, Job};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Blobs of up to this many bytes lie in RocksDB.
+const SMALL_BYTES: usize = 64 * 1024;
+
+/// Bytes gathered before they are written to a file.
+const WRITE_BYTES: usize = 1024 * 1024;
+
+/// Bytes in a chunk that is read, at most.
+const CHUNK_BYTES: usize = 256 * 1024;
+
+/// Blobs in a page of an enumeration, at most.
+const PAGE_BLOBS: usize = 1000;
+
+/// Refs in one call of `stat`, at most.
+const STAT_BLOBS: usize = 10_000;
+
+/// The layout that this code reads and writes.
+const FORMAT: &str = "blobferry-store 1";
+
+/// A store in a folder.
+pub struct DiskStore {
+    id: String,
+    shared: Arc<Shared>,
+    io: Io,
+    committer: Committer,
+}
+
+/// What blocking jobs use.
+struct Shared {
+    index: Arc<Index>,
+    files: Files,
+}
+
+impl DiskStore {
+    /// Opens the store in this folder, and makes it where the folder is missing or empty.
+    ///
+    /// [`StoreError::Invalid`] where the folder holds something else, a store of another format or a part of one, or is in
+    /// use, also by this process. A store that was dropped leaves its folder once its last reads have ended.
+    pub async fn open(folder: impl Into<PathBuf>) -> Result<Self, StoreError> {
+        let folder = folder.into();
+        let io = Io::new();
+        let (id, shared) = io.run(move || open(&folder)).await?;
+        let committer = Committer::start(shared.index.clone());
+        let committer = committer.map_err(|error| StoreError::io("starting the writer of the index", error))?;
+        Ok(Self { id, shared: Arc::new(shared), io, committer })
+    }
+
+    /// Receives a blob that is, or may be, too large for the index; `head` is what came of it already.
+    async fn receive_file(&self, put: &Put, head: BytesMut, mut bytes: ByteStream) -> Result<Received, StoreError> {
+        let (blob, stated) = (put.blob, put.size);
+        let shared = self.shared.clone();
+        let known = if put.replace { Known::Absent } else { self.io.run(move || shared.sound(&blob)).await? };
+        let shared = self.shared.clone();
+        let verify_only = known == Known::Sound;
+        let open = move || if verify_only { Ok(Sink::verify(blob, stated)) } else { shared.files.write(blob, stated) };
+        // One buffer fills while the one before it is hashed and written.
+        let mut job = self.io.start(open).await?;
+        let mut buffer = head;
+        while let Some(chunk) = bytes.next().await {
+            buffer.extend_from_slice(&chunk.map_err(|error| StoreError::Input(Box::new(error)))?);
+            if buffer.len() >= WRITE_BYTES {
+                let full = std::mem::replace(&mut buffer, BytesMut::with_capacity(WRITE_BYTES));
+                let sink: Sink = job.end().await??;
+                job = self.io.start(move || sink.write(&full)).await?;
+            }
+        }
+        let sink = job.end().await??;
+        let shared = self.shared.clone();
+        let size = self.io.run(move || sink.finish(&buffer, &shared.files)).await?;
+        let mut was_new = false;
+        if !verify_only {
+            let record = Record { size, place: Place::File };
+            let replace = put.replace || known == Known::Damaged;
+            was_new = self.committer.commit(Entry { blob, record, bytes: None, replace }).await?;
+        }
+        Ok(Received { blob, size, disposition: Disposition::Stored, was_new })
+    }
+
+    /// Commits a blob that lies whole in memory.
+    async fn receive_small(&self, put: &Put, bytes: Bytes) -> Result<Received, StoreError> {
+        let blob = put.blob;
+        let mut verifier = Verifier::new(blob, put.size);
+        verifier.update(&bytes)?;
+        let size = verifier.finish()?;
+        let record = Record { size, place: Place::Small };
+        let was_new = self.committer.commit(Entry { blob, record, bytes: Some(bytes), replace: put.replace }).await?;
+        Ok(Received { blob, size, disposition: Disposition::Stored, was_new })
+    }
+
+    /// The rest of a file, in chunks: the next one is read while one is on its way.
+    fn chunks(&self, job: Job<ReadChunk>) -> ByteStream {
+        let io = self.io.clone();
+        stream::unfold(Some(job), move |job| {
+            let io = io.clone();
+            async move {
+                match next_chunk(&io, job?).await {
+                    Ok((chunk, next)) => Some((Ok(chunk), next)),
+                    Err(error) => Some((Err(error), None)),
+                }
+            }
+        })
+        .boxed()
+    }
+}
+
+/// A chunk of a file, and the reader if there is more.
+type FileChunk = (Bytes, Option<files::Reader>);
+
+type ReadChunk = Result<FileChunk, StoreError>;
+
+fn read_chunk(mut reader: files::Reader) -> ReadChunk {
+    let chunk = reader.next(CHUNK_BYTES)?;
+    Ok((chunk, (!reader.is_done()).then_some(reader)))
+}
+
+async fn next_chunk(io: &Io, job: Job<ReadChunk>) -> Result<(Bytes, Option<Job<ReadChunk>>), StoreError> {
+    let (chunk, rest) = job.end().await??;
+    let next = match rest {
+        Some(reader) => Some(io.start(move || read_chunk(reader)).await?),
+        None => None,
+    };
+    Ok((chunk, next))
+}
+
+fn open(folder: &Path) -> Result<(String, Shared), StoreError> {
+    let at = |error| StoreError::io(format!("opening the store in {}", folder.display()), error);
+    files::create_folder(folder).map_err(at)?;
+    let format = files::read_whole(&folder.join("format")).map_err(at)?;
+    match &format {
+        Some(format) if format == FORMAT => {}
+        Some(format) => {
+            let format = crate::blob::Excerpt::of(format);
+            return Err(StoreError::Invalid(format!(
+                "{} holds a store of the format {format}; this release reads {FORMAT:?}",
+                folder.display()
+            )));
+        }
+        None => refuse_foreign(folder)?,
+    }
+    // A store that was made once must have its parts: an empty index in place of a lost one would disown every blob.
+    let index = Index::open(&folder.join("index"), format.is_none())?;
+    // From here on RocksDB's lock is ours.
+    let files = Files::open(folder).map_err(at)?;
+    let id = match files::read_whole(&folder.join("store-id")).map_err(at)? {
+        Some(id) if !id.is_empty() => id,
+        _ if format.is_some() => {
+            return Err(StoreError::Invalid(format!(
+                "{} has lost its store-id; put it back, or receive its blobs again into a new folder",
+                folder.display()
+            )));
+        }
+        _ => {
+            let id = format!("{:032x}", rand::random::<u128>());
+            files::write_whole(folder, "store-id", &id).map_err(at)?;
+            id
+        }
+    };
+    if format.is_none() {
+        // Last, so that it promises the other parts.
+        files::write_whole(folder, "format", FORMAT).map_err(at)?;
+    }
+    Ok((id, Shared { index: Arc::new(index), files }))
+}
+
+/// Refuses a folder that has something in it which making a store does not leave behind.
+fn refuse_foreign(folder: &Path) -> Result<(), StoreError> {
+    let at = |error| StoreError::io(format!("opening the store in {}", folder.display()), error);
+    for entry in std::fs::read_dir(folder).map_err(at)? {
+        let name = entry.map_err(at)?.file_name();
+        let ours = ["index", "incoming", "blobs", "store-id", "store-id.tmp", "format.tmp", "lost+found"];
+        if !ours.iter().any(|ours| name == *ours) {
+            return Err(StoreError::Invalid(format!(
+                "{} is not a store and not empty (it has {name:?}); give the store a folder of its own",
+                folder.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// What is known of a blob that is about to be received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Known {
+    Absent,
+    /// In the index, and its bytes seem to be there.
+    Sound,
+    /// In the index, but its file is gone or has another size.
+    Damaged,
+}
+
+impl Shared {
+    fn sound(&self, blob: &BlobRef) -> Result<Known, StoreError> {
+        Ok(match self.index.get(blob)? {
+            None => Known::Absent,
+            Some(Record { place: Place::Small, .. }) => Known::Sound,
+            Some(Record { place: Place::File, size }) if self.files.holds(blob, size) => Known::Sound,
+            Some(_) => Known::Damaged,
+        })
+    }
+
+    /// The bytes of a small blob, or the first chunk of a file, of the range. A read of the whole blob is verified.
+    fn read(&self, blob: BlobRef, range: ByteRange) -> Result<(u64, FileChunk), StoreError> {
+        let Record { size, place } = self.index.get(&blob)?.ok_or(StoreError::Missing(blob))?;
+        let (start, end) = range.within(size)?;
+        if place == Place::File {
+            let reader = self.files.read(blob, size, start, end)?;
+            return Ok((size, read_chunk(reader)?));
+        }
+        let corrupt = |detail: String| StoreError::Corrupt { blob, detail };
+        let bytes = self.index.bytes(&blob)?.ok_or_else(|| corrupt("its bytes are gone".to_owned()))?;
+        if bytes.len() as u64 != size {
+            return Err(corrupt(format!("{} bytes lie in the place of {size}", bytes.len())));
+        }
+        if start == 0 && end == size && blob.function().ref_of(&bytes) != blob {
+            return Err(corrupt("its bytes have another digest".to_owned()));
+        }
+        let (Ok(start), Ok(end)) = (usize::try_from(start), usize::try_from(end)) else {
+            return Err(corrupt(format!("a small blob of {size} bytes")));
+        };
+        Ok((size, (Bytes::from(bytes).slice(start..end), None)))
+    }
+}
+
+#[async_trait]
+impl Store for DiskStore {
+    async fn info(&self) -> Result<StoreInfo, StoreError> {
+        Ok(StoreInfo {
+            store_id: Some(self.id.clone()),
+            kind: PeerKind::Store,
+            version: concat!("blobferry ", env!("CARGO_PKG_VERSION"), " (disk)").to_owned(),
+            functions: DigestFunction::ALL.to_vec(),
+            max_blob_bytes: None,
+            max_message_bytes: None,
+            abilities: Abilities {
+                stat: true,
+                fetch: true,
+                enumerate: true,
+                replace: true,
+                packed: false,
+                verify: false,
+            },
+        })
+    }
+
+    async fn stat(&self, blobs: &[BlobRef]) -> Result<Vec<BlobMeta>, StoreError> {
+        if blobs.len() > STAT_BLOBS {
+            return Err(StoreError::Invalid(format!("{} refs at once; ask for at most {STAT_BLOBS}", blobs.len())));
+        }
+        let blobs = blobs.to_vec();
+        let shared = self.shared.clone();
+        let found = move || {
+            let records = shared.index.get_many(&blobs).into_iter();
+            let metas =
+                records.zip(blobs).map(|(record, blob)| Ok(record?.map(|Record { size, .. }| BlobMeta { blob, size })));
+            metas.filter_map(Result::transpose).collect()
+        };
+        self.io.run(found).await
+    }
+
+    async fn fetch(&self, blob: BlobRef, range: ByteRange) -> Result<Fetched, StoreError> {
+        let shared = self.shared.clone();
+        let (size, (first, rest)) = self.io.run(move || shared.read(blob, range)).await?;
+        if first.is_empty() {
+            return Ok(Fetched { size, bytes: stream::empty().boxed() });
+        }
+        let first = stream::once(std::future::ready(Ok(first)));
+        let bytes = match rest {
+            Some(reader) => first.chain(self.chunks(self.io.start(move || read_chunk(reader)).await?)).boxed(),
+            None => first.boxed(),
+        };
+        Ok(Fetched { size, bytes })
+    }
+
+    async fn receive(&self, put: Put, mut bytes: ByteStream) -> Result<Received, StoreError> {
+        if put.size.is_some_and(|stated| stated > SMALL_BYTES as u64) {
+            return self.receive_file(&put, BytesMut::with_capacity(WRITE_BYTES), bytes).await;
+        }
+        // Most small blobs come in one chunk, which is kept as it is.
+        let mut only = Bytes::new();
+        let mut many = BytesMut::new();
+        while let Some(chunk) = bytes.next().await {
+            let chunk = chunk.map_err(|error| StoreError::Input(Box::new(error)))?;
+            if only.is_empty() && many.is_empty() {
+                only = chunk;
+            } else {
+                many.extend_from_slice(&std::mem::take(&mut only));
+                many.extend_from_slice(&chunk);
+            }
+            let came = only.len() + many.len();
+            if let Some(stated) = put.size
+                && came as u64 > stated
+            {
+                return Err(Mismatch::TooLong { stated }.into());
+            }
+            if came > SMALL_BYTES {
+                many.extend_from_slice(&only);
+                return self.receive_file(&put, many, bytes).await;
+            }
+        }
+        let whole = if many.is_empty() { only } else { many.freeze() };
+        self.receive_small(&put, whole).await
+    }
+
+    async fn enumerate(&self, range: EnumerateRange) -> Result<Enumeration, StoreError> {
+        let (from, to) = keys_of(&range);
+        let cursor = Cursor { shared: self.shared.clone(), io: self.io.clone(), from, to, left: range.limit, count: 0 };
+        let pages = stream::unfold(Some(cursor), |cursor| async move {
+            match cursor?.page().await {
+                Ok((page, next)) => Some((Ok(page), next)),
+                Err(error) => Some((Err(error), None)),
+            }
+        });
+        Ok(pages.boxed())
+    }
+}
+
+/// Where an enumeration stands.
+struct Cursor {
+    shared: Arc<Shared>,
+    io: Io,
+    from: Vec<u8>,
+    to: Vec<u8>,
+    /// How many more blobs the limit allows.
+    left: Option<u64>,
+    count: u64,
+}
+
+impl Cursor {
+    /// The next page, and the cursor behind it if the enumeration goes on.
+    async fn page(mut self) -> Result<(EnumeratePage, Option<Self>), StoreError> {
+        let left = self.left.and_then(|left| usize::try_from(left).ok()).unwrap_or(usize::MAX);
+        let (shared, from, to) = (self.shared.clone(), std::mem::take(&mut self.from), self.to.clone());
+        let page = self.io.run(move || shared.index.page(&from, &to, left.min(PAGE_BLOBS))).await?;
+        let found = page.blobs.len() as u64;
+        self.count += found;
+        self.left = self.left.map(|left| left.saturating_sub(found));
+        match page.next {
+            Some(next) if self.left != Some(0) => {
+                self.from = next;
+                Ok((EnumeratePage { blobs: page.blobs, ..EnumeratePage::default() }, Some(self)))
+            }
+            next => {
+                let end = EnumerateEnd { count: self.count, complete: next.is_none() };
+                Ok((EnumeratePage { blobs: page.blobs, unknown: Vec::new(), end: Some(end) }, None))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,250 @@
+//! A store in memory: for tests, demonstrations and simulations. It forgets everything when it is dropped.
+//!
+//! Its capacity bounds all the bytes it holds, those of blobs that are still coming in included.
+
+use super::bounds::keys_of;
+use super::{
+    Abilities, ByteRange, ByteStream, Disposition, EnumerateEnd, EnumeratePage, EnumerateRange, Enumeration, Fetched,
+    PeerKind, Put, Received, Store, StoreError, StoreInfo,
+};
+use crate::blob::{BlobMeta, BlobRef, DigestFunction, Verifier};
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
+use futures::stream;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Blobs in a page of an enumeration, at most.
+const PAGE_BLOBS: usize = 1000;
+
+/// Bytes in a chunk that is read, at most.
+const CHUNK_BYTES: usize = 256 * 1024;
+
+/// A store that holds its blobs in memory.
+#[derive(Debug)]
+pub struct MemoryStore {
+    id: String,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    capacity: u64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// By key, so that the order is that of the refs' text.
+    blobs: BTreeMap<Vec<u8>, Bytes>,
+    /// Bytes of all blobs, and of those coming in.
+    used: u64,
+}
+
+impl MemoryStore {
+    /// An empty store with a random id, for at most this many bytes.
+    pub fn new(capacity: u64) -> Self {
+        Self::with_id(format!("{:032x}", rand::random::<u128>()), capacity)
+    }
+
+    /// An empty store of this id, for at most this many bytes.
+    pub fn with_id(id: impl Into<String>, capacity: u64) -> Self {
+        Self { id: id.into(), shared: Arc::new(Shared { capacity, state: Mutex::default() }) }
+    }
+
+    /// The number of blobs that it holds.
+    pub fn len(&self) -> usize {
+        self.shared.lock().blobs.len()
+    }
+
+    /// Whether it holds no blob.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Every change under the lock is complete in itself, so a panic elsewhere leaves nothing half done.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn page(&self, from: &[u8], to: &[u8], max: usize) -> Page {
+        let mut page = Page { blobs: Vec::new(), next: None };
+        if from >= to {
+            return page;
+        }
+        let state = self.lock();
+        for (key, bytes) in state.blobs.range(from.to_vec()..to.to_vec()) {
+            if page.blobs.len() == max {
+                page.next = Some(key.clone());
+                break;
+            }
+            if let Some(blob) = BlobRef::from_key(key) {
+                page.blobs.push(BlobMeta { blob, size: bytes.len() as u64 });
+            }
+        }
+        page
+    }
+}
+
+struct Page {
+    blobs: Vec<BlobMeta>,
+    /// The first key in the range behind the page.
+    next: Option<Vec<u8>>,
+}
+
+/// Room taken for a blob that is coming in; given back unless it was kept.
+struct Room<'a> {
+    shared: &'a Shared,
+    bytes: u64,
+}
+
+impl Room<'_> {
+    fn grow(&mut self, more: u64) -> Result<(), StoreError> {
+        let mut state = self.shared.lock();
+        if more > self.shared.capacity.saturating_sub(state.used) {
+            return Err(StoreError::NoSpace(format!("its capacity is {} bytes", self.shared.capacity)));
+        }
+        state.used += more;
+        self.bytes += more;
+        Ok(())
+    }
+}
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        self.shared.lock().used -= self.bytes;
+    }
+}
+
+#[async_trait]
+impl Store for MemoryStore {
+    async fn info(&self) -> Result<StoreInfo, StoreError> {
+        Ok(StoreInfo {
+            store_id: Some(self.id.clone()),
+            kind: PeerKind::Store,
+            version: concat!("blobferry ", env!("CARGO_PKG_VERSION"), " (memory)").to_owned(),
+            functions: DigestFunction::ALL.to_vec(),
+            max_blob_bytes: None,
+            max_message_bytes: None,
+            abilities: Abilities {
+                stat: true,
+                fetch: true,
+                enumerate: true,
+                replace: true,
+                packed: false,
+                verify: false,
+            },
+        })
+    }
+
+    async fn stat(&self, blobs: &[BlobRef]) -> Result<Vec<BlobMeta>, StoreError> {
+        let state = self.shared.lock();
+        let size_of = |blob: &BlobRef| state.blobs.get(&blob.to_key()).map(|bytes| bytes.len() as u64);
+        Ok(blobs.iter().filter_map(|blob| size_of(blob).map(|size| BlobMeta { blob: *blob, size })).collect())
+    }
+
+    async fn fetch(&self, blob: BlobRef, range: ByteRange) -> Result<Fetched, StoreError> {
+        let Some(bytes) = self.shared.lock().blobs.get(&blob.to_key()).cloned() else {
+            return Err(StoreError::Missing(blob));
+        };
+        let size = bytes.len() as u64;
+        let (start, end) = range.within(size)?;
+        let (Ok(start), Ok(end)) = (usize::try_from(start), usize::try_from(end)) else {
+            return Err(StoreError::Invalid(format!("the range does not lie in the blob's {size} bytes")));
+        };
+        let mut rest = bytes.slice(start..end);
+        let chunks = std::iter::from_fn(move || {
+            let chunk = rest.split_to(rest.len().min(CHUNK_BYTES));
+            (!chunk.is_empty()).then_some(Ok(chunk))
+        });
+        Ok(Fetched { size, bytes: stream::iter(chunks).boxed() })
+    }
+
+    async fn receive(&self, put: Put, mut bytes: ByteStream) -> Result<Received, StoreError> {
+        let key = put.blob.to_key();
+        let keep = put.replace || !self.shared.lock().blobs.contains_key(&key);
+        let mut verifier = Verifier::new(put.blob, put.size);
+        let mut room = Room { shared: &self.shared, bytes: 0 };
+        let mut whole = BytesMut::new();
+        while let Some(chunk) = bytes.next().await {
+            let chunk = chunk.map_err(|error| StoreError::Input(Box::new(error)))?;
+            verifier.update(&chunk)?;
+            if keep {
+                room.grow(chunk.len() as u64)?;
+                whole.extend_from_slice(&chunk);
+            }
+        }
+        let size = verifier.finish()?;
+        let mut was_new = false;
+        if keep {
+            // What is inserted keeps its room; what it pushes out, or an equal blob that came first, gives its own back.
+            let mut state = self.shared.lock();
+            let known = state.blobs.contains_key(&key);
+            was_new = !known;
+            if put.replace || !known {
+                let old = state.blobs.insert(key, whole.freeze());
+                room.bytes = old.map_or(0, |old| old.len() as u64);
+            }
+            drop(state);
+        }
+        Ok(Received { blob: put.blob, size, disposition: Disposition::Stored, was_new })
+    }
+
+    async fn enumerate(&self, range: EnumerateRange) -> Result<Enumeration, StoreError> {
+        let (from, to) = keys_of(&range);
+        let shared = self.shared.clone();
+        let mut next = Some(from);
+        let mut left = range.limit;
+        let mut count = 0;
+        let pages = std::iter::from_fn(move || {
+            let from = next.take()?;
+            let max =
+                left.map_or(PAGE_BLOBS, |left| usize::try_from(left).map_or(PAGE_BLOBS, |left| left.min(PAGE_BLOBS)));
+            let page = shared.page(&from, &to, max);
+            let found = page.blobs.len() as u64;
+            count += found;
+            left = left.map(|left| left.saturating_sub(found));
+            let complete = page.next.is_none();
+            let end = (complete || left == Some(0)).then_some(EnumerateEnd { count, complete });
+            if end.is_none() {
+                next = page.next;
+            }
+            Some(Ok(EnumeratePage { blobs: page.blobs, unknown: Vec::new(), end }))
+        });
+        Ok(stream::iter(pages).boxed())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::MemoryStore;
+    use crate::blob::DigestFunction;
+    use crate::store::{Put, Store, StoreError, conformance};
+    use bytes::Bytes;
+    use futures::StreamExt;
+    use futures::stream;
+
+    #[tokio::test]
+    async fn conforms() {
+        conformance::assert_passes(&MemoryStore::new(1 << 30)).await;
+    }
+
+    #[tokio::test]
+    async fn a_full_store_says_so_and_gives_room_back() {
+        let store = MemoryStore::new(10);
+        let put = |bytes: &'static [u8], came: &'static [u8]| {
+            let put = Put { blob: DigestFunction::Sha256.ref_of(bytes), size: None, replace: false };
+            store.receive(put, stream::iter([Ok(Bytes::from_static(came))]).boxed())
+        };
+        assert!(matches!(put(b"01234567890", b"01234567890").await, Err(StoreError::NoSpace(_))));
+        assert!(matches!(put(b"0123456", b"abcdefg").await, Err(StoreError::Mismatch(_))));
+        put(b"012345", b"012345").await.unwrap();
+        assert!(matches!(put(b"abcde", b"abcde").await, Err(StoreError::NoSpace(_))));
+        put(b"012345", b"012345").await.unwrap();
+        put(b"abcd", b"abcd").await.unwrap();
+        assert_eq!(store.len(), 2);
+    }
+}
