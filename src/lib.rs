@@ -12,7 +12,10 @@ pub mod fault;
 pub mod pb;
 pub mod telemetry;
 // Floor 1: ports
+pub mod grpc;
 pub mod queue;
 pub mod store;
 // Floor 2: work
 pub mod sync;
+// Floor 3: surfaces
+pub mod store_server;
