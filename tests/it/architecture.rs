@@ -37,7 +37,11 @@ fn imports(source: &str, root: &str) -> Vec<Vec<String>> {
     let code: String = source.lines().map(|line| line.split("//").next().unwrap_or("")).collect::<Vec<_>>().join("\n");
     let mut found = Vec::new();
     for (at, _) in code.match_indices(root) {
-        if code[..at].chars().next_back().is_some_and(|before| before.is_alphanumeric() || before == '_' || before == ':') {
+        if code[..at]
+            .chars()
+            .next_back()
+            .is_some_and(|before| before.is_alphanumeric() || before == '_' || before == ':')
+        {
             continue;
         }
         let rest = &code[at + root.len()..];
@@ -93,10 +97,9 @@ fn every_file_keeps_to_its_floor() {
         for path in imports(&source, root) {
             let path: Vec<&str> = path.iter().map(String::as_str).collect();
             match home(&floors, &path) {
-                Some((target, floor)) if floor > own_floor => wrong.push(format!(
-                    "{}: {own_home} imports {target}, which stands below it",
-                    relative.display()
-                )),
+                Some((target, floor)) if floor > own_floor => {
+                    wrong.push(format!("{}: {own_home} imports {target}, which stands below it", relative.display()))
+                }
                 Some(_) => {}
                 None => wrong.push(format!("{}: imports {} of no floor", relative.display(), path.join("::"))),
             }
@@ -108,7 +111,8 @@ fn every_file_keeps_to_its_floor() {
 #[test]
 fn an_import_from_below_is_noticed() {
     let floors = floors("```floors\nblob\nstore\nstore::disk\nworker\n```");
-    let found = imports("use crate::worker::Worker; // use crate::nothing\nfn f() { crate::store::disk::open() }", "crate::");
+    let found =
+        imports("use crate::worker::Worker; // use crate::nothing\nfn f() { crate::store::disk::open() }", "crate::");
     let homes: Vec<_> =
         found.iter().map(|path| home(&floors, &path.iter().map(String::as_str).collect::<Vec<_>>())).collect();
     assert_eq!(homes, [Some(("worker", 3)), Some(("store::disk", 2))]);
