@@ -14,19 +14,14 @@ pub use sentence::{RouteFacts, overall, peer_status, queue_status, route_status}
 pub use trend::{Samples, Trend};
 
 use crate::announce::{Backlog, Route};
-use crate::blob::BlobRef;
-use crate::fault::{FaultKind, Side};
 use crate::peer::PeerSnapshot;
-use crate::queue::{Lane, RouteCounts};
+use crate::queue::RouteCounts;
 use crate::sync::SyncRecord;
-use std::sync::Arc;
+use crate::worker::{ErrorGroup, InProgress};
 use std::time::{Duration, SystemTime};
 
 /// The most copies in progress that are shown of a route.
 pub const MAX_COPIES: usize = 100;
-
-/// The most causes of faults that are shown of a route.
-pub const MAX_FAULTS: usize = 20;
 
 /// A replicator as it stands.
 #[derive(Clone, Debug)]
@@ -84,9 +79,9 @@ pub struct RouteStatus {
     /// What was done since this process started.
     pub since_start: Totals,
     /// Copies in progress, the longest-running first.
-    pub copies: Vec<CopyInProgress>,
+    pub copies: Vec<InProgress>,
     /// What went wrong of late, by cause, the latest first.
-    pub faults: Vec<FaultGroup>,
+    pub faults: Vec<ErrorGroup>,
     /// Copies that may run at a time.
     pub workers: usize,
     /// The sync that runs.
@@ -162,81 +157,6 @@ pub struct Totals {
     pub discarded: u64,
     /// Attempts that failed; absent: not counted.
     pub failed_attempts: Option<u64>,
-}
-
-/// A copy in progress.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CopyInProgress {
-    /// The blob.
-    pub blob: BlobRef,
-    /// How far it is.
-    pub stage: CopyStage,
-    /// Bytes that have passed.
-    pub bytes: u64,
-    /// The blob's size, where known.
-    pub size: Option<u64>,
-    /// When this attempt began.
-    pub start_time: SystemTime,
-    /// Which attempt it is, from 1.
-    pub attempt: u32,
-    /// The entry's lane.
-    pub lane: Lane,
-    /// Whether wrong bytes are being replaced.
-    pub repair: bool,
-}
-
-/// How far a copy is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CopyStage {
-    /// A store is being asked.
-    Opening,
-    /// Bytes flow.
-    Streaming,
-    /// The destination has yet to confirm, or a repair is read back.
-    Confirming,
-    /// The queue writes the outcome down.
-    Settling,
-}
-
-/// Something that went wrong.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FaultSeen {
-    /// What kind.
-    pub kind: FaultKind,
-    /// The configured name of the store at fault; empty: none.
-    pub peer: Arc<str>,
-    /// The gRPC code that came with it.
-    pub code: Option<tonic::Code>,
-    /// What happened; bounded.
-    pub message: String,
-    /// When.
-    pub time: SystemTime,
-}
-
-/// Faults of one cause.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FaultGroup {
-    /// The latest.
-    pub fault: FaultSeen,
-    /// How many since the process started.
-    pub count: u64,
-    /// When it first happened.
-    pub first: SystemTime,
-    /// The blob that it last happened to.
-    pub example: Option<BlobRef>,
-}
-
-/// What a worker tells of itself.
-#[derive(Clone, Debug, Default)]
-pub struct WorkerView {
-    /// Copies in progress.
-    pub copies: Vec<CopyInProgress>,
-    /// Faults by cause.
-    pub faults: Vec<FaultGroup>,
-    /// Attempts that failed since the process started.
-    pub failed_attempts: Option<u64>,
-    /// The side that copies have mostly waited for of late.
-    pub waits_for: Option<Side>,
 }
 
 /// A store as the replicator sees it.

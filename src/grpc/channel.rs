@@ -108,6 +108,12 @@ impl Channels {
                 Some(path) => {
                     let pem =
                         std::fs::read(path).map_err(|source| EndpointError::CaFile { path: path.clone(), source })?;
+                    // tonic passes over what it cannot read, and would trust nobody.
+                    if !String::from_utf8_lossy(&pem).contains("-----BEGIN CERTIFICATE-----") {
+                        let source =
+                            std::io::Error::new(std::io::ErrorKind::InvalidData, "it holds no PEM certificate");
+                        return Err(EndpointError::CaFile { path: path.clone(), source });
+                    }
                     ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem))
                 }
                 None => ClientTlsConfig::new().with_native_roots(),
@@ -127,5 +133,24 @@ impl Channels {
     pub fn data(&self) -> Channel {
         let next = self.next.fetch_add(1, Ordering::Relaxed);
         self.data[next % self.data.len()].clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Channels, EndpointError, PeerEndpoint};
+    use std::path::PathBuf;
+
+    #[tokio::test]
+    async fn an_endpoint_is_checked_without_connecting() {
+        let secure = PeerEndpoint::at("https://store.invalid:7080".parse().unwrap());
+        Channels::open(&secure).unwrap();
+        let missing = PeerEndpoint { ca_file: Some(PathBuf::from("/nonexistent/ca.pem")), ..secure.clone() };
+        assert!(matches!(Channels::open(&missing), Err(EndpointError::CaFile { .. })));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ca.pem");
+        std::fs::write(&path, "not a certificate").unwrap();
+        let wrong = PeerEndpoint { ca_file: Some(path), ..secure };
+        assert!(matches!(Channels::open(&wrong), Err(EndpointError::CaFile { .. })));
     }
 }

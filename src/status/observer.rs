@@ -1,21 +1,19 @@
 //! Gathers the figures of a picture. Asks no peer.
 
 use super::sentence::{RouteFacts, overall, peer_status, queue_status, route_status};
-use super::{MAX_COPIES, MAX_FAULTS, ReplicatorStatus, Samples, WorkerView};
+use super::{QueueState, QueueStatus, ReplicatorStatus, Samples};
 use crate::announce::{Announcer, Backlog, Gate, Route};
 use crate::clock::Clock;
 use crate::peer::Peer;
 use crate::queue::{Oldest, Queue, RouteCounts};
 use crate::sync::FullSyncs;
+use crate::worker::Worker;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 /// Stands for a number of free bytes that is not known.
 const UNKNOWN: u64 = u64::MAX;
-
-/// Gives what a route's worker tells of itself.
-pub type WorkerReport = Box<dyn Fn() -> WorkerView + Send + Sync>;
 
 /// A route that is watched.
 pub struct WatchedRoute {
@@ -23,8 +21,8 @@ pub struct WatchedRoute {
     pub route: Route,
     /// Copies that may run at a time.
     pub workers: usize,
-    /// Asks its worker; absent where it is disabled.
-    pub worker: Option<WorkerReport>,
+    /// Its worker; absent where it is disabled.
+    pub worker: Option<Arc<Worker>>,
 }
 
 /// A peer that is watched.
@@ -78,6 +76,11 @@ impl Observer {
         observer
     }
 
+    /// The wall clock.
+    pub fn now(&self) -> SystemTime {
+        self.parts.clock.now()
+    }
+
     /// Remembers the present figures, for rates. To be called about every second.
     pub fn sample(&self) {
         let now = self.parts.clock.monotonic();
@@ -95,7 +98,7 @@ impl Observer {
 
     /// Whether announcements would be accepted and written durably now, as far as can be told without trying.
     pub fn can_ack(&self) -> bool {
-        !self.parts.gate.is_shut() && self.queue().state == super::QueueState::Ok
+        !self.parts.gate.is_shut() && self.queue().state == QueueState::Ok
     }
 
     /// How everything stands. `names` are the routes that are asked for; empty: all.
@@ -134,11 +137,7 @@ impl Observer {
             let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
             samples[index].trend(self.parts.clock.monotonic(), backlog(&counts), &counts)
         };
-        let mut worker = watched.worker.as_ref().map(|report| report()).unwrap_or_default();
-        worker.copies.sort_by_key(|copy| copy.start_time);
-        worker.copies.truncate(MAX_COPIES);
-        worker.faults.sort_by_key(|group| std::cmp::Reverse(group.fault.time));
-        worker.faults.truncate(MAX_FAULTS);
+        let worker = watched.worker.as_ref().map(|worker| worker.report());
         let newest_sync = self.parts.syncs.last(&route.name);
         let last_sync = if self.parts.syncs.running(&route.name).is_some() {
             self.parts.syncs.list(&route.name, 2).await.ok().and_then(|mut list| (list.len() == 2).then(|| list.remove(1)))
@@ -150,7 +149,7 @@ impl Observer {
         RouteFacts { route, workers, counts, at_start, oldest, trend, worker, newest_sync, last_sync, draining }
     }
 
-    fn queue(&self) -> super::QueueStatus {
+    fn queue(&self) -> QueueStatus {
         let entries = self.parts.routes.iter().map(|watched| {
             let counts = self.parts.queue.counts(watched.route.id);
             backlog(&counts) + counts.fresh.parked.entries + counts.backfill.parked.entries
@@ -162,5 +161,5 @@ impl Observer {
 }
 
 fn backlog(counts: &RouteCounts) -> u64 {
-    Backlog::of(counts, None, SystemTime::UNIX_EPOCH + Duration::ZERO).tally.entries
+    Backlog::of(counts, None, SystemTime::UNIX_EPOCH).tally.entries
 }

@@ -2,16 +2,20 @@
 
 use super::words::{bytes, number, rate, several, since, span, tally};
 use super::{
-    LimitingFactor, PeerHealth, PeerStatus, QueueState, QueueStatus, ReplicatorState,
-    RouteState, RouteStatus, Totals, Trend, WorkerView,
+    LimitingFactor, MAX_COPIES, PeerHealth, PeerStatus, QueueState, QueueStatus, ReplicatorState, RouteState, RouteStatus,
+    Totals, Trend,
 };
 use crate::announce::{Backlog, Route};
 use crate::breaker::Phase;
-use crate::fault::Side;
+use crate::copy::Stage;
 use crate::peer::PeerSnapshot;
 use crate::queue::{Oldest, RouteCounts, Tally};
 use crate::sync::{SyncPhase, SyncRecord, SyncState};
+use crate::worker::{Activity, Report};
 use std::time::SystemTime;
+
+/// The causes of faults that a worker remembers.
+const MAX_CAUSES: usize = 20;
 
 /// The figures of a route, as they were gathered.
 pub struct RouteFacts<'a> {
@@ -27,8 +31,8 @@ pub struct RouteFacts<'a> {
     pub oldest: Oldest,
     /// Rates and direction.
     pub trend: Trend,
-    /// What its worker says.
-    pub worker: WorkerView,
+    /// What its worker says; absent where it has none.
+    pub worker: Option<Report>,
     /// The newest sync, running or not.
     pub newest_sync: Option<SyncRecord>,
     /// The sync before a running one.
@@ -39,6 +43,10 @@ pub struct RouteFacts<'a> {
 
 /// The picture of a route; `peers` are all peers.
 pub fn route_status(facts: RouteFacts<'_>, peers: &[PeerStatus], now: SystemTime) -> RouteStatus {
+    let queue_failed = match facts.worker.as_ref().map(|report| &report.activity) {
+        Some(Activity::QueueFailed(why)) => Some(why.clone()),
+        _ => None,
+    };
     let RouteFacts { route, workers, counts, at_start, oldest, trend, worker, newest_sync, last_sync, draining } = facts;
     let backlog = Backlog::of(&counts, oldest.fresh, now);
     let (running_sync, last_sync) = match newest_sync {
@@ -58,12 +66,18 @@ pub fn route_status(facts: RouteFacts<'_>, peers: &[PeerStatus], now: SystemTime
     } else {
         open.state()
     };
-    let detail = match state {
+    let mut detail = match state {
         RouteState::Disabled => disabled(&counts, backlog),
         RouteState::Draining => draining_text(&counts, backlog),
         _ => open.detail(state, &trend, oldest.next_due, now),
     };
-    let limiting = limiting(route, &open, &worker, workers, oldest.next_due, now);
+    if let Some(why) = queue_failed {
+        detail.push_str(&format!("; but the queue fails: {why}"));
+    }
+    let limiting = limiting(route, &open, worker.as_ref(), workers, oldest.next_due, now);
+    let (mut copies, faults) = worker.map(|report| (report.in_progress, report.errors)).unwrap_or_default();
+    copies.sort_by_key(|copy| copy.start);
+    copies.truncate(MAX_COPIES);
     RouteStatus {
         summary: format!("{}: {}{detail}", route.name, state.as_str()),
         route: route.clone(),
@@ -79,10 +93,11 @@ pub fn route_status(facts: RouteFacts<'_>, peers: &[PeerStatus], now: SystemTime
             copied: counts.copied.saturating_sub(at_start.copied),
             copied_bytes: counts.copied_bytes.saturating_sub(at_start.copied_bytes),
             discarded: counts.discarded.saturating_sub(at_start.discarded),
-            failed_attempts: worker.failed_attempts,
+            // A cause that was forgotten took its number with it.
+            failed_attempts: (faults.len() < MAX_CAUSES).then(|| faults.iter().map(|group| group.count).sum()),
         },
-        copies: worker.copies,
-        faults: worker.faults,
+        copies,
+        faults,
         workers,
         running_sync,
         last_sync,
@@ -195,7 +210,7 @@ fn draining_text(counts: &RouteCounts, backlog: Backlog) -> String {
 fn limiting(
     route: &Route,
     open: &Open<'_>,
-    worker: &WorkerView,
+    worker: Option<&Report>,
     workers: usize,
     next_due: Option<SystemTime>,
     now: SystemTime,
@@ -214,10 +229,15 @@ fn limiting(
     if ready > 0 && claimed >= workers as u64 {
         return Some(LimitingFactor::Workers);
     }
-    worker.waits_for.map(|side| match side {
-        Side::Source => LimitingFactor::SourceSlow,
-        Side::Destination => LimitingFactor::DestinationSlow,
-    })
+    let copies = &worker?.in_progress;
+    let most = |count: usize| 2 * count > copies.len();
+    let fetching = copies.iter().filter(|copy| copy.stage == Stage::Fetching).count();
+    let sent = copies.iter().filter(|copy| copy.stage == Stage::Writing && copy.size == Some(copy.bytes)).count();
+    match () {
+        () if most(fetching) => Some(LimitingFactor::SourceSlow),
+        () if most(sent) => Some(LimitingFactor::DestinationSlow),
+        () => None,
+    }
 }
 
 /// What is wrong with a peer whose breaker is not closed.

@@ -4,10 +4,11 @@ use super::{StoreServer, StoreServerSettings};
 use crate::blob::{BlobMeta, BlobRef, DigestFunction, Verifier};
 use crate::grpc::{MAX_DECODED_BYTES, PeerEndpoint, ServeSettings, base_routes, serve};
 use crate::pb::v1;
+use crate::store::memory::MemoryStore;
 use crate::store::remote::RemoteStore;
 use crate::store::{
     Abilities, ByteRange, ByteStream, Disposition, EnumerateEnd, EnumeratePage, EnumerateRange, Enumeration, Fetched,
-    PeerError, PeerKind, Put, Received, Store, StoreError, StoreInfo,
+    PeerError, PeerKind, Put, Received, Store, StoreError, StoreInfo, conformance,
 };
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -184,6 +185,20 @@ fn peer(error: StoreError) -> PeerError {
 async fn read(fetched: Fetched) -> Vec<u8> {
     let chunks: Vec<_> = fetched.bytes.collect().await;
     chunks.into_iter().flat_map(|chunk| chunk.unwrap().to_vec()).collect()
+}
+
+/// Over the wire a store is what it is without.
+#[tokio::test]
+async fn a_remote_store_conforms() {
+    let server = StoreServer::new(Arc::new(MemoryStore::new(1 << 30)), StoreServerSettings::default());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let uri = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+    let routes = server.add_to(base_routes().unwrap().0);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        serve(listener, routes, ServeSettings::default(), CancellationToken::new()).await.unwrap();
+    });
+    conformance::assert_passes(&RemoteStore::new(&PeerEndpoint::at(uri)).unwrap()).await;
 }
 
 #[tokio::test]

@@ -256,7 +256,7 @@ impl Merge {
             return Err(self.destination.error(ListingFault::NotAsked(other.blob)));
         }
         held.sort_unstable_by_key(|meta| meta.blob);
-        self.destination.push(EnumeratePage { blobs: held, end: None })?;
+        self.destination.push(EnumeratePage { blobs: held, ..EnumeratePage::default() })?;
         self.asked_up_to = asked.last().copied().max(self.asked_up_to);
         Ok(())
     }

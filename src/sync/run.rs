@@ -20,6 +20,9 @@ const BATCH: usize = 1000;
 /// Refs that a store is asked for at once: what `StatBlobs` takes.
 const QUESTIONS: usize = 10_000;
 
+/// The least time between two looks at the queue's figures.
+const BREATH: Duration = Duration::from_millis(20);
+
 /// How the destination is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Method {
@@ -303,8 +306,12 @@ impl Waits<'_> {
         let mut changes = self.parts.queue.subscribe(self.route.id);
         let wait = async {
             let poll = self.parts.settings.poll;
-            if let Ok(Err(_closed)) = tokio::time::timeout(poll, changes.changed()).await {
-                tokio::time::sleep(poll).await;
+            match tokio::time::timeout(poll, changes.changed()).await {
+                // Changes may come by the thousand in a second.
+                Ok(Ok(())) => tokio::time::sleep(poll.min(BREATH)).await,
+                // The queue is closed: nothing will change, and nothing will say so.
+                Ok(Err(_)) => tokio::time::sleep(poll).await,
+                Err(_) => {}
             }
         };
         self.unless_stopped(wait).await

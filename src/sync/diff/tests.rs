@@ -21,6 +21,7 @@ fn page(numbers: &[u8], end: Option<(u64, bool)>) -> EnumeratePage {
     EnumeratePage {
         blobs: numbers.iter().map(|number| meta(*number, 1)).collect(),
         end: end.map(|(count, complete)| EnumerateEnd { count, complete }),
+        ..EnumeratePage::default()
     }
 }
 
@@ -54,7 +55,7 @@ impl Listed {
         if ends {
             self.in_window = 0;
         }
-        merge.push(side, EnumeratePage { blobs, end }).unwrap();
+        merge.push(side, EnumeratePage { blobs, end, ..EnumeratePage::default() }).unwrap();
     }
 }
 

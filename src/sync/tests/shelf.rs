@@ -130,7 +130,7 @@ impl Stream {
             Some(Trouble::Miscounts(at)) if at == page => end = Some(EnumerateEnd { count: 1, complete }),
             _ => {}
         }
-        Some((Ok(EnumeratePage { blobs, end }), self))
+        Some((Ok(EnumeratePage { blobs, end, ..EnumeratePage::default() }), self))
     }
 }
 

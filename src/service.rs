@@ -1,0 +1,340 @@
+//! The replicator's own services: `BlobReceiverService` for announcements with bytes, `ReplicationService` for operators and
+//! for announcements without. Thin: decode, call, encode.
+//!
+//! An announcement is checked before its bytes are read, verified to the last byte, and queued on all its routes in one
+//! durable write before the answer. Whatever ends it earlier leaves nothing behind.
+
+mod encode;
+mod full_sync;
+
+use crate::announce::{AnnounceError, Announced, Announcement, Announcer, Gate, RouteTable};
+use crate::blob::{BlobRef, DigestFunction, Excerpt, RefError, Verifier};
+use crate::grpc::{
+    CallLimit, MAX_DECODED_BYTES, MAX_ITEMS, MAX_MESSAGE_BYTES, Reason, STREAM_IDLE, mismatch_status, pump,
+    queue_status, read_header, store_status, trace_context,
+};
+use crate::pb::{reason_text, std_duration, v1};
+use crate::queue::Pushed;
+use crate::status::Observer;
+use crate::store::ByteStream;
+use crate::sync::FullSyncs;
+use crate::telemetry::TraceContext;
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+use futures::{StreamExt, stream};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::metadata::MetadataMap;
+use tonic::service::Routes;
+use tonic::{Request, Response, Status, Streaming};
+use v1::blob_receiver_service_server::{BlobReceiverService, BlobReceiverServiceServer};
+use v1::replication_service_server::{ReplicationService, ReplicationServiceServer};
+
+/// The names by which health is asked for: both mean "announcements are accepted and written durably".
+pub const SERVICE_NAMES: [&str; 2] =
+    ["blobferry.v1.BlobReceiverService", "blobferry.v1.ReplicationService"];
+
+/// The time between two pictures of `WatchStatus`, where none is asked for.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The bounds of what may be asked for.
+const WATCH_INTERVALS: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
+
+/// Streams in progress, at most: announcements that send bytes, and watchers. Each may hold a message or two in memory.
+const MAX_CALLS: usize = 1024;
+
+/// The longest `traceparent` and `tracestate` that are looked at.
+const MAX_TRACE: usize = 512;
+
+/// What the services call.
+pub struct ServiceParts {
+    /// Names this replicator for ever.
+    pub replicator_id: String,
+    /// Takes announcements.
+    pub announcer: Arc<Announcer>,
+    /// The routes.
+    pub routes: Arc<RouteTable>,
+    /// The full syncs.
+    pub syncs: FullSyncs,
+    /// Takes pictures.
+    pub observer: Arc<Observer>,
+    /// Shut when the drain begins.
+    pub gate: Arc<Gate>,
+    /// Cancelled when the drain begins: watchers get one more picture, and then their end.
+    pub draining: CancellationToken,
+    /// Owns the tasks that drive response streams.
+    pub tasks: TaskTracker,
+}
+
+/// The services. Clones share everything.
+#[derive(Clone)]
+pub struct Service {
+    parts: Arc<ServiceParts>,
+    calls: CallLimit,
+}
+
+impl Service {
+    /// Services over these parts.
+    pub fn new(parts: ServiceParts) -> Self {
+        Self { parts: Arc::new(parts), calls: CallLimit::new(MAX_CALLS) }
+    }
+
+    /// Adds both services to what a server serves.
+    pub fn add_to(&self, routes: Routes) -> Routes {
+        let receiver = BlobReceiverServiceServer::new(self.clone())
+            .max_decoding_message_size(MAX_DECODED_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let replication = ReplicationServiceServer::new(self.clone())
+            .max_decoding_message_size(MAX_DECODED_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        routes.add_service(receiver).add_service(replication)
+    }
+
+    /// Announces these, in a task of its own: a caller that goes away does not leave a write half noted.
+    async fn announce(&self, source_store: &str, items: Vec<Announcement>) -> Result<Announced, Status> {
+        self.parts.announcer.announce(source_store, items).await.map_err(|error| announce_status(&error))
+    }
+
+    fn check_routes(&self, names: &[String]) -> Result<(), Status> {
+        for name in names.iter().filter(|name| !name.is_empty()) {
+            self.parts.routes.route(name).map_err(|error| announce_status(&error))?;
+        }
+        match names.iter().any(String::is_empty) {
+            // An empty name here would be the only route elsewhere; in a list it is a slip.
+            true => Err(crate::grpc::invalid_field("routes", "a name is empty; leave the list empty to mean all routes")),
+            false => Ok(()),
+        }
+    }
+}
+
+/// What a caller is told of an announcement that was not accepted, or of a name that stands for nothing.
+fn announce_status(error: &AnnounceError) -> Status {
+    let message = error.to_string();
+    match error {
+        AnnounceError::UnknownStore { known, .. } => {
+            Reason::UnknownStore.status_with(message, [("known", known.to_string())])
+        }
+        AnnounceError::AmbiguousStore { known } => {
+            Reason::AmbiguousStore.status_with(message, [("known", known.to_string())])
+        }
+        AnnounceError::NoEnabledRoute { store } => {
+            Reason::NoEnabledRoute.status_with(message, [("store", store.to_string())])
+        }
+        AnnounceError::UnknownRoute { known, .. } => {
+            Reason::UnknownRoute.status_with(message, [("known", known.to_string())])
+        }
+        AnnounceError::AmbiguousRoute { known } => {
+            Reason::AmbiguousRoute.status_with(message, [("known", known.to_string())])
+        }
+        AnnounceError::ShuttingDown => Reason::ShuttingDown.status(message),
+        AnnounceError::Queue(error) => queue_status(error),
+    }
+}
+
+#[async_trait]
+impl BlobReceiverService for Service {
+    async fn get_peer_info(
+        &self,
+        _request: Request<v1::GetPeerInfoRequest>,
+    ) -> Result<Response<v1::GetPeerInfoResponse>, Status> {
+        let peer_info = v1::PeerInfo {
+            store_id: self.parts.replicator_id.clone(),
+            kind: v1::PeerKind::Replicator.into(),
+            version: concat!("blobferry ", env!("CARGO_PKG_VERSION")).to_owned(),
+            digest_functions: DigestFunction::ALL.iter().map(|function| function.name().to_owned()).collect(),
+            max_blob_bytes: None,
+            max_message_bytes: Some(MAX_MESSAGE_BYTES as u64),
+            abilities: Vec::new(),
+            max_packed_bytes: None,
+        };
+        Ok(Response::new(v1::GetPeerInfoResponse { peer_info: Some(peer_info) }))
+    }
+
+    async fn receive_blob(
+        &self,
+        request: Request<Streaming<v1::ReceiveBlobRequest>>,
+    ) -> Result<Response<v1::ReceiveBlobResponse>, Status> {
+        let _permit = self.calls.enter()?;
+        let trace = trace_context(request.metadata());
+        let (header, bytes) = read_header(request.into_inner(), STREAM_IDLE).await?;
+        self.parts.announcer.check(&header.source_store).map_err(|error| announce_status(&error))?;
+        let size = verify(header.blob, header.size, bytes).await?;
+        let item = Announcement { blob: header.blob, size: Some(size), trace };
+        let announced = self.announce(&header.source_store, vec![item]).await?;
+        let outcomes = announced.pushed.into_iter().next().unwrap_or_default();
+        let was_new = outcomes.contains(&Pushed::Added);
+        let routes = announced.routes.iter().zip(outcomes).map(|((route, backlog), pushed)| v1::RouteEnqueued {
+            route: route.to_string(),
+            outcome: encode::push_outcome(pushed).into(),
+            backlog: Some(encode::backlog(backlog)),
+        });
+        Ok(Response::new(v1::ReceiveBlobResponse {
+            r#ref: header.blob.to_string(),
+            size_bytes: Some(size),
+            disposition: v1::Disposition::Enqueued.into(),
+            was_new,
+            routes: routes.collect(),
+        }))
+    }
+}
+
+/// Reads the bytes to their end and keeps none; their number, if they are those of the ref.
+async fn verify(blob: BlobRef, stated: Option<u64>, mut bytes: ByteStream) -> Result<u64, Status> {
+    let mut verifier = Verifier::new(blob, stated);
+    while let Some(chunk) = bytes.next().await {
+        let chunk = chunk.map_err(|error| store_status(&error, Some(&blob)))?;
+        verifier.update(&chunk).map_err(|mismatch| mismatch_status(&blob, &mismatch))?;
+    }
+    verifier.finish().map_err(|mismatch| mismatch_status(&blob, &mismatch))
+}
+
+#[async_trait]
+impl ReplicationService for Service {
+    type WatchStatusStream = BoxStream<'static, Result<v1::WatchStatusResponse, Status>>;
+
+    async fn status(&self, request: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
+        let names = request.into_inner().routes;
+        self.check_routes(&names)?;
+        let status = encode::replicator(&self.parts.observer.picture(&names).await);
+        Ok(Response::new(v1::StatusResponse { status: Some(status) }))
+    }
+
+    async fn watch_status(
+        &self,
+        request: Request<v1::WatchStatusRequest>,
+    ) -> Result<Response<Self::WatchStatusStream>, Status> {
+        let permit = self.calls.enter()?;
+        let request = request.into_inner();
+        self.check_routes(&request.routes)?;
+        let interval = match &request.interval {
+            None => WATCH_INTERVAL,
+            Some(interval) => std_duration(interval)
+                .ok_or_else(|| crate::grpc::invalid_field("interval", "a span of time is not negative"))?
+                .clamp(*WATCH_INTERVALS.start(), *WATCH_INTERVALS.end()),
+        };
+        let watch = Watch { parts: self.parts.clone(), names: request.routes, interval, next: Next::Picture };
+        let pictures = stream::unfold(watch, |mut watch| async move { Some((watch.next().await?, watch)) });
+        Ok(Response::new(pump(&self.parts.tasks, permit, STREAM_IDLE, pictures).boxed()))
+    }
+
+    async fn trigger_full_sync(
+        &self,
+        request: Request<v1::TriggerFullSyncRequest>,
+    ) -> Result<Response<v1::TriggerFullSyncResponse>, Status> {
+        full_sync::trigger(&self.parts, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn get_full_sync(
+        &self,
+        request: Request<v1::GetFullSyncRequest>,
+    ) -> Result<Response<v1::GetFullSyncResponse>, Status> {
+        full_sync::get(&self.parts, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn enqueue_blobs(
+        &self,
+        request: Request<v1::EnqueueBlobsRequest>,
+    ) -> Result<Response<v1::EnqueueBlobsResponse>, Status> {
+        let _permit = self.calls.enter()?;
+        let call_trace = trace_context(request.metadata());
+        let v1::EnqueueBlobsRequest { source_store, items } = request.into_inner();
+        self.parts.announcer.check(&source_store).map_err(|error| announce_status(&error))?;
+        if items.len() > MAX_ITEMS {
+            let count = items.len();
+            return Err(Reason::TooManyItems.status(format!("{count} items; at most {MAX_ITEMS} fit one request")));
+        }
+        let mut parsed: Vec<Result<BlobRef, RefError>> = Vec::with_capacity(items.len());
+        let mut announcements = Vec::with_capacity(items.len());
+        for item in &items {
+            let blob = item.r#ref.parse();
+            if let Ok(blob) = blob {
+                let trace = item_trace(item).or_else(|| call_trace.clone());
+                announcements.push(Announcement { blob, size: item.size_bytes, trace });
+            }
+            parsed.push(blob);
+        }
+        let announced = self.announce(&source_store, announcements).await?;
+        let mut pushed = announced.pushed.iter();
+        let results = parsed.into_iter().zip(&items).map(|(parsed, item)| match parsed {
+            Ok(blob) => v1::EnqueueResult {
+                r#ref: blob.to_string(),
+                routes: encode::route_pushes(&announced.routes, pushed.next().map_or(&[], Vec::as_slice)),
+                error: None,
+            },
+            Err(error) => v1::EnqueueResult {
+                r#ref: Excerpt::of(&item.r#ref).to_string(),
+                routes: Vec::new(),
+                error: Some(v1::BlobError {
+                    code: Reason::InvalidRef.code().into(),
+                    reason: reason_text(v1::ErrorReason::InvalidRef).to_owned(),
+                    message: error.to_string(),
+                }),
+            },
+        });
+        let results = results.collect();
+        let backlogs = announced.routes.iter().map(|(route, backlog)| v1::RouteBacklog {
+            route: route.to_string(),
+            backlog: Some(encode::backlog(backlog)),
+        });
+        Ok(Response::new(v1::EnqueueBlobsResponse { results, backlogs: backlogs.collect() }))
+    }
+}
+
+/// The trace context of an item, checked as that of a call is.
+fn item_trace(item: &v1::EnqueueItem) -> Option<TraceContext> {
+    if item.traceparent.is_empty() || item.traceparent.len() > MAX_TRACE {
+        return None;
+    }
+    let mut metadata = MetadataMap::new();
+    metadata.insert("traceparent", item.traceparent.parse().ok()?);
+    if item.tracestate.len() <= MAX_TRACE
+        && let Ok(tracestate) = item.tracestate.parse()
+    {
+        metadata.insert("tracestate", tracestate);
+    }
+    trace_context(&metadata)
+}
+
+/// A `WatchStatus` in progress.
+struct Watch {
+    parts: Arc<ServiceParts>,
+    names: Vec<String>,
+    interval: Duration,
+    next: Next,
+}
+
+enum Next {
+    Picture,
+    Wait,
+    Goodbye,
+    Nothing,
+}
+
+impl Watch {
+    async fn next(&mut self) -> Option<Result<v1::WatchStatusResponse, Status>> {
+        if matches!(self.next, Next::Wait) {
+            tokio::select! {
+                () = tokio::time::sleep(self.interval) => {}
+                () = self.parts.draining.cancelled() => {}
+            }
+        }
+        match self.next {
+            Next::Picture | Next::Wait => {
+                // The last picture shows the drain.
+                self.next = if self.parts.draining.is_cancelled() { Next::Goodbye } else { Next::Wait };
+                let status = encode::replicator(&self.parts.observer.picture(&self.names).await);
+                Some(Ok(v1::WatchStatusResponse { status: Some(status) }))
+            }
+            Next::Goodbye => {
+                self.next = Next::Nothing;
+                Some(Err(announce_status(&AnnounceError::ShuttingDown)))
+            }
+            Next::Nothing => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

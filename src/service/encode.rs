@@ -1,0 +1,336 @@
+//! Pictures, records and outcomes, as the wire has them. Counters are always set, so that zeros show in JSON.
+
+use crate::announce::Backlog;
+use crate::breaker::Phase;
+use crate::copy::Stage;
+use crate::fault::FaultKind;
+use crate::pb::{duration, timestamp, v1};
+use crate::peer::PeerSnapshot;
+use crate::queue::{Lane, LaneCounts, Pushed, RouteCounts, Tally};
+use crate::status::{
+    LimitingFactor, PeerHealth, PeerStatus, QueueState, QueueStatus, ReplicatorState, ReplicatorStatus, RouteState,
+    RouteStatus, Totals,
+};
+use crate::store::{Abilities, PeerKind, StoreInfo, code_name};
+use crate::sync::{SyncMode, SyncRecord, SyncState};
+use crate::worker::{ErrorGroup, InProgress};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+pub(super) fn push_outcome(pushed: Pushed) -> v1::PushOutcome {
+    match pushed {
+        Pushed::Added => v1::PushOutcome::Added,
+        Pushed::AlreadyQueued => v1::PushOutcome::AlreadyQueued,
+        Pushed::Hastened => v1::PushOutcome::Hastened,
+        Pushed::Revived => v1::PushOutcome::Revived,
+        Pushed::Succeeds => v1::PushOutcome::Succeeds,
+    }
+}
+
+pub(super) fn route_pushes(routes: &[(Arc<str>, Backlog)], pushed: &[Pushed]) -> Vec<v1::RoutePush> {
+    let pairs = routes.iter().zip(pushed);
+    pairs
+        .map(|((route, _), pushed)| v1::RoutePush { route: route.to_string(), outcome: push_outcome(*pushed).into() })
+        .collect()
+}
+
+pub(super) fn backlog(backlog: &Backlog) -> v1::Backlog {
+    v1::Backlog {
+        entries: Some(backlog.tally.entries),
+        bytes: Some(backlog.tally.bytes),
+        unknown_size_entries: Some(backlog.tally.unknown_size),
+        lag: Some(duration(backlog.lag)),
+    }
+}
+
+pub(super) fn replicator(status: &ReplicatorStatus) -> v1::ReplicatorStatus {
+    let state = match status.state {
+        ReplicatorState::Ok => v1::ReplicatorState::Ok,
+        ReplicatorState::Attention => v1::ReplicatorState::Attention,
+        ReplicatorState::NotAccepting => v1::ReplicatorState::NotAccepting,
+        ReplicatorState::Draining => v1::ReplicatorState::Draining,
+    };
+    v1::ReplicatorStatus {
+        summary: status.summary.clone(),
+        state: state.into(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        start_time: Some(timestamp(status.start_time)),
+        snapshot_time: Some(timestamp(status.snapshot_time)),
+        routes: status.routes.iter().map(|route| self::route(route, status.snapshot_time)).collect(),
+        peers: status.peers.iter().map(peer).collect(),
+        queue: Some(queue(&status.queue)),
+    }
+}
+
+fn route(status: &RouteStatus, now: SystemTime) -> v1::RouteStatus {
+    let state = match status.state {
+        RouteState::InSync => v1::RouteState::InSync,
+        RouteState::Copying => v1::RouteState::Copying,
+        RouteState::Syncing => v1::RouteState::Syncing,
+        RouteState::Parked => v1::RouteState::Parked,
+        RouteState::Retrying => v1::RouteState::Retrying,
+        RouteState::Blocked => v1::RouteState::Blocked,
+        RouteState::Draining => v1::RouteState::Draining,
+        RouteState::Disabled => v1::RouteState::Disabled,
+    };
+    let limiting = match status.limiting {
+        None => v1::LimitingFactor::Unspecified,
+        Some(LimitingFactor::Idle) => v1::LimitingFactor::Idle,
+        Some(LimitingFactor::Paused) => v1::LimitingFactor::Paused,
+        Some(LimitingFactor::Workers) => v1::LimitingFactor::Workers,
+        Some(LimitingFactor::SourceSlow) => v1::LimitingFactor::SourceSlow,
+        Some(LimitingFactor::DestinationSlow) => v1::LimitingFactor::DestinationSlow,
+        Some(LimitingFactor::Breaker) => v1::LimitingFactor::Breaker,
+    };
+    let RouteCounts { confirmed, copied, copied_bytes, discarded, .. } = status.counts;
+    v1::RouteStatus {
+        name: status.route.name.to_string(),
+        summary: status.summary.clone(),
+        state: state.into(),
+        from: status.route.from.to_string(),
+        to: status.route.to.to_string(),
+        lag: Some(duration(status.backlog.lag)),
+        oldest_backfill_age: status.oldest_backfill_age.map(duration),
+        oldest_retrying_age: None,
+        oldest_parked_age: None,
+        next_retry_time: status.next_retry_time.map(timestamp),
+        limiting_factor: limiting.into(),
+        backlog_growing: status.trend.growing,
+        copied_blobs_per_second: Some(status.trend.blobs_per_second),
+        copied_bytes_per_second: Some(status.trend.bytes_per_second),
+        eta: status.trend.eta(status.backlog.tally.entries).map(duration),
+        queued: Some(v1::QueueCounts {
+            fresh: Some(lane_counts(&status.counts.fresh)),
+            backfill: Some(lane_counts(&status.counts.backfill)),
+        }),
+        since_start: Some(totals(&status.since_start)),
+        all_time: Some(totals(&Totals { confirmed, copied, copied_bytes, discarded, failed_attempts: None })),
+        copies: status.copies.iter().map(copy).collect(),
+        recent_faults: status.faults.iter().map(fault_group).collect(),
+        limits: Some(v1::RouteLimits {
+            workers: Some(u32::try_from(status.workers).unwrap_or(u32::MAX)),
+            bytes_per_second: None,
+            blobs_per_second: None,
+        }),
+        running_sync: status.running_sync.as_ref().map(|sync| full_sync(sync, now)),
+        last_sync: status.last_sync.as_ref().map(|sync| full_sync(sync, now)),
+    }
+}
+
+fn lane_counts(counts: &LaneCounts) -> v1::LaneCounts {
+    v1::LaneCounts {
+        ready: Some(tally(&counts.ready)),
+        claimed: Some(tally(&counts.claimed)),
+        retrying: Some(tally(&counts.retrying)),
+        parked: Some(tally(&counts.parked)),
+    }
+}
+
+fn tally(tally: &Tally) -> v1::Tally {
+    v1::Tally {
+        entries: Some(tally.entries),
+        bytes: Some(tally.bytes),
+        unknown_size_entries: Some(tally.unknown_size),
+    }
+}
+
+fn totals(totals: &Totals) -> v1::RouteTotals {
+    v1::RouteTotals {
+        confirmed_blobs: Some(totals.confirmed),
+        copied_blobs: Some(totals.copied),
+        copied_bytes: Some(totals.copied_bytes),
+        discarded_blobs: Some(totals.discarded),
+        failed_attempts: totals.failed_attempts,
+    }
+}
+
+fn copy(copy: &InProgress) -> v1::CopyInProgress {
+    let stage = match copy.stage {
+        Stage::Asking | Stage::Fetching => v1::CopyStage::Opening,
+        Stage::Writing if copy.size == Some(copy.bytes) => v1::CopyStage::Confirming,
+        Stage::Writing => v1::CopyStage::Streaming,
+        Stage::Verifying => v1::CopyStage::Confirming,
+        Stage::Settling => v1::CopyStage::Settling,
+    };
+    let lane = match copy.lane {
+        Lane::Fresh => v1::Lane::Fresh,
+        Lane::Backfill => v1::Lane::Backfill,
+    };
+    v1::CopyInProgress {
+        r#ref: copy.blob.to_string(),
+        stage: stage.into(),
+        bytes: Some(copy.bytes),
+        size_bytes: copy.size,
+        start_time: Some(timestamp(copy.start)),
+        attempt: copy.attempt,
+        lane: lane.into(),
+        repair: copy.repair,
+    }
+}
+
+fn fault_group(group: &ErrorGroup) -> v1::FaultGroup {
+    let fault = v1::Fault {
+        kind: fault_kind(Some(group.kind)),
+        peer: group.peer.to_string(),
+        code: group.code.map(code_name).unwrap_or_default().to_owned(),
+        message: group.message.clone(),
+        time: Some(timestamp(group.last)),
+    };
+    v1::FaultGroup {
+        fault: Some(fault),
+        count: Some(group.count),
+        first_time: Some(timestamp(group.first)),
+        last_time: Some(timestamp(group.last)),
+        example_ref: group.example.map(|blob| blob.to_string()).unwrap_or_default(),
+    }
+}
+
+/// The numbers are the same on the wire; a test in `pb` holds them to it.
+fn fault_kind(kind: Option<FaultKind>) -> i32 {
+    kind.map_or(0, |kind| i32::from(kind.number()))
+}
+
+fn peer(status: &PeerStatus) -> v1::PeerStatus {
+    let PeerSnapshot { name, info, phase, reason, since, next_probe, last_error, .. } = &status.snapshot;
+    let health = match status.health {
+        PeerHealth::Unknown => v1::PeerHealth::Unspecified,
+        PeerHealth::Reachable => v1::PeerHealth::Reachable,
+        PeerHealth::Unreachable => v1::PeerHealth::Unreachable,
+        PeerHealth::Unsuitable => v1::PeerHealth::Unsuitable,
+    };
+    let state = match phase {
+        Phase::Closed => v1::BreakerState::Closed,
+        Phase::Open => v1::BreakerState::Open,
+        Phase::Probing => v1::BreakerState::HalfOpen,
+    };
+    let peer_fault = |kind, message: &str, time: SystemTime| v1::Fault {
+        kind: fault_kind(Some(kind)),
+        peer: name.to_string(),
+        code: String::new(),
+        message: message.to_owned(),
+        time: Some(timestamp(time)),
+    };
+    v1::PeerStatus {
+        name: name.to_string(),
+        summary: status.summary.clone(),
+        health: health.into(),
+        endpoint: status.endpoint.clone(),
+        peer_info: info.as_ref().map(peer_info),
+        peer_info_time: None,
+        store_id_checked: info.as_ref().map(|info| info.store_id.is_some()),
+        breaker: Some(v1::Breaker {
+            state: state.into(),
+            reason: reason.as_ref().map(|reason| reason.message.clone()).unwrap_or_default(),
+            since_time: Some(timestamp(*since)),
+            next_probe_time: next_probe.map(timestamp),
+            cause: reason.as_ref().map(|reason| peer_fault(reason.kind, &reason.message, *since)),
+        }),
+        last_fault: last_error.as_ref().map(|(reason, time)| peer_fault(reason.kind, &reason.message, *time)),
+    }
+}
+
+fn peer_info(info: &StoreInfo) -> v1::PeerInfo {
+    let kind = match info.kind {
+        PeerKind::Store => v1::PeerKind::Store,
+        PeerKind::ReceiveOnly => v1::PeerKind::ReceiveOnly,
+        PeerKind::Replicator => v1::PeerKind::Replicator,
+    };
+    let Abilities { stat, fetch, enumerate, replace, packed, verify } = info.abilities;
+    let abilities = [
+        (stat, v1::Ability::Stat),
+        (enumerate, v1::Ability::Enumerate),
+        (fetch, v1::Ability::Fetch),
+        (packed, v1::Ability::Packed),
+        (replace, v1::Ability::Replace),
+        (verify, v1::Ability::Verify),
+    ];
+    v1::PeerInfo {
+        store_id: info.store_id.clone().unwrap_or_default(),
+        kind: kind.into(),
+        version: info.version.clone(),
+        digest_functions: info.functions.iter().map(|function| function.name().to_owned()).collect(),
+        max_blob_bytes: info.max_blob_bytes,
+        max_message_bytes: info.max_message_bytes,
+        abilities: abilities.into_iter().filter(|(has, _)| *has).map(|(_, ability)| ability.into()).collect(),
+        max_packed_bytes: None,
+    }
+}
+
+fn queue(status: &QueueStatus) -> v1::QueueStatus {
+    let state = match status.state {
+        QueueState::Ok => v1::QueueState::Ok,
+        QueueState::Full => v1::QueueState::Full,
+        QueueState::Failing => v1::QueueState::Failing,
+    };
+    v1::QueueStatus {
+        summary: status.summary.clone(),
+        state: state.into(),
+        reason: status.reason.clone(),
+        entries: Some(status.entries),
+        max_entries: Some(status.max_entries),
+        free_bytes: status.free_bytes,
+        reserve_bytes: Some(status.reserve_bytes),
+    }
+}
+
+pub(super) fn full_sync(record: &SyncRecord, now: SystemTime) -> v1::FullSync {
+    let state = match record.state {
+        SyncState::Running => v1::FullSyncState::Running,
+        SyncState::Completed => v1::FullSyncState::Completed,
+        SyncState::CompletedWithFailures => v1::FullSyncState::CompletedWithFailures,
+        SyncState::Failed => v1::FullSyncState::Failed,
+        SyncState::Cancelled => v1::FullSyncState::Cancelled,
+    };
+    let mode = match record.mode {
+        SyncMode::Copy => v1::FullSyncMode::Copy,
+        SyncMode::Compare | SyncMode::Verify => v1::FullSyncMode::Unspecified,
+    };
+    let failure = record.failure.as_ref().map(|failure| v1::Fault {
+        kind: fault_kind(failure.kind),
+        peer: failure.peer.clone(),
+        code: failure.code.map(code_name).unwrap_or_default().to_owned(),
+        message: failure.message.clone(),
+        time: record.end_time.map(timestamp),
+    });
+    let (counts, tally) = (&record.counts, &record.tally);
+    // The whole space of refs is one range so far.
+    let compared = record.compared_time.is_some();
+    v1::FullSync {
+        id: record.id.to_string(),
+        summary: record.summary(),
+        state: state.into(),
+        route: record.route.clone(),
+        mode: mode.into(),
+        prefix: record.prefix.clone(),
+        failure,
+        create_time: Some(timestamp(record.create_time)),
+        start_time: record.start_time.map(timestamp),
+        end_time: record.end_time.map(timestamp),
+        counts: Some(v1::FullSyncCounts {
+            ranges_total: Some(1),
+            ranges_done: Some(u64::from(compared)),
+            source_blobs: Some(counts.source_blobs),
+            destination_blobs: Some(counts.destination_blobs),
+            missing: Some(counts.missing),
+            differing: Some(counts.differing),
+            in_flight: Some(counts.in_flight),
+            extra_at_destination: Some(counts.extra),
+            enqueued: Some(counts.enqueued),
+            enqueued_bytes: Some(counts.enqueued_bytes),
+            pending: Some(tally.pending),
+            confirmed: Some(tally.confirmed),
+            parked: Some(tally.parked),
+            discarded: Some(tally.discarded),
+        }),
+        compared_blobs_per_second: compared_rate(record, now),
+        eta: None,
+        unknown_functions: Vec::new(),
+    }
+}
+
+/// Blobs of the source compared in a second, over the time of comparing; absent until there is some.
+fn compared_rate(record: &SyncRecord, now: SystemTime) -> Option<f64> {
+    let end = record.compared_time.or(record.end_time).unwrap_or(now);
+    let took = end.duration_since(record.start_time?).ok().filter(|took| *took >= Duration::from_millis(1))?;
+    Some(record.counts.source_blobs as f64 / took.as_secs_f64())
+}
