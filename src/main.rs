@@ -1,3 +1,76 @@
-//! The `blobferry` command.
+//! The `blobferry` command: arguments, runtime, signals, exit code.
+//!
+//! No TLS provider is installed here: ring is the only one that is built in, and rustls and tonic pick it themselves.
 
-fn main() {}
+use blobferry::cli::{self, Cli, Exit};
+use clap::Parser as _;
+use std::io::Write as _;
+use std::process::ExitCode;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// How long work on blocking threads may hold up the end of the program.
+const BLOCKING_GRACE: Duration = Duration::from_secs(5);
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version come this way too, to stdout and with 0. Nobody can be told where printing fails.
+            drop(error.print());
+            return if error.exit_code() == 0 { Exit::Ok.into() } else { Exit::Usage.into() };
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&format!("the runtime cannot be started: {error}")),
+    };
+    let exit = match runtime.block_on(run(cli)) {
+        Ok(Ok(exit)) => exit.into(),
+        // Whoever read the output went away: that is no failure.
+        Ok(Err(failure)) if failure.exit == Exit::Ok => Exit::Ok.into(),
+        Ok(Err(failure)) => {
+            say(&failure.to_string());
+            failure.exit.into()
+        }
+        Err(error) => failed(&format!("signals cannot be received: {error}")),
+    };
+    runtime.shutdown_timeout(BLOCKING_GRACE);
+    exit
+}
+
+/// Runs the command. The first SIGINT or SIGTERM tells it to stop, the second ends it where it stands.
+async fn run(cli: Cli) -> std::io::Result<Result<Exit, cli::Failure>> {
+    let stop = CancellationToken::new();
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let signals = async {
+        for told in [false, true] {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            if !told {
+                stop.cancel();
+            }
+        }
+    };
+    Ok(tokio::select! {
+        ended = cli::run(cli, stop.clone()) => ended,
+        () = signals => {
+            say("told twice to stop; leaving at once");
+            Ok(Exit::Interrupted)
+        }
+    })
+}
+
+fn failed(what: &str) -> ExitCode {
+    say(what);
+    Exit::Failed.into()
+}
+
+fn say(what: &str) {
+    // Nobody can be told where this fails.
+    drop(writeln!(std::io::stderr().lock(), "blobferry: {what}"));
+}

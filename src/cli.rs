@@ -1,0 +1,327 @@
+//! The commands: arguments, help, exit codes. Each command is a thin client of the gRPC API, or starts an app.
+//!
+//! What was asked for goes to stdout, all else to stderr. Failures are one line, `blobferry: what (what to do)`, and an
+//! [`Exit`] that scripts can tell apart.
+
+mod blobs;
+mod json;
+mod output;
+pub(crate) mod progress;
+mod put;
+mod serve;
+mod status;
+mod sync;
+pub(crate) mod text;
+pub(crate) mod walk;
+
+pub(crate) use json::base64;
+pub(crate) use status::{RouteBacklog, route_backlog, sync_line};
+pub(crate) use sync::watch as watch_sync;
+
+use crate::client::{Address, ClientError};
+use crate::demo;
+use crate::store::StoreError;
+use clap::{Args, Parser, Subcommand};
+use std::fmt;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use tokio_util::sync::CancellationToken;
+use tonic::Code;
+
+/// How a command ended, as the shell sees it. The numbers are a promise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// It did what was asked.
+    Ok = 0,
+    /// It failed, at least in part.
+    Failed = 1,
+    /// Its arguments or its configuration make no sense.
+    Usage = 2,
+    /// The server cannot be reached.
+    Unreachable = 3,
+    /// It worked, and the answer is no: not found, not in sync, not serving.
+    No = 4,
+    /// A full sync completed, but some blobs were parked or discarded instead of confirmed.
+    WithFailures = 5,
+    /// Ctrl-C or SIGTERM came before it was done.
+    Interrupted = 130,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        ExitCode::from(exit as u8)
+    }
+}
+
+/// Why a command failed, for people, and the exit code for scripts.
+#[derive(Debug)]
+pub struct Failure {
+    /// The exit code.
+    pub exit: Exit,
+    what: String,
+    todo: Option<String>,
+}
+
+impl Failure {
+    pub(crate) fn new(exit: Exit, what: impl Into<String>) -> Self {
+        Self { exit, what: what.into(), todo: None }
+    }
+
+    /// Adds what to do about it.
+    pub(crate) fn hint(mut self, todo: impl Into<String>) -> Self {
+        self.todo.get_or_insert_with(|| todo.into());
+        self
+    }
+
+    pub(crate) fn interrupted() -> Self {
+        Self::new(Exit::Interrupted, "interrupted")
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // A peer's text may be in it.
+        f.write_str(&lines(&self.what))?;
+        match &self.todo {
+            Some(todo) => write!(f, " ({todo})"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Foreign text made safe for a terminal, its lines kept.
+fn lines(what: &str) -> String {
+    what.lines().map(|line| text::plain(line, 2000)).collect::<Vec<_>>().join("\n")
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        let (exit, todo) = match &error {
+            ClientError::Address { .. } => (Exit::Usage, Some("give it as http://HOST:PORT or https://HOST:PORT")),
+            ClientError::Endpoint(_) => (Exit::Usage, Some("check the address, and the file of certificates")),
+            ClientError::Unreachable { .. } => (Exit::Unreachable, Some("is it running there?")),
+            ClientError::Protocol { .. } => (Exit::Failed, None),
+            ClientError::Refused { error, .. } => match error.code {
+                Code::NotFound => (Exit::No, None),
+                Code::Unavailable | Code::DeadlineExceeded => (Exit::Unreachable, Some("try again")),
+                Code::Unimplemented => (Exit::Failed, Some("is it a server of that kind?")),
+                Code::InvalidArgument => (Exit::Usage, None),
+                _ => (Exit::Failed, None),
+            },
+        };
+        let failure = Self::new(exit, error.to_string());
+        todo.into_iter().fold(failure, Failure::hint)
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        let (exit, todo) = match &error {
+            StoreError::Missing(_) => (Exit::No, None),
+            StoreError::Invalid(_) => (Exit::Usage, None),
+            StoreError::Peer(error) if error.code == Code::Unavailable && error.reason.is_none() => {
+                (Exit::Unreachable, Some("is a store running at the address given by --store?"))
+            }
+            StoreError::Peer(error) if error.code == Code::Unimplemented => {
+                (Exit::Failed, Some("is there a store at the address given by --store?"))
+            }
+            _ => (Exit::Failed, None),
+        };
+        let failure = Self::new(exit, error.to_string());
+        todo.into_iter().fold(failure, Failure::hint)
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self::new(Exit::Failed, error.to_string())
+    }
+}
+
+impl From<json::JsonError> for Failure {
+    fn from(error: json::JsonError) -> Self {
+        Self::new(Exit::Failed, error.to_string())
+    }
+}
+
+/// Keeps one content-addressed blob store an exact, verified, asynchronous copy of another.
+#[derive(Debug, Parser)]
+#[command(
+    name = "blobferry",
+    version,
+    after_help = "Exit codes:
+  0    done
+  1    failed, at least in part
+  2    arguments or configuration make no sense
+  3    the server cannot be reached
+  4    the answer is no: not found, not in sync, not serving
+  5    the full sync completed, but some blobs were given up
+  130  interrupted
+
+Start here:
+  blobferry demo                                   see it work, on real files
+  blobferry serve --config blobferry.toml          replicate
+  blobferry status --watch                         see how it goes
+  blobferry COMMAND --help                         examples of each command"
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs a replicator.
+    Serve(serve::ServeArgs),
+    /// Runs a blob store.
+    Store(serve::StoreArgs),
+    /// Shows that it works: two stores and a replicator on this machine, fed with real files.
+    Demo(demo::DemoArgs),
+    /// Tests whether a peer is a good store, one line per rule.
+    Conformance(serve::ConformanceArgs),
+    /// Shows how a replicator's routes, peers and queue stand.
+    Status(status::StatusArgs),
+    /// Starts a full sync: finds and copies whatever the destination lacks.
+    Sync(sync::SyncArgs),
+    /// Writes files to a store, and announces them to a replicator.
+    Put(put::PutArgs),
+    /// Reads a blob from a store, verified.
+    Get(blobs::GetArgs),
+    /// Lists the blobs of a store, in the order of their refs.
+    Ls(blobs::LsArgs),
+    /// Tells which of these blobs a store holds, and their sizes.
+    Stat(blobs::StatArgs),
+    /// Asks a server for its health.
+    Health(status::HealthArgs),
+    /// Checks or prints a configuration.
+    #[command(subcommand)]
+    Config(serve::ConfigCommand),
+}
+
+/// Which replicator.
+#[derive(Clone, Debug, Args)]
+struct ReplicatorArg {
+    /// The replicator's address.
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:7070")]
+    replicator: String,
+    /// Trust the certificate authorities of this PEM file in place of the system's (https only).
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+}
+
+impl ReplicatorArg {
+    fn address(&self) -> Result<Address, Failure> {
+        Ok(Address::new(&self.replicator, self.ca_file.clone())?)
+    }
+}
+
+/// Which store.
+#[derive(Clone, Debug, Args)]
+struct StoreArg {
+    /// The store's address.
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:7080")]
+    store: String,
+    /// Trust the certificate authorities of this PEM file in place of the system's (https only).
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+}
+
+impl StoreArg {
+    fn address(&self) -> Result<Address, Failure> {
+        Ok(Address::new(&self.store, self.ca_file.clone())?)
+    }
+}
+
+/// Runs a command to its end. `stop` is cancelled by Ctrl-C or SIGTERM.
+///
+/// # Errors
+/// What failed, for people, with the exit code.
+pub async fn run(cli: Cli, stop: CancellationToken) -> Result<Exit, Failure> {
+    match cli.command {
+        // Servers end well when they are told to stop; the demo tidies up.
+        Command::Serve(args) => serve::serve(args, stop).await,
+        Command::Store(args) => serve::store(args, stop).await,
+        Command::Demo(args) => demo::run(args, stop).await,
+        Command::Status(args) => until(stop, status::status(args)).await,
+        Command::Conformance(args) => until(stop, serve::conform(args)).await,
+        Command::Sync(args) => until(stop, sync::sync(args)).await,
+        Command::Put(args) => until(stop, put::put(args)).await,
+        Command::Get(args) => until(stop, blobs::get(args)).await,
+        Command::Ls(args) => until(stop, blobs::ls(args)).await,
+        Command::Stat(args) => until(stop, blobs::stat(args)).await,
+        Command::Health(args) => until(stop, status::health(args)).await,
+        Command::Config(command) => serve::config(command),
+    }
+}
+
+/// Gives up when told to stop. Commands that ask or write idempotently may be cut at any point.
+async fn until(
+    stop: CancellationToken,
+    command: impl Future<Output = Result<Exit, Failure>>,
+) -> Result<Exit, Failure> {
+    stop.run_until_cancelled(command).await.unwrap_or_else(|| Err(Failure::interrupted()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Cli, Exit, Failure};
+    use crate::client::Address;
+    use clap::{CommandFactory, Parser};
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_examples() {
+        fn check(command: &clap::Command) {
+            for inner in command.get_subcommands().filter(|inner| inner.get_name() != "help") {
+                if inner.has_subcommands() {
+                    check(inner);
+                    continue;
+                }
+                let help = inner.get_after_help().map(ToString::to_string).unwrap_or_default();
+                assert!(help.contains("Examples:\n  blobferry "), "{} has no examples", inner.get_name());
+            }
+        }
+        check(&Cli::command());
+    }
+
+    #[test]
+    fn what_people_type_is_understood() {
+        for line in [
+            "serve --config x.toml --set server.listen=127.0.0.1:0 --set log.level=debug",
+            "store --listen 127.0.0.1:7080 --data disk:///var/lib/blobs",
+            "demo",
+            "demo --exit --data /tmp/x a b",
+            "conformance --store http://x:1",
+            "status --watch --json",
+            "status --check --replicator http://x:1",
+            "sync primary_to_backup --watch",
+            "put --store http://x:1 --announce http://y:2 --source-store a --function blake3 --verbose dir file",
+            "get sha256-00 -o file",
+            "ls --after sha256-1 --limit 10 --json",
+            "stat a b",
+            "health --url http://x:1 --service route/a",
+            "config check --config x.toml",
+            "config print",
+        ] {
+            let arguments = std::iter::once("blobferry").chain(line.split(' '));
+            assert!(Cli::try_parse_from(arguments).is_ok(), "{line}");
+        }
+        for line in ["put", "get", "frobnicate", "store", "serve --set novalue", "put --function md5 x"] {
+            let error = Cli::try_parse_from(std::iter::once("blobferry").chain(line.split(' '))).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn failures_say_what_to_do_and_cannot_steer_the_terminal() {
+        let failure = Failure::new(Exit::Failed, "a\u{1b}b\nc").hint("do this").hint("not that");
+        assert_eq!(failure.to_string(), "a b\nc (do this)");
+        let failure = Failure::from(Address::new("x", None).unwrap_err());
+        assert_eq!(failure.exit, Exit::Usage);
+    }
+}

@@ -1,0 +1,265 @@
+//! `blobferry get`, `ls` and `stat`: a store, read.
+
+use super::json::Encoder;
+use super::progress::to_stderr;
+use super::{Exit, Failure, StoreArg, output, text};
+use crate::blob::{BlobMeta, BlobRef, Verifier};
+use crate::pb::v1;
+use crate::store::{ByteRange, ByteStream, EnumerateRange, Store, StoreError};
+use bytes::Bytes;
+use clap::Args;
+use futures::stream::StreamExt as _;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use tokio::io::AsyncWriteExt as _;
+
+/// The most refs in one question.
+const PAGE: usize = 1000;
+
+/// Arguments of `get`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  blobferry get --store http://127.0.0.1:7081 sha256-2cf2… > hello.txt
+  blobferry get sha256-2cf2… -o hello.txt
+
+A file appears under its name only once every byte was verified. On stdout, the last chunk is held back until then, so
+that bytes with another digest are never written whole; the exit code is then 1.
+
+Exit codes: 0 read and verified; 1 the bytes are wrong, or cannot be written; 2 not a ref; 3 unreachable; 4 not held.")]
+pub(super) struct GetArgs {
+    /// The blob's ref.
+    #[arg(value_name = "REF")]
+    blob: String,
+    /// Write to this file instead of stdout; it is replaced.
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    #[command(flatten)]
+    store: StoreArg,
+}
+
+pub(super) async fn get(args: GetArgs) -> Result<Exit, Failure> {
+    let blob = parse_ref(&args.blob)?;
+    let store = args.store.address()?.store()?;
+    let fetched = store.fetch(blob, ByteRange::default()).await?;
+    let verified = Verified { bytes: fetched.bytes, verifier: Verifier::new(blob, Some(fetched.size)) };
+    match args.output {
+        Some(path) => to_file(verified, &path).await?,
+        None => verified.each(async |chunk| output::write(&chunk)).await?,
+    }
+    Ok(Exit::Ok)
+}
+
+/// Bytes on their way out, the last of them held back until all are verified.
+struct Verified {
+    bytes: ByteStream,
+    verifier: Verifier,
+}
+
+impl Verified {
+    async fn each(mut self, mut take: impl AsyncFnMut(Bytes) -> Result<(), Failure>) -> Result<(), Failure> {
+        let wrong = |error| Failure::new(Exit::Failed, format!("the store sent wrong bytes: {error}"));
+        let mut held = Bytes::new();
+        while let Some(chunk) = self.bytes.next().await {
+            let chunk = chunk?;
+            self.verifier.update(&chunk).map_err(wrong)?;
+            if !chunk.is_empty() {
+                take(std::mem::replace(&mut held, chunk)).await?;
+            }
+        }
+        self.verifier.finish().map_err(wrong)?;
+        take(held).await
+    }
+}
+
+/// Writes to a name of its own beside the file, and gives it the file's name when all is verified.
+async fn to_file(verified: Verified, path: &Path) -> Result<(), Failure> {
+    let failed =
+        |error: std::io::Error| Failure::new(Exit::Failed, format!("{} cannot be written: {error}", path.display()));
+    let Some(name) = path.file_name() else {
+        return Err(Failure::new(Exit::Usage, format!("{} names no file", path.display())));
+    };
+    let mut partial = name.to_owned();
+    partial.push(format!(".{}.partial", std::process::id()));
+    // Removed when this is left early, also where the command is interrupted.
+    let partial = Partial { path: path.with_file_name(partial), kept: false };
+    let mut file = tokio::fs::File::create(&partial.path).await.map_err(failed)?;
+    verified.each(async |chunk| file.write_all(&chunk).await.map_err(failed)).await?;
+    file.flush().await.map_err(failed)?;
+    file.sync_all().await.map_err(failed)?;
+    tokio::fs::rename(&partial.path, path).await.map_err(failed)?;
+    partial.keep();
+    Ok(())
+}
+
+struct Partial {
+    path: PathBuf,
+    kept: bool,
+}
+
+impl Partial {
+    fn keep(mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        if !self.kept {
+            // There may be none yet.
+            drop(std::fs::remove_file(&self.path));
+        }
+    }
+}
+
+/// Arguments of `ls`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  blobferry ls --store http://127.0.0.1:7081
+  blobferry ls --after sha256-80 --limit 10
+  blobferry ls --json | jq -r .ref
+  diff <(blobferry ls --store http://a:7080) <(blobferry ls --store http://b:7080)
+
+Prints `REF SIZE` lines. Exit codes: 0 listed; 1 the listing failed or was cut; 3 unreachable.")]
+pub(super) struct LsArgs {
+    /// Only refs that sort after this text.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    after: String,
+    /// Only refs up to and with this text.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    until: String,
+    /// At most so many.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    limit: Option<u64>,
+    /// Print one JSON object per line, as grpcurl prints a blob.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    store: StoreArg,
+}
+
+pub(super) async fn ls(args: LsArgs) -> Result<Exit, Failure> {
+    let store = args.store.address()?.store()?;
+    let encoder = Encoder::new()?;
+    let range = EnumerateRange { after: args.after, until: args.until, limit: args.limit };
+    let mut pages = store.enumerate(range).await?;
+    let mut last = None;
+    while let Some(page) = pages.next().await {
+        let page = page?;
+        let mut text = String::with_capacity(page.blobs.len() * 90);
+        for meta in &page.blobs {
+            text.push_str(&meta_line(&encoder, meta, args.json)?);
+        }
+        output::write(text.as_bytes())?;
+        last = page.blobs.last().map(|meta| meta.blob).or(last);
+        for (function, blobs) in &page.unknown {
+            let what = text::counted(*blobs, "ref");
+            to_stderr(&format!("blobferry: {what} of the unknown function {function} left out"));
+        }
+        if let Some(end) = page.end {
+            if let (false, Some(last)) = (end.complete, last) {
+                to_stderr(&format!("blobferry: there may be more; go on with --after {last}"));
+            }
+            return Ok(Exit::Ok);
+        }
+    }
+    Err(StoreError::Protocol("the listing was cut".to_owned()).into())
+}
+
+fn meta_line(encoder: &Encoder, meta: &BlobMeta, json: bool) -> Result<String, Failure> {
+    if !json {
+        return Ok(format!("{} {}\n", meta.blob, meta.size));
+    }
+    let message = v1::BlobMeta { r#ref: meta.blob.to_string(), size_bytes: Some(meta.size) };
+    Ok(format!("{}\n", encoder.encode("BlobMeta", &message)?))
+}
+
+/// Arguments of `stat`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  blobferry stat sha256-2cf2…
+  blobferry stat --store http://127.0.0.1:7081 sha256-2cf2… sha256-e3b0…
+  blobferry ls --store http://a:7080 | cut -d' ' -f1 | xargs blobferry stat --store http://b:7080
+
+Prints `REF SIZE` lines in the order of the arguments, and `REF missing` to stderr.
+Exit codes: 0 all are held; 2 not a ref; 3 unreachable; 4 some are missing.")]
+pub(super) struct StatArgs {
+    /// The blobs' refs.
+    #[arg(value_name = "REF", required = true)]
+    blobs: Vec<String>,
+    /// Print one JSON object per line, as grpcurl prints a blob.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    store: StoreArg,
+}
+
+pub(super) async fn stat(args: StatArgs) -> Result<Exit, Failure> {
+    let blobs = args.blobs.iter().map(|blob| parse_ref(blob)).collect::<Result<Vec<_>, _>>()?;
+    let store = args.store.address()?.store()?;
+    let encoder = Encoder::new()?;
+    let mut missing = 0u64;
+    for page in blobs.chunks(PAGE) {
+        let held = store.stat(page).await?;
+        let held: HashMap<BlobRef, u64> = held.into_iter().map(|meta| (meta.blob, meta.size)).collect();
+        for blob in page {
+            match held.get(blob) {
+                Some(&size) => {
+                    output::write(meta_line(&encoder, &BlobMeta { blob: *blob, size }, args.json)?.as_bytes())?;
+                }
+                None => {
+                    missing += 1;
+                    to_stderr(&format!("{blob} missing"));
+                }
+            }
+        }
+    }
+    Ok(if missing == 0 { Exit::Ok } else { Exit::No })
+}
+
+fn parse_ref(text: &str) -> Result<BlobRef, Failure> {
+    text.parse().map_err(|error: crate::blob::RefError| Failure::new(Exit::Usage, error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Verified, to_file};
+    use crate::blob::{DigestFunction, Verifier};
+    use crate::cli::Exit;
+    use bytes::Bytes;
+    use futures::stream::{self, StreamExt as _};
+
+    fn bytes(expected: &[u8], sent: &'static [&'static [u8]]) -> Verified {
+        let verifier = Verifier::new(DigestFunction::Sha256.ref_of(expected), Some(expected.len() as u64));
+        Verified { bytes: stream::iter(sent).map(|chunk| Ok(Bytes::from_static(chunk))).boxed(), verifier }
+    }
+
+    #[tokio::test]
+    async fn the_last_chunk_goes_out_only_when_the_digest_matched() {
+        let mut out = Vec::new();
+        let taken = bytes(b"hello", &[b"he", b"", b"llo"]).each(async |chunk| {
+            out.extend_from_slice(&chunk);
+            Ok(())
+        });
+        taken.await.unwrap();
+        assert_eq!(out, b"hello");
+        out.clear();
+        let taken = bytes(b"hello", &[b"he", b"llO"]).each(async |chunk| {
+            out.extend_from_slice(&chunk);
+            Ok(())
+        });
+        assert_eq!(taken.await.unwrap_err().exit, Exit::Failed);
+        assert_eq!(out, b"he");
+    }
+
+    #[tokio::test]
+    async fn a_file_appears_whole_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out");
+        to_file(bytes(b"hello", &[b"hell"]), &path).await.unwrap_err();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        to_file(bytes(b"", &[]), &path).await.unwrap();
+        to_file(bytes(b"hello", &[b"hello"]), &path).await.unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"hello");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}

@@ -1,0 +1,257 @@
+//! `blobferry put`.
+
+use super::progress::{Board, to_stderr};
+use super::{Exit, Failure, StoreArg, output, text, walk};
+use crate::blob::{BlobMeta, DigestFunction};
+use crate::client::announcer::{Announced, Event, announce};
+use crate::client::upload::{Plan, UploadError, Uploaded, upload_all};
+use crate::client::{Address, ClientError, Replicator};
+use crate::clock::Entropy;
+use crate::store::{PeerKind, Store, StoreError};
+use clap::Args;
+use futures::stream::StreamExt as _;
+use std::path::PathBuf;
+use std::time::Instant;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::ReceiverStream;
+
+/// Paths, and announcements, that may wait for the next step.
+const AHEAD: usize = 1000;
+/// Failures of single files that are told one by one.
+const TOLD: u64 = 20;
+
+/// Arguments of `put`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  blobferry put photo.jpg
+  blobferry put --store http://127.0.0.1:7080 --announce http://127.0.0.1:7070 ~/photos
+  blobferry put --verbose --function blake3 ~/photos > refs.txt
+  blobferry put --announce http://ferry:7070 --source-store primary --store http://primary:7080 ~/photos
+
+Folders are walked; symbolic links in them are not followed. What the store holds already is not sent again, but it is
+announced again, which is harmless. Announcements are retried for ten minutes while the replicator is away or full.
+
+Exit codes: 0 all files are in the store, and announced; 1 some are not; 2 usage; 3 store or replicator unreachable.")]
+pub(super) struct PutArgs {
+    /// Files and folders.
+    #[arg(value_name = "PATH", required = true)]
+    paths: Vec<PathBuf>,
+    /// Announce each blob to the replicator at this address.
+    #[arg(long, value_name = "URL")]
+    announce: Option<String>,
+    /// The name by which the replicator knows the store; may be left out where only one store is the source.
+    #[arg(long, value_name = "NAME", default_value = "", requires = "announce")]
+    source_store: String,
+    /// The digest function of the refs: sha256, blake3, sha512, sha224 or sha1.
+    #[arg(long, value_name = "NAME", default_value = "sha256", value_parser = function)]
+    function: DigestFunction,
+    /// How many files are sent at a time (1 to 256).
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
+    streams: u16,
+    /// Print `REF SIZE PATH` for each file.
+    #[arg(short, long)]
+    verbose: bool,
+    #[command(flatten)]
+    store: StoreArg,
+}
+
+fn function(name: &str) -> Result<DigestFunction, String> {
+    DigestFunction::from_name(name).ok_or_else(|| {
+        let known: Vec<&str> = DigestFunction::ALL.iter().map(|function| function.name()).collect();
+        format!("known are {}", known.join(", "))
+    })
+}
+
+#[derive(Default)]
+struct Tally {
+    files: u64,
+    bytes: u64,
+    sent_files: u64,
+    sent_bytes: u64,
+    failed: u64,
+}
+
+pub(super) async fn put(args: PutArgs) -> Result<Exit, Failure> {
+    let store = args.store.address()?.store()?;
+    let info = store.info().await?;
+    if info.kind == PeerKind::Replicator {
+        return Err(Failure::new(Exit::Usage, "a replicator keeps no blobs, and is no place to put them")
+            .hint("name the store with --store, and the replicator with --announce"));
+    }
+    if !info.functions.contains(&args.function) {
+        let known: Vec<&str> = info.functions.iter().map(|function| function.name()).collect();
+        return Err(Failure::new(Exit::Usage, format!("the store takes no {} refs", args.function))
+            .hint(format!("it takes --function {}", known.join(", "))));
+    }
+    let board = if args.verbose { Board::quiet() } else { Board::new() };
+    let began = Instant::now();
+
+    // Both tasks end with this set, whichever way this function is left.
+    let mut walks = JoinSet::new();
+    let mut announcing = JoinSet::new();
+    let (paths_in, paths) = mpsc::channel(AHEAD);
+    walks.spawn_blocking(move || walk_into(args.paths, &paths_in));
+    let announcements = match &args.announce {
+        None => None,
+        Some(url) => {
+            let replicator = Replicator::at(&Address::new(url, args.store.ca_file.clone().filter(|_| is_https(url)))?)?;
+            let (sender, blobs) = mpsc::channel(AHEAD);
+            let told = board.clone();
+            announcing.spawn(announce(replicator, args.source_store, blobs, Entropy::from_os(), move |event| {
+                if let Event::Retrying(error, delay) = event {
+                    told.say(&format!("blobferry: {error} (trying again in {})", text::span(delay)));
+                }
+            }));
+            Some(sender)
+        }
+    };
+
+    let mut tally = Tally::default();
+    let plan =
+        Plan { function: args.function, streams: usize::from(args.streams), skip_present: info.abilities.stat };
+    let mut line = board.line("put");
+    let uploads = upload_all(&store, ReceiverStream::new(paths), plan);
+    let mut uploads = std::pin::pin!(uploads);
+    while let Some(uploaded) = uploads.next().await {
+        match uploaded {
+            Ok(uploaded) => {
+                tally.add(&uploaded);
+                if args.verbose {
+                    let BlobMeta { blob, size } = uploaded.file.meta;
+                    output::line(&format!("{blob} {size} {}", uploaded.file.path.display()))?;
+                }
+                if let Some(announcements) = &announcements
+                    && announcements.send(uploaded.file.meta).await.is_err()
+                {
+                    // The announcer has given up, and tells why below.
+                    break;
+                }
+            }
+            Err(error) if error.is_of_one_file() => tally.fail(&board, &error.to_string()),
+            Err(error) => return Err(fatal(error)),
+        }
+        line.update(tally.files, None, || format!("files, {}", text::bytes(tally.bytes)));
+    }
+    line.clear();
+    drop(announcements);
+    let announced = joined(&mut announcing).await?;
+    while let Some(walked) = walks.join_next().await {
+        for error in walked.map_err(|error| Failure::new(Exit::Failed, error.to_string()))? {
+            tally.fail(&board, &error);
+        }
+    }
+    if let Some(announced) = &announced
+        && let Some(refusal) = &announced.first_refusal
+    {
+        let refused = text::counted(announced.refused, "blob");
+        to_stderr(&format!("blobferry: the replicator refused {refused}, such as {refusal}"));
+    }
+    to_stderr(&tally.summary(announced.as_ref(), began.elapsed()));
+    let refused = announced.is_some_and(|announced| announced.refused > 0);
+    Ok(if tally.failed > 0 || refused { Exit::Failed } else { Exit::Ok })
+}
+
+fn is_https(url: &str) -> bool {
+    url.starts_with("https://")
+}
+
+/// Sends all files that the paths mean; answers what could not be looked into.
+fn walk_into(paths: Vec<PathBuf>, into: &mpsc::Sender<PathBuf>) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for found in walk::files(paths) {
+        match found {
+            Ok(found) => {
+                if into.blocking_send(found.path).is_err() {
+                    break;
+                }
+            }
+            Err(error) => wrong.push(error.to_string()),
+        }
+    }
+    wrong
+}
+
+async fn joined(announcing: &mut JoinSet<Result<Announced, ClientError>>) -> Result<Option<Announced>, Failure> {
+    match announcing.join_next().await {
+        None => Ok(None),
+        Some(Ok(Ok(announced))) => Ok(Some(announced)),
+        Some(Ok(Err(error))) => Err(Failure::from(error)
+            .hint("the files that were written are safe in the store; run it again, or run a full sync")),
+        Some(Err(error)) => Err(Failure::new(Exit::Failed, error.to_string())),
+    }
+}
+
+fn fatal(error: UploadError) -> Failure {
+    use crate::client::upload::UploadCause;
+    let UploadError { path, cause } = error;
+    match cause {
+        UploadCause::Store(StoreError::NoSpace(problem)) => Failure::new(Exit::Failed, problem),
+        UploadCause::Store(error) => Failure::from(error),
+        cause => Failure::new(Exit::Failed, format!("{}: {cause}", path.display())),
+    }
+}
+
+impl Tally {
+    fn add(&mut self, uploaded: &Uploaded) {
+        let size = uploaded.file.meta.size;
+        self.files += 1;
+        self.bytes += size;
+        if uploaded.was_sent {
+            self.sent_files += 1;
+            self.sent_bytes += size;
+        }
+    }
+
+    fn fail(&mut self, board: &Board, what: &str) {
+        self.failed += 1;
+        match self.failed.checked_sub(TOLD) {
+            None => board.say(&format!("blobferry: {what}")),
+            Some(0) => board.say("blobferry: further failures are only counted"),
+            Some(_) => {}
+        }
+    }
+
+    fn summary(&self, announced: Option<&Announced>, took: std::time::Duration) -> String {
+        let mut summary = format!(
+            "{}, {} in {}; sent {}, {}",
+            text::counted(self.files, "file"),
+            text::bytes(self.bytes),
+            text::span(took),
+            text::count(self.sent_files),
+            text::bytes(self.sent_bytes),
+        );
+        if let Some(announced) = announced {
+            summary.push_str(&format!("; announced {}", text::count(announced.accepted)));
+        }
+        if self.failed > 0 {
+            summary.push_str(&format!("; {} failed", text::count(self.failed)));
+        }
+        summary
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Tally, function, is_https};
+    use crate::blob::DigestFunction;
+    use crate::client::announcer::Announced;
+    use std::time::Duration;
+
+    #[test]
+    fn the_summary_says_what_was_done_and_what_was_not() {
+        let tally = Tally { files: 1200, bytes: 2048, sent_files: 1, sent_bytes: 1024, failed: 2 };
+        let announced = Announced { accepted: 1200, ..Announced::default() };
+        assert_eq!(
+            tally.summary(Some(&announced), Duration::from_secs(2)),
+            "1,200 files, 2.00 KiB in 2.00 s; sent 1, 1.00 KiB; announced 1,200; 2 failed"
+        );
+    }
+
+    #[test]
+    fn functions_go_by_their_names() {
+        assert_eq!(function("blake3"), Ok(DigestFunction::Blake3));
+        assert!(function("md5").unwrap_err().contains("sha256"));
+        assert!(is_https("https://x:1") && !is_https("x:1"));
+    }
+}

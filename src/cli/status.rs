@@ -1,0 +1,153 @@
+//! `blobferry status` and `blobferry health`.
+
+mod render;
+
+use super::json::Encoder;
+use super::progress::to_stderr;
+use super::{Exit, Failure, ReplicatorArg, output};
+use crate::client::{self, Address, ClientError, Replicator};
+use crate::pb::v1;
+use clap::Args;
+use futures::stream::StreamExt as _;
+use std::io::IsTerminal as _;
+use std::time::Duration;
+use tonic_health::pb::health_check_response::ServingStatus;
+
+pub(crate) use render::{RouteBacklog, route_backlog, sync_line};
+
+/// Arguments of `status`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  blobferry status
+  blobferry status --watch
+  blobferry status --json | jq '.routes[].queued.fresh.ready'
+  blobferry status --check primary_to_backup || echo 'not in sync'
+  blobferry status --replicator https://ferry.example:7070 --ca-file ca.pem
+
+Exit codes: 0 answered (with --check: all in sync); 2 unknown route; 3 unreachable; 4 with --check: not all in sync.")]
+pub(super) struct StatusArgs {
+    /// The routes to show; all if none is named.
+    routes: Vec<String>,
+    /// Go on showing it: redrawn on a terminal, one line per interval otherwise.
+    #[arg(long)]
+    watch: bool,
+    /// The time between two pictures, with --watch (0.1 s to 60 s).
+    #[arg(long, value_name = "SPAN", default_value = "1s", value_parser = humantime::parse_duration)]
+    interval: Duration,
+    /// Print the answer as JSON, as grpcurl does; with --watch, one object per line.
+    #[arg(long)]
+    json: bool,
+    /// Fail with 4 unless every enabled route is in sync.
+    #[arg(long, conflicts_with = "watch")]
+    check: bool,
+    #[command(flatten)]
+    replicator: ReplicatorArg,
+}
+
+pub(super) async fn status(args: StatusArgs) -> Result<Exit, Failure> {
+    let mut replicator = Replicator::at(&args.replicator.address()?)?;
+    if args.watch {
+        return watch(&mut replicator, &args).await;
+    }
+    let status = replicator.status(args.routes).await?;
+    if args.json {
+        output::line(&format!("{:#}", Encoder::new()?.encode("ReplicatorStatus", &status)?))?;
+    } else {
+        output::write(render::page(&status).as_bytes())?;
+    }
+    let is_behind = |route: &v1::RouteStatus| {
+        !matches!(route.state(), v1::RouteState::InSync | v1::RouteState::Disabled | v1::RouteState::Orphaned)
+    };
+    Ok(if args.check && status.routes.iter().any(is_behind) { Exit::No } else { Exit::Ok })
+}
+
+/// Shows pictures until it is interrupted. A replicator that went away is waited for: it may be restarting.
+async fn watch(replicator: &mut Replicator, args: &StatusArgs) -> Result<Exit, Failure> {
+    let encoder = Encoder::new()?;
+    let on_terminal = std::io::stdout().is_terminal() && !args.json;
+    let mut was_reached = false;
+    loop {
+        let error = match replicator.watch_status(args.routes.clone(), args.interval).await {
+            Err(error) => error,
+            Ok(mut pictures) => {
+                was_reached = true;
+                loop {
+                    match pictures.next().await {
+                        Some(Ok(status)) if args.json => {
+                            output::line(&encoder.encode("ReplicatorStatus", &status)?.to_string())?;
+                        }
+                        Some(Ok(status)) if on_terminal => {
+                            output::write(redrawn(&render::page(&status)).as_bytes())?;
+                        }
+                        Some(Ok(status)) => output::write(render::short(&status).as_bytes())?,
+                        Some(Err(error)) => break error,
+                        None => break ended(&args.replicator.replicator),
+                    }
+                }
+            }
+        };
+        if !was_reached || !is_passing(&error) {
+            return Err(error.into());
+        }
+        to_stderr(&format!("blobferry: {} (trying again)", Failure::from(error)));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+fn ended(url: &str) -> ClientError {
+    ClientError::Unreachable { url: url.to_owned(), detail: "the replicator has stopped".to_owned() }
+}
+
+fn is_passing(error: &ClientError) -> bool {
+    use tonic::Code;
+    matches!(error.code(), Code::Unavailable | Code::Unknown | Code::Cancelled | Code::DeadlineExceeded)
+}
+
+/// A page over the one before it, without the flicker of clearing the screen first.
+fn redrawn(page: &str) -> String {
+    // Home; then each line, and what was longer on the line before; then all lines below.
+    let mut text = "\u{1b}[H".to_owned();
+    for line in page.lines() {
+        text.push_str(line);
+        text.push_str("\u{1b}[K\n");
+    }
+    text.push_str("\u{1b}[J");
+    text
+}
+
+/// Arguments of `health`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  blobferry health
+  blobferry health --service blobferry.v1.ReplicationService    can it durably accept announcements?
+  blobferry health --service route/primary_to_backup            is the route in sync, as far as configured?
+  blobferry health --url http://127.0.0.1:7080                  a store
+
+Exit codes: 0 serving; 3 unreachable; 4 not serving, or no such service.")]
+pub(super) struct HealthArgs {
+    /// The server's address.
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:7070")]
+    url: String,
+    /// The service to ask about; empty means the server as a whole.
+    #[arg(long, value_name = "NAME", default_value = "")]
+    service: String,
+    /// Trust the certificate authorities of this PEM file in place of the system's (https only).
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<std::path::PathBuf>,
+}
+
+pub(super) async fn health(args: HealthArgs) -> Result<Exit, Failure> {
+    let health = client::health(&Address::new(&args.url, args.ca_file)?, &args.service).await?;
+    output::line(health.as_str_name())?;
+    Ok(if health == ServingStatus::Serving { Exit::Ok } else { Exit::No })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::redrawn;
+
+    #[test]
+    fn a_page_is_redrawn_over_the_last_one() {
+        assert_eq!(redrawn("a\nb\n"), "\u{1b}[Ha\u{1b}[K\nb\u{1b}[K\n\u{1b}[J");
+    }
+}

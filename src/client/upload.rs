@@ -1,0 +1,249 @@
+//! Files into a store: identify (hash), skip what the store holds, write the rest, many at a time.
+//!
+//! A file is read twice unless it is small: its ref must be known before its first byte may be sent. A file that changes in
+//! between is noticed by the store, which verifies, and fails alone.
+
+use crate::blob::{BlobMeta, BlobRef, DigestFunction, Hasher};
+use crate::store::{ByteStream, Disposition, Put, Store, StoreError};
+use bytes::Bytes;
+use futures::stream::{self, Stream, StreamExt as _};
+use std::collections::HashSet;
+use std::io::{ErrorKind, Read as _};
+use std::path::{Path, PathBuf};
+use tokio::io::AsyncReadExt as _;
+
+/// The bytes of a file up to this size are kept from hashing to sending.
+const KEPT_BYTES: u64 = 64 << 10;
+/// One read, and one chunk on the wire.
+const CHUNK_BYTES: usize = 256 << 10;
+/// Files in one question what the store holds already.
+const PAGE: usize = 256;
+
+/// A file and the blob that it is.
+#[derive(Clone, Debug)]
+pub struct LocalFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its ref and its size.
+    pub meta: BlobMeta,
+    // All its bytes, where they are few.
+    bytes: Option<Bytes>,
+}
+
+impl LocalFile {
+    /// A blob that exists in memory only; `path` is what it is called in messages.
+    pub fn from_bytes(path: PathBuf, function: DigestFunction, bytes: Bytes) -> Self {
+        let meta = BlobMeta { blob: function.ref_of(&bytes), size: bytes.len() as u64 };
+        Self { path, meta, bytes: Some(bytes) }
+    }
+
+    /// The bytes, where the file is so small that they were kept.
+    pub fn kept_bytes(&self) -> Option<&Bytes> {
+        self.bytes.as_ref()
+    }
+}
+
+/// Why a file did not become a blob of the store.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {cause}", path = path.display())]
+pub struct UploadError {
+    /// The file.
+    pub path: PathBuf,
+    /// What went wrong.
+    #[source]
+    pub cause: UploadCause,
+}
+
+/// What went wrong with a file.
+#[derive(Debug, thiserror::Error)]
+pub enum UploadCause {
+    /// It cannot be read.
+    #[error("cannot be read: {0}")]
+    Read(std::io::Error),
+    /// It was changed while it was being read.
+    #[error("was changed while it was being read")]
+    Changed,
+    /// The store did not take it.
+    #[error("{0}")]
+    Store(StoreError),
+    /// The store confirmed something else than this blob.
+    #[error("the store confirmed another blob, another size, or that it does not keep it")]
+    Unconfirmed,
+}
+
+impl UploadError {
+    /// Whether it is about this file alone, so that the next may succeed.
+    pub fn is_of_one_file(&self) -> bool {
+        match &self.cause {
+            UploadCause::Read(_) | UploadCause::Changed => true,
+            UploadCause::Unconfirmed => false,
+            UploadCause::Store(error) => match error {
+                StoreError::Mismatch(_) | StoreError::TooLarge { .. } | StoreError::Invalid(_) => true,
+                StoreError::Input(_) | StoreError::Corrupt { .. } | StoreError::Missing(_) => true,
+                // A server of ours gives a reason, and the blob's own are answered with these codes.
+                StoreError::Peer(error) => {
+                    error.reason.is_some()
+                        && matches!(error.code, tonic::Code::InvalidArgument | tonic::Code::OutOfRange)
+                }
+                _ => false,
+            },
+        }
+    }
+}
+
+/// A file that is a blob of the store now.
+#[derive(Clone, Debug)]
+pub struct Uploaded {
+    /// The file and its blob.
+    pub file: LocalFile,
+    /// Whether its bytes were sent; otherwise the store held it already.
+    pub was_sent: bool,
+}
+
+/// How files are written.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// The digest function of the refs.
+    pub function: DigestFunction,
+    /// How many files are hashed, and how many are sent, at a time; at least 1.
+    pub streams: usize,
+    /// Ask first what the store holds; needs its ability to stat.
+    pub skip_present: bool,
+}
+
+/// Hashes a file, on a thread for blocking work.
+///
+/// # Errors
+/// Where it cannot be read.
+pub async fn identify(path: PathBuf, function: DigestFunction) -> Result<LocalFile, UploadError> {
+    let at = path.clone();
+    let cause = match tokio::task::spawn_blocking(move || hash(&at, function)).await {
+        Ok(Ok((meta, bytes))) => return Ok(LocalFile { path, meta, bytes }),
+        Ok(Err(error)) => error,
+        Err(error) => std::io::Error::other(error),
+    };
+    Err(UploadError { path, cause: UploadCause::Read(cause) })
+}
+
+fn hash(path: &Path, function: DigestFunction) -> std::io::Result<(BlobMeta, Option<Bytes>)> {
+    let mut file = std::fs::File::open(path)?;
+    let mut hasher = Hasher::new(function);
+    let mut kept = Vec::new();
+    // One byte more than is kept tells whether it was all.
+    (&mut file).take(KEPT_BYTES + 1).read_to_end(&mut kept)?;
+    hasher.update(&kept);
+    let mut size = kept.len() as u64;
+    if size <= KEPT_BYTES {
+        return Ok((BlobMeta { blob: hasher.finish(), size }, Some(kept.into())));
+    }
+    let mut buffer = vec![0; CHUNK_BYTES];
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(read) => {
+                hasher.update(&buffer[..read]);
+                size += read as u64;
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((BlobMeta { blob: hasher.finish(), size }, None))
+}
+
+/// The bytes of an identified file.
+fn bytes_of(file: &LocalFile) -> ByteStream {
+    if let Some(bytes) = &file.bytes {
+        let bytes = bytes.clone();
+        return if bytes.is_empty() { stream::empty().boxed() } else { stream::iter([Ok(bytes)]).boxed() };
+    }
+    let path = file.path.clone();
+    let failed = |path: &Path, error| StoreError::io(format!("reading {}", path.display()), error);
+    stream::try_unfold((path, None), move |(path, open)| async move {
+        let mut file = match open {
+            Some(file) => file,
+            None => tokio::fs::File::open(&path).await.map_err(|error| failed(&path, error))?,
+        };
+        let mut chunk = Vec::with_capacity(CHUNK_BYTES);
+        // To the brim: a read may give less than was asked for.
+        let limit = CHUNK_BYTES as u64;
+        (&mut file).take(limit).read_to_end(&mut chunk).await.map_err(|error| failed(&path, error))?;
+        Ok(if chunk.is_empty() { None } else { Some((Bytes::from(chunk), (path, Some(file)))) })
+    })
+    .boxed()
+}
+
+/// Writes one file to a store, and checks what the store confirms.
+///
+/// # Errors
+/// See [`UploadCause`].
+pub async fn send(store: &dyn Store, file: LocalFile) -> Result<Uploaded, UploadError> {
+    let BlobMeta { blob, size } = file.meta;
+    let put = Put { blob, size: Some(size), replace: false };
+    let cause = match store.receive(put, bytes_of(&file)).await {
+        Ok(got) if (got.blob, got.size, got.disposition) == (blob, size, Disposition::Stored) => {
+            return Ok(Uploaded { file, was_sent: true });
+        }
+        Ok(_) => UploadCause::Unconfirmed,
+        Err(StoreError::Mismatch(_)) => UploadCause::Changed,
+        Err(error) => UploadCause::Store(error),
+    };
+    Err(UploadError { path: file.path, cause })
+}
+
+/// Writes files to a store; results come in any order, as they are ready. Nothing is read ahead of the consumer by more
+/// than a few pages.
+///
+/// The stream goes on behind an error; whether that makes sense, [`UploadError::is_of_one_file`] says.
+pub fn upload_all<'a>(
+    store: &'a dyn Store,
+    paths: impl Stream<Item = PathBuf> + Send + 'a,
+    plan: Plan,
+) -> impl Stream<Item = Result<Uploaded, UploadError>> + Send + 'a {
+    let identified = paths.map(move |path| identify(path, plan.function)).buffer_unordered(plan.streams);
+    let pages = identified.ready_chunks(PAGE).map(move |page| async move {
+        let present = if plan.skip_present { present(store, &page).await } else { Ok(HashSet::new()) };
+        (page, present)
+    });
+    pages
+        .buffered(1)
+        .flat_map(|(page, present)| {
+            let (present, failure) = match present {
+                Ok(present) => (present, None),
+                Err(failure) => (HashSet::new(), Some(failure)),
+            };
+            let failed = failure.is_some();
+            let rest = page.into_iter().filter(move |_| !failed).map(move |file| {
+                let is_present = file.as_ref().is_ok_and(|file| present.contains(&file.meta.blob));
+                Ok((file?, is_present))
+            });
+            stream::iter(failure.map(Err).into_iter().chain(rest))
+        })
+        .map(move |next: Result<(LocalFile, bool), UploadError>| async move {
+            match next? {
+                (file, true) => Ok(Uploaded { file, was_sent: false }),
+                (file, false) => send(store, file).await,
+            }
+        })
+        .buffer_unordered(plan.streams)
+}
+
+/// Which of these files' blobs the store holds, in the same size. Where it cannot tell, the page's first file stands for it.
+async fn present(
+    store: &dyn Store,
+    page: &[Result<LocalFile, UploadError>],
+) -> Result<HashSet<BlobRef>, UploadError> {
+    let files = || page.iter().filter_map(|file| file.as_ref().ok());
+    let blobs: Vec<BlobRef> = files().map(|file| file.meta.blob).collect();
+    let Some(first) = files().next() else {
+        return Ok(HashSet::new());
+    };
+    match store.stat(&blobs).await {
+        Ok(held) => {
+            let held: HashSet<(BlobRef, u64)> = held.into_iter().map(|meta| (meta.blob, meta.size)).collect();
+            let present = files().filter(|file| held.contains(&(file.meta.blob, file.meta.size)));
+            Ok(present.map(|file| file.meta.blob).collect())
+        }
+        Err(error) => Err(UploadError { path: first.path.clone(), cause: UploadCause::Store(error) }),
+    }
+}

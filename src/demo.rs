@@ -1,0 +1,106 @@
+//! `blobferry demo`: two disk stores and a replicator in one process, fed with real files, and the proof that every one
+//! arrived.
+//!
+//! The servers are the ones of production (`servers`), and all that the demo does goes over TCP and gRPC as a stranger's
+//! program would:
+//!
+//! 1. write the files to the source store and announce each blob; meanwhile the replicator copies; wait for its backlog
+//! 2. write some more to the source store behind the replicator's back, and have a full sync find them
+//! 3. read every blob back from the destination store and compare digests
+
+mod files;
+mod lag;
+mod report;
+mod servers;
+mod stage;
+
+use crate::cli::progress::Board;
+use crate::cli::{Exit, Failure};
+use clap::Args;
+use files::{Chosen, Place};
+use report::Report;
+use servers::{Addresses, Servers};
+use stage::Stage;
+use std::io::Write as _;
+use std::path::PathBuf;
+use tokio_util::sync::CancellationToken;
+
+/// Arguments of `demo`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  blobferry demo                         ferry the sources of the crates that blobferry was built from
+  blobferry demo ~/photos                ferry your own files; they are only read
+  blobferry demo --exit                  leave nothing running
+  blobferry demo --data /tmp/ferry       keep the stores and the queue there
+
+Needs about twice the files' size on disk, in the system's temporary folder unless --data names another.
+
+Exit codes: 0 every blob arrived; 1 one did not, or something failed; 130 interrupted before the end.")]
+pub(crate) struct DemoArgs {
+    /// Files and folders to ferry. Without any: the sources in cargo's registry folder, up to 40,000 files or 1 GiB.
+    #[arg(value_name = "PATH")]
+    paths: Vec<PathBuf>,
+    /// Keep the stores and the queue in this folder; otherwise they are in a temporary one, and removed at the end.
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Stop the servers at the end, instead of leaving them up until Ctrl-C.
+    #[arg(long)]
+    exit: bool,
+}
+
+/// Runs the demo. Whichever way it ends, the servers are stopped and the temporary folder is removed.
+pub(crate) async fn run(args: DemoArgs, stop: CancellationToken) -> Result<Exit, Failure> {
+    let board = Board::new();
+    let chosen = files::choose(args.paths).await?;
+    let place = Place::new(args.data)?;
+    place.check_space(chosen.bytes)?;
+    let mut servers = Servers::start(place.path()).await?;
+    let at = servers.at();
+    let outcome = tokio::select! {
+        outcome = act(&at, chosen, &board, &place, args.exit) => outcome,
+        failure = servers.failed() => Err(failure),
+        () = stop.cancelled() => Err(Failure::interrupted()),
+    };
+    let outcome = match outcome {
+        Ok(Exit::Ok) if !args.exit => tokio::select! {
+            () = stop.cancelled() => Ok(Exit::Ok),
+            failure = servers.failed() => Err(failure),
+        },
+        outcome => outcome,
+    };
+    let stopped = servers.stop().await;
+    place.remove().await;
+    let exit = outcome?;
+    stopped?;
+    Ok(exit)
+}
+
+/// Everything that the audience sees.
+async fn act(at: &Addresses, chosen: Chosen, board: &Board, place: &Place, exits: bool) -> Result<Exit, Failure> {
+    say(&report::opening(at, &chosen, place))?;
+    let stage = Stage::new(at, board)?;
+    let mut report = Report { files: chosen.count(), ..Report::default() };
+    let mut blobs = stage.ferry(chosen.files.clone(), &mut report).await?;
+    say(&report.ferried())?;
+    stage.surprise(&chosen, &mut blobs, &mut report).await?;
+    say(&report.synced())?;
+    stage.verify(&blobs, &mut report).await?;
+    say(&report.verified())?;
+    say(&report.closing())?;
+    if !report.is_proven() {
+        return Ok(Exit::Failed);
+    }
+    if !exits {
+        say(&report::invitation(at, report.sample.as_ref()))?;
+    }
+    Ok(Exit::Ok)
+}
+
+fn say(what: &str) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    // The show goes on without an audience.
+    match out.write_all(what.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}

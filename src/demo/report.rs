@@ -1,0 +1,232 @@
+//! What the demo says. Pure.
+
+use super::files::{Chosen, Place};
+use super::lag::Lags;
+use super::servers::Addresses;
+use crate::cli::{base64, text};
+use crate::client::upload::LocalFile;
+use std::time::Duration;
+
+/// The figures of a run. Times are wall-clock.
+#[derive(Default)]
+pub(super) struct Report {
+    pub(super) files: u64,
+    pub(super) skipped: u64,
+    pub(super) ferried_blobs: u64,
+    pub(super) ferried_bytes: u64,
+    pub(super) ferry_took: Duration,
+    pub(super) lags: Lags,
+    pub(super) hidden: u64,
+    pub(super) compared: u64,
+    pub(super) found: u64,
+    pub(super) found_confirmed: u64,
+    pub(super) sync_took: Duration,
+    pub(super) total_blobs: u64,
+    pub(super) total_bytes: u64,
+    pub(super) verified_blobs: u64,
+    pub(super) wrong_blobs: u64,
+    pub(super) wrong: Vec<String>,
+    pub(super) verify_took: Duration,
+    /// A short blob for the command lines in the end.
+    pub(super) sample: Option<LocalFile>,
+}
+
+/// Before the first act.
+pub(super) fn opening(at: &Addresses, chosen: &Chosen, place: &Place) -> String {
+    let kept = if place.is_temporary() { "temporary, removed at the end" } else { "kept" };
+    format!(
+        "blobferry {version}: two stores and a replicator, on this machine
+
+  source store       {source}
+  destination store  {destination}
+  replicator         {replicator}
+  data               {place} ({kept})
+
+Ferrying {what}: {files}, {bytes}.
+
+",
+        version = env!("CARGO_PKG_VERSION"),
+        source = at.source.url(),
+        destination = at.destination.url(),
+        replicator = at.replicator.url(),
+        place = place.path().display(),
+        what = chosen.what,
+        files = text::counted(chosen.count(), "file"),
+        bytes = text::bytes(chosen.bytes),
+    )
+}
+
+impl Report {
+    pub(super) fn ferried(&self) -> String {
+        format!(
+            "1. {}, {} written, announced, copied and confirmed in {}\n",
+            text::counted(self.ferried_blobs, "distinct blob"),
+            text::bytes(self.ferried_bytes),
+            text::span(self.ferry_took),
+        )
+    }
+
+    pub(super) fn synced(&self) -> String {
+        format!(
+            "2. {} written behind the replicator's back; a full sync compared {} and found {} in {}\n",
+            text::counted(self.hidden, "blob"),
+            text::count(self.compared),
+            text::count(self.found),
+            text::span(self.sync_took),
+        )
+    }
+
+    pub(super) fn verified(&self) -> String {
+        let mut said = format!(
+            "3. {} of {} read back from the destination, every digest compared, in {}\n",
+            text::count(self.verified_blobs),
+            text::counted(self.total_blobs, "blob"),
+            text::span(self.verify_took),
+        );
+        for wrong in &self.wrong {
+            said.push_str(&format!("   WRONG: {}\n", text::plain(wrong, 400)));
+        }
+        said
+    }
+
+    /// Whether every blob arrived, and the full sync found exactly what was hidden.
+    pub(super) fn is_proven(&self) -> bool {
+        self.wrong_blobs == 0
+            && self.verified_blobs == self.total_blobs
+            && self.found == self.hidden
+            && self.found_confirmed >= self.hidden
+    }
+
+    pub(super) fn closing(&self) -> String {
+        let rate = |number| text::per_second(number, self.ferry_took);
+        let mut lines = vec![
+            (
+                "ferried",
+                format!(
+                    "{}, {}, from {}",
+                    text::counted(self.total_blobs, "blob"),
+                    text::bytes(self.total_bytes),
+                    text::counted(self.files - self.skipped.min(self.files), "file"),
+                ),
+            ),
+            (
+                "rate",
+                format!(
+                    "{} blobs, {}, from the first byte written to the last blob confirmed",
+                    text::rate(rate(self.ferried_blobs)),
+                    text::bytes_rate(rate(self.ferried_bytes)),
+                ),
+            ),
+            (
+                "lag",
+                format!(
+                    "p50 {}, p99 {}, from accepted to confirmed (seen every 50 ms)",
+                    text::span(self.lags.p50),
+                    text::span(self.lags.p99)
+                ),
+            ),
+            (
+                "full sync",
+                format!("found {} of {} unannounced", text::count(self.found), text::count(self.hidden)),
+            ),
+            (
+                "verified",
+                format!("{} of {}", text::count(self.verified_blobs), text::count(self.total_blobs)),
+            ),
+        ];
+        if self.skipped > 0 {
+            lines.push(("skipped", format!("{} that could not be read", text::counted(self.skipped, "file"))));
+        }
+        let mut said = String::from("\n");
+        for (label, what) in lines {
+            said.push_str(&format!("  {label:<10} {what}\n"));
+        }
+        said.push_str(if self.is_proven() {
+            "\nEvery blob arrived, bit for bit.\n"
+        } else if self.wrong_blobs > 0 {
+            "\nFAILED: some blobs did not arrive as they were.\n"
+        } else {
+            "\nFAILED: the full sync did not find exactly what was hidden.\n"
+        });
+        said
+    }
+}
+
+/// What a person can do with the servers that are left up.
+pub(super) fn invitation(at: &Addresses, sample: Option<&LocalFile>) -> String {
+    let replicator = at.replicator.url();
+    let host = |url: &str| url.trim_start_matches("http://").to_owned();
+    let mut said = format!(
+        "
+The servers stay up until Ctrl-C. In another terminal:
+
+  grpcurl -plaintext {host} blobferry.v1.ReplicationService/Status
+  grpcurl -plaintext {host} blobferry.v1.ReplicationService/TriggerFullSync
+",
+        host = host(replicator),
+    );
+    if let Some((file, bytes)) = sample.and_then(|file| Some((file, file.kept_bytes()?))) {
+        said.push_str(&format!(
+            "  grpcurl -plaintext -d '{{\"header\": {{\"ref\": \"{blob}\", \"sizeBytes\": \"{size}\"}}}} {{\"chunk\": \"{chunk}\"}}' \\
+    {host} blobferry.v1.BlobReceiverService/ReceiveBlob
+  grpcurl -plaintext -d '{{\"ref\": \"{blob}\"}}' {destination} blobferry.v1.BlobReaderService/FetchBlob
+",
+            blob = file.meta.blob,
+            size = file.meta.size,
+            chunk = base64(bytes),
+            host = host(replicator),
+            destination = host(at.destination.url()),
+        ));
+    }
+    said.push_str(&format!(
+        "  blobferry status --watch --replicator {replicator}
+  blobferry ls --limit 5 --store {}
+
+",
+        at.destination.url(),
+    ));
+    said
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Report;
+    use crate::demo::lag::Lags;
+    use std::time::Duration;
+
+    fn report() -> Report {
+        Report {
+            files: 500,
+            ferried_blobs: 440,
+            ferried_bytes: 2 << 20,
+            ferry_took: Duration::from_secs(2),
+            lags: Lags { p50: Duration::from_millis(50), p99: Duration::from_millis(250) },
+            hidden: 10,
+            compared: 450,
+            found: 10,
+            found_confirmed: 10,
+            total_blobs: 450,
+            total_bytes: 2 << 20,
+            verified_blobs: 450,
+            ..Report::default()
+        }
+    }
+
+    #[test]
+    fn the_closing_words_have_all_figures() {
+        let said = report().closing();
+        for part in ["450 blobs", "2.00 MiB", "220/s blobs", "p50 50 ms, p99 250 ms", "10 of 10", "450 of 450", "bit for"] {
+            assert!(said.contains(part), "{part}: {said}");
+        }
+        assert!(!said.contains("skipped"));
+    }
+
+    #[test]
+    fn one_wrong_blob_or_one_not_found_is_a_failure() {
+        let wrong = Report { wrong_blobs: 1, verified_blobs: 449, ..report() };
+        assert!(!wrong.is_proven() && wrong.closing().contains("FAILED"));
+        let missed = Report { found: 9, ..report() };
+        assert!(!missed.is_proven() && missed.closing().contains("FAILED"));
+        assert!(report().is_proven());
+    }
+}
