@@ -23,8 +23,10 @@ pub mod status;
 pub mod sync;
 pub mod worker;
 // Floor 3: surfaces
+pub mod service;
 pub mod store_server;
 // Floor 4: assembly
+pub mod app;
 pub mod cli;
 pub mod client;
 pub mod demo;

@@ -1,0 +1,366 @@
+//! The replicator, put together: built, then run, then supervised.
+//!
+//! [`App::build`] registers the routes and wires everything up; a configuration that cannot work fails there, before any
+//! traffic. That a store cannot be reached is no such failure: its routes take announcements and wait for it.
+//! [`App::run`] serves on a listener that was bound outside.
+//!
+//! Every task belongs to a `Crew`. The end of one that should run on is noticed, drains the rest, and is an error.
+//!
+//! # The drain
+//!
+//! Cancelling `shutdown` starts it, and one deadline holds for all of it (`server.drain_timeout`):
+//!
+//! 1. Health of both services and of every route turns NOT_SERVING, new announcements and syncs are refused with UNAVAILABLE
+//!    SHUTTING_DOWN, watchers of Status get a last picture.
+//! 2. Workers claim no more. What is being copied is finished and settled; at the deadline it is cancelled, and stays
+//!    queued. Running syncs end as FAILED, to be run again.
+//! 3. The server ends the calls in progress, and closes.
+//! 4. The queue is closed.
+//!
+//! # Health
+//!
+//! `""` is live as long as the process answers. The two services serve while announcements would be written durably.
+//! `route/NAME` serves while the route is enabled and its worker runs; it does not wait for the first sync.
+
+mod crew;
+mod drain;
+mod parts;
+pub mod store;
+
+pub use drain::ExitSummary;
+pub use parts::Parts;
+
+use crate::announce::{Announcer, Gate, Route, RouteTable};
+use crate::config::{Config, RouteConfig};
+use crate::grpc::{ServeSettings, base_routes, serve};
+use crate::peer::{Needs, Peer};
+use crate::queue::StateWrite;
+use crate::service::{SERVICE_NAMES, Service, ServiceParts};
+use crate::status::{Observer, ObserverParts, WatchedPeer, WatchedRoute};
+use crate::sync::{FullSyncs, SyncParts, SyncRoute, SyncSettings};
+use crate::worker::{Deps, NextHop, Policy, Report, RouteSpec, Worker};
+use anyhow::{Context, Result};
+use crew::Crew;
+use drain::Running;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+/// How often figures are sampled, and health is looked at.
+const TICK: Duration = Duration::from_secs(1);
+
+/// How long to wait until a store id that could not be recorded is tried again.
+const RECORD_PAUSE: Duration = Duration::from_secs(5);
+
+/// The key in the queue's state of this replicator's own id.
+const REPLICATOR_ID: &str = "replicator/id";
+
+/// A replicator, ready to run.
+pub struct App {
+    parts: Parts,
+    serve: ServeSettings,
+    gate: Arc<Gate>,
+    draining: CancellationToken,
+    tasks: TaskTracker,
+    peers: BTreeMap<String, Arc<Peer>>,
+    workers: Vec<Arc<Worker>>,
+    routes: Arc<RouteTable>,
+    syncs: FullSyncs,
+    observer: Arc<Observer>,
+    service: Service,
+}
+
+impl App {
+    /// Puts a replicator together. Needs a tokio runtime; starts nothing that works on its own.
+    ///
+    /// # Errors
+    /// If the queue cannot be read or written, a route was known with other stores, or a part is missing.
+    pub async fn build(config: &Config, parts: Parts) -> Result<Self> {
+        let gate = Arc::new(Gate::default());
+        let (draining, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let routes = Arc::new(register(config, &parts).await?);
+        let peers = open_peers(config, &parts).await?;
+        let workers = open_workers(config, &parts, &routes, &peers)?;
+        let syncs = open_syncs(config, &parts, &routes).await?;
+        let announcer =
+            Arc::new(Announcer::new(parts.queue.clone(), routes.clone(), parts.clock.clone(), gate.clone()));
+        let observer = Arc::new(Observer::new(ObserverParts {
+            queue: parts.queue.clone(),
+            announcer: announcer.clone(),
+            syncs: syncs.clone(),
+            clock: parts.clock.clone(),
+            gate: gate.clone(),
+            routes: watched_routes(config, &routes, &workers),
+            peers: peers.iter().map(|(name, peer)| watched_peer(config, name, peer)).collect(),
+            max_entries: config.queue.max_entries,
+            reserve_bytes: config.queue.reserve_bytes,
+        }));
+        let service = Service::new(ServiceParts {
+            replicator_id: replicator_id(&parts).await?,
+            announcer,
+            routes: routes.clone(),
+            syncs: syncs.clone(),
+            observer: observer.clone(),
+            gate: gate.clone(),
+            draining: draining.clone(),
+            tasks: tasks.clone(),
+        });
+        let serve = ServeSettings {
+            max_connections: config.server.max_connections,
+            drain_timeout: config.server.drain_timeout,
+        };
+        Ok(Self { parts, serve, gate, draining, tasks, peers, workers, routes, syncs, observer, service })
+    }
+
+    /// What each enabled route's worker tells of itself, by the route's name; also while the app runs.
+    pub fn reports(&self) -> impl Fn() -> Vec<(Arc<str>, Report)> + Send + Sync + 'static {
+        let workers = self.workers.clone();
+        move || workers.iter().map(|worker| (worker.spec().name.clone(), worker.report())).collect()
+    }
+
+    /// Replicates and serves until `shutdown` is cancelled, then drains.
+    ///
+    /// # Errors
+    /// If the server fails, or a task ends that should not have; the rest was drained all the same.
+    pub async fn run(self, listener: TcpListener, shutdown: CancellationToken) -> Result<ExitSummary> {
+        let address = listener.local_addr().context("the listener has no address")?;
+        let (base, health) = base_routes()?;
+        let grpc = self.service.add_to(base);
+        self.observer.sample();
+        let (stop, abort, server_stop) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+
+        let mut background = Crew::new();
+        background.spawn("watch", {
+            let disk = self.parts.disk.clone();
+            let routes = self.routes.clone();
+            watch(self.observer.clone(), routes, health, disk, self.draining.clone())
+        });
+        for peer in self.peers.values() {
+            let (peer, parts) = (peer.clone(), self.parts.state.clone());
+            background.spawn(&format!("store id of {}", peer.name()), record_store_id(peer, parts, stop.clone()));
+        }
+        let mut workers = Crew::new();
+        for worker in &self.workers {
+            let name = format!("worker of {}", worker.spec().name);
+            let run = worker.clone().run(stop.clone(), abort.clone());
+            workers.spawn(&name, async move {
+                run.await;
+                Ok(())
+            });
+        }
+        let mut server = Crew::new();
+        let serving = serve(listener, grpc, self.serve, server_stop.clone());
+        server.spawn("gRPC server", async move { Ok(serving.await?) });
+        tracing::info!(%address, routes = self.workers.len(), "serving");
+
+        // Each of these should run on; whichever ends first, or the signal, starts the drain.
+        let fault = tokio::select! {
+            () = shutdown.cancelled() => None,
+            ended = workers.next() => ended,
+            ended = background.next() => ended,
+            ended = server.next() => ended,
+        };
+        let running = Running { stop, abort, server_stop, workers, background, server };
+        running.drain(self, fault).await
+    }
+}
+
+/// Registers all configured routes, disabled ones too.
+async fn register(config: &Config, parts: &Parts) -> Result<RouteTable> {
+    let mut routes = Vec::with_capacity(config.routes.len());
+    for (name, RouteConfig { from, to, enabled, .. }) in &config.routes {
+        let id = parts.queue.register(name, from, to).await?;
+        let (name, from, to) = (name.as_str().into(), from.as_str().into(), to.as_str().into());
+        routes.push(Route { name, id, from, to, enabled: *enabled });
+    }
+    Ok(RouteTable::new(routes, config.stores.keys().map(|name| name.as_str().into())))
+}
+
+/// A peer for each store that a route names, with the id that was recorded for it.
+async fn open_peers(config: &Config, parts: &Parts) -> Result<BTreeMap<String, Arc<Peer>>> {
+    let mut needs: BTreeMap<&str, Needs> = BTreeMap::new();
+    for route in config.routes.values() {
+        // Of a disabled route nothing is asked, but its stores are shown.
+        needs.entry(&route.from).or_default().read |= route.enabled;
+        needs.entry(&route.to).or_default().hold |= route.enabled && !route.receive_only;
+    }
+    let mut peers = BTreeMap::new();
+    for (name, needs) in needs {
+        let known = parts.state.get(&store_id_key(name)).await?;
+        let known = known.map(String::from_utf8).transpose();
+        let known = known.with_context(|| format!("the recorded id of the store {name} cannot be read"))?;
+        let (clock, entropy) = (parts.clock.clone(), parts.entropy.clone());
+        let peer = Peer::new(name, parts.store(name)?, needs, known, clock, entropy);
+        peers.insert(name.to_owned(), peer);
+    }
+    Ok(peers)
+}
+
+fn open_workers(
+    config: &Config,
+    parts: &Parts,
+    routes: &RouteTable,
+    peers: &BTreeMap<String, Arc<Peer>>,
+) -> Result<Vec<Arc<Worker>>> {
+    let mut workers = Vec::new();
+    for route in routes.all().iter().filter(|route| route.enabled) {
+        let settings = config.routes.get(&*route.name).context("a route without settings")?;
+        let peer = |name: &str| peers.get(name).cloned().context("a route without its peer");
+        let next = routes.from_store(&route.to).map(|next| NextHop {
+            route: next.id,
+            name: next.name.clone(),
+            from: next.from.clone(),
+            to: next.to.clone(),
+        });
+        let spec = RouteSpec {
+            name: route.name.clone(),
+            id: route.id,
+            from: peer(&route.from)?,
+            to: peer(&route.to)?,
+            workers: settings.workers,
+            receive_only: settings.receive_only,
+            next: next.collect(),
+        };
+        let idle = |name: &str| config.stores.get(name).map(|store| store.idle_timeout);
+        let idle_timeout = [&route.from, &route.to].into_iter().filter_map(|name| idle(name)).max();
+        let mut policy =
+            Policy { backoff: config.retry.backoff(), patience: config.retry.patience(), ..Policy::default() };
+        policy.idle_timeout = idle_timeout.unwrap_or(policy.idle_timeout);
+        let deps =
+            Deps { queue: parts.queue.clone(), clock: parts.clock.clone(), entropy: parts.entropy.clone(), policy };
+        workers.push(Worker::new(spec, deps));
+    }
+    Ok(workers)
+}
+
+async fn open_syncs(config: &Config, parts: &Parts, routes: &RouteTable) -> Result<FullSyncs> {
+    let mut synced = Vec::new();
+    for route in routes.all() {
+        synced.push(SyncRoute {
+            name: route.name.to_string(),
+            id: route.id,
+            from_name: route.from.clone(),
+            to_name: route.to.clone(),
+            source: parts.store(&route.from)?,
+            destination: parts.store(&route.to)?,
+            receive_only: config.routes.get(&*route.name).is_some_and(|settings| settings.receive_only),
+        });
+    }
+    let sync_parts = SyncParts {
+        queue: parts.queue.clone(),
+        state: parts.state.clone(),
+        clock: parts.clock.clone(),
+        settings: SyncSettings::default(),
+    };
+    Ok(FullSyncs::open(sync_parts, synced).await?)
+}
+
+fn watched_routes(config: &Config, routes: &RouteTable, workers: &[Arc<Worker>]) -> Vec<WatchedRoute> {
+    let watched = routes.all().iter().map(|route| WatchedRoute {
+        route: route.clone(),
+        workers: config.routes.get(&*route.name).map_or(0, |settings| settings.workers),
+        worker: workers.iter().find(|worker| worker.spec().id == route.id).cloned(),
+    });
+    watched.collect()
+}
+
+fn watched_peer(config: &Config, name: &str, peer: &Arc<Peer>) -> WatchedPeer {
+    // Endpoints have neither a path nor credentials: the configuration refuses both.
+    let endpoint = config.stores.get(name).map(|store| store.endpoint.to_string()).unwrap_or_default();
+    WatchedPeer { peer: peer.clone(), endpoint: endpoint.trim_end_matches('/').to_owned() }
+}
+
+/// This replicator's own id: made when the queue was, kept with it.
+async fn replicator_id(parts: &Parts) -> Result<String> {
+    let known = parts.state.get(REPLICATOR_ID).await?;
+    if let Some(id) = known.and_then(|id| String::from_utf8(id).ok()) {
+        return Ok(id);
+    }
+    let id = parts.entropy.id(parts.clock.now());
+    let value = Some(id.clone().into_bytes());
+    parts.state.write(vec![StateWrite { key: REPLICATOR_ID.to_owned(), value }]).await?;
+    Ok(id)
+}
+
+fn store_id_key(store: &str) -> String {
+    format!("peer/{store}/store_id")
+}
+
+/// Records the id of a store when it is learned, so that another store in its place is noticed after a restart, too.
+async fn record_store_id(peer: Arc<Peer>, state: Arc<dyn crate::queue::State>, stop: CancellationToken) -> Result<()> {
+    let mut ids = peer.store_id();
+    let record = async {
+        // The one that was read at the start is recorded already.
+        while ids.changed().await.is_ok() {
+            loop {
+                let id = ids.borrow_and_update().clone();
+                let write = StateWrite { key: store_id_key(peer.name()), value: id.clone().map(String::into_bytes) };
+                match state.write(vec![write]).await {
+                    Ok(()) => {
+                        let id = id.unwrap_or_default();
+                        tracing::info!(peer = %peer.name(), id, "the store's id is recorded");
+                        break;
+                    }
+                    Err(error) => {
+                        tracing::warn!(peer = %peer.name(), %error, "the store's id could not be recorded");
+                        tokio::time::sleep(RECORD_PAUSE).await;
+                    }
+                }
+            }
+        }
+    };
+    stop.run_until_cancelled(record).await;
+    // The sender lives as long as the peer: only the stop ends this.
+    Ok(())
+}
+
+/// Samples figures and keeps health up to date; the only one who sets it. Ends with the drain.
+async fn watch(
+    observer: Arc<Observer>,
+    routes: Arc<RouteTable>,
+    health: HealthReporter,
+    disk: Option<PathBuf>,
+    draining: CancellationToken,
+) -> Result<()> {
+    let route_names = || routes.all().iter().map(|route| (format!("route/{}", route.name), route.enabled));
+    for (name, enabled) in route_names() {
+        health.set_service_status(name, serving(enabled)).await;
+    }
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while draining.run_until_cancelled(tick.tick()).await.is_some() {
+        if let Some(disk) = &disk
+            && let Some(free) = free_bytes(disk).await
+        {
+            observer.set_free_bytes(free);
+        }
+        observer.sample();
+        for name in SERVICE_NAMES {
+            health.set_service_status(name, serving(observer.can_ack())).await;
+        }
+    }
+    for name in SERVICE_NAMES.into_iter().map(str::to_owned).chain(route_names().map(|(name, _)| name)) {
+        health.set_service_status(name, ServingStatus::NotServing).await;
+    }
+    Ok(())
+}
+
+fn serving(yes: bool) -> ServingStatus {
+    if yes { ServingStatus::Serving } else { ServingStatus::NotServing }
+}
+
+async fn free_bytes(folder: &Path) -> Option<u64> {
+    let folder = folder.to_owned();
+    let stat = tokio::task::spawn_blocking(move || rustix::fs::statvfs(&folder)).await.ok()?.ok()?;
+    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+#[cfg(test)]
+mod tests;

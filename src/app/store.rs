@@ -1,0 +1,127 @@
+//! The `store` command's server: a store of its own, served for replicators and writers.
+
+use super::crew::Crew;
+use crate::grpc::{ServeSettings, base_routes, serve};
+use crate::store::Store;
+use crate::store::disk::DiskStore;
+use crate::store::memory::MemoryStore;
+use crate::store_server::{StoreServer, StoreServerSettings};
+use anyhow::{Context, Result, bail};
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic_health::ServingStatus;
+
+/// The names by which health is asked for.
+const SERVICE_NAMES: [&str; 2] = ["blobferry.v1.BlobReceiverService", "blobferry.v1.BlobReaderService"];
+
+/// What a store in memory holds at most, in bytes. It is for trying things out; a limit keeps the machine alive.
+const MEMORY_BYTES: u64 = 4 << 30;
+
+/// Where a store keeps its blobs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DataUrl {
+    /// `disk:///path`: a folder.
+    Disk(PathBuf),
+    /// `memory://`: nowhere; gone with the process.
+    Memory,
+}
+
+impl std::str::FromStr for DataUrl {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        if text == "memory://" {
+            return Ok(Self::Memory);
+        }
+        let Some((scheme, path)) = text.split_once("://") else {
+            bail!("{text:?} is no data URL; use disk:///path or memory://");
+        };
+        match (scheme, path) {
+            ("disk", path) if path.starts_with('/') && path.len() > 1 => Ok(Self::Disk(PathBuf::from(path))),
+            ("disk", _) => bail!("{text:?} names no absolute folder; use disk:///path or memory://"),
+            ("memory", _) => bail!("{text:?}: a store in memory has no path; use memory://"),
+            _ => bail!("{text:?}: no store is known for {scheme}://; use disk:///path or memory://"),
+        }
+    }
+}
+
+/// A store and its server, ready to run.
+pub struct StoreApp {
+    store: Arc<dyn Store>,
+    settings: ServeSettings,
+}
+
+impl StoreApp {
+    /// Opens the store at a data URL, such as `disk:///var/lib/blobs`, and makes it where it is new.
+    ///
+    /// # Errors
+    /// If the URL is none, or the store cannot be opened.
+    pub async fn build(data_url: &str, settings: ServeSettings) -> Result<Self> {
+        let store: Arc<dyn Store> = match data_url.parse()? {
+            DataUrl::Memory => Arc::new(MemoryStore::new(MEMORY_BYTES)),
+            DataUrl::Disk(folder) => {
+                let opened = DiskStore::open(folder).await;
+                Arc::new(opened.with_context(|| format!("cannot open the store at {data_url}"))?)
+            }
+        };
+        Ok(Self::of(store, settings))
+    }
+
+    /// Serves this store.
+    pub fn of(store: Arc<dyn Store>, settings: ServeSettings) -> Self {
+        Self { store, settings }
+    }
+
+    /// Serves until `shutdown` is cancelled; calls in progress may then end within the drain timeout.
+    ///
+    /// # Errors
+    /// If the server fails.
+    pub async fn run(self, listener: TcpListener, shutdown: CancellationToken) -> Result<()> {
+        let address = listener.local_addr().context("the listener has no address")?;
+        let (base, health) = base_routes()?;
+        let routes = StoreServer::new(self.store, StoreServerSettings::default()).add_to(base);
+        for name in SERVICE_NAMES {
+            health.set_service_status(name, ServingStatus::Serving).await;
+        }
+        let stop = CancellationToken::new();
+        let mut server = Crew::new();
+        let serving = serve(listener, routes, self.settings, stop.clone());
+        server.spawn("gRPC server", async move { Ok(serving.await?) });
+        tracing::info!(%address, "serving a store");
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            ended = server.next() => return ended.map_or(Ok(()), Err),
+        }
+        tracing::info!("draining");
+        for name in SERVICE_NAMES {
+            health.set_service_status(name, ServingStatus::NotServing).await;
+        }
+        stop.cancel();
+        // The server has a deadline of its own.
+        let longest = self.settings.drain_timeout + std::time::Duration::from_secs(5);
+        let (ended, error) = server.ended_by(tokio::time::Instant::now() + longest).await;
+        if !ended {
+            server.abort().await;
+        }
+        error.map_or(Ok(()), Err)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::DataUrl;
+    use std::path::PathBuf;
+
+    #[test]
+    fn a_data_url_names_a_known_kind_of_store() {
+        assert_eq!("memory://".parse::<DataUrl>().unwrap(), DataUrl::Memory);
+        let disk = "disk:///var/lib/blobs".parse::<DataUrl>().unwrap();
+        assert_eq!(disk, DataUrl::Disk(PathBuf::from("/var/lib/blobs")));
+        for wrong in ["", "memory", "/var/lib", "disk://", "disk:///", "disk://var", "s3://bucket", "memory:///x"] {
+            let error = wrong.parse::<DataUrl>().unwrap_err().to_string();
+            assert!(error.contains("memory://"), "{wrong}: {error}");
+        }
+    }
+}
