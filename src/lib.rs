@@ -12,9 +12,13 @@ pub mod fault;
 pub mod pb;
 pub mod telemetry;
 // Floor 1: ports
+pub mod grpc;
 pub mod queue;
 pub mod store;
 // Floor 2: work
 pub mod copy;
 pub mod peer;
 pub mod worker;
+pub mod sync;
+// Floor 3: surfaces
+pub mod store_server;

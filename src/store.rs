@@ -14,6 +14,7 @@ pub mod conformance;
 pub mod disk;
 pub mod faulty;
 pub mod memory;
+pub mod remote;
 
 use crate::blob::{BlobMeta, BlobRef, DigestFunction, Excerpt, Mismatch};
 use async_trait::async_trait;
@@ -161,10 +162,13 @@ pub struct EnumerateRange {
 }
 
 /// A piece of an enumeration.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EnumeratePage {
     /// Blobs in strictly ascending order, all after those of earlier pages.
     pub blobs: Vec<BlobMeta>,
+    /// Refs in this page's place that are left out because their digest function is not known here: the function's name,
+    /// quoted and escaped, and how many.
+    pub unknown: Vec<(String, u64)>,
     /// Set on the last page, and only there.
     pub end: Option<EnumerateEnd>,
 }

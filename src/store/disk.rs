@@ -384,11 +384,11 @@ impl Cursor {
         match page.next {
             Some(next) if self.left != Some(0) => {
                 self.from = next;
-                Ok((EnumeratePage { blobs: page.blobs, end: None }, Some(self)))
+                Ok((EnumeratePage { blobs: page.blobs, ..EnumeratePage::default() }, Some(self)))
             }
             next => {
                 let end = EnumerateEnd { count: self.count, complete: next.is_none() };
-                Ok((EnumeratePage { blobs: page.blobs, end: Some(end) }, None))
+                Ok((EnumeratePage { blobs: page.blobs, unknown: Vec::new(), end: Some(end) }, None))
             }
         }
     }

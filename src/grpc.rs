@@ -1,0 +1,48 @@
+//! gRPC: the one table between errors and statuses, channels to peers, and the server that all services run in.
+//!
+//! Everything that tonic, hyper and h2 leave open or off by default is set here, once: limits on messages, streams,
+//! connections and handshakes, keepalives, flow-control windows, and a drain that ends.
+//!
+//! - `status`: [`Reason`], and errors to and from [`tonic::Status`]. Nothing else makes a status from an error.
+//! - `channel`: [`Channels`] to one peer.
+//! - `server`: [`serve`] and [`base_routes`].
+//! - `cut`: a request stream that the client cancelled is an error, never an end. Without it a cancelled upload would look
+//!   finished.
+//! - `receive`: [`read_header`] decodes an incoming `ReceiveBlob` stream, for stores and the replicator alike.
+//! - `pump`: response streams that a stalled reader cannot hold open for ever.
+//! - `trace_context`: W3C trace context in and out of metadata.
+
+mod channel;
+mod cut;
+mod pump;
+mod receive;
+mod server;
+mod status;
+mod trace_context;
+
+pub use channel::{Channels, EndpointError, PeerEndpoint};
+pub use pump::{CallLimit, CallPermit, pump};
+pub use receive::{Header, read_header};
+pub use server::{ServeError, ServeSettings, base_routes, serve};
+pub use status::{
+    Reason, invalid_field, invalid_ref, mismatch_status, peer_error, queue_status, store_error, store_status,
+};
+pub use trace_context::{set_trace_context, trace_context};
+
+use std::time::Duration;
+
+/// The largest message that our servers promise to take and that we send, in bytes: gRPC's usual limit.
+pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
+
+/// The largest message that is decoded, in bytes: a little more than is promised, so that a peer that fills a chunk to the
+/// limit and forgets the few bytes around it gets through.
+pub const MAX_DECODED_BYTES: usize = MAX_MESSAGE_BYTES + (64 << 10);
+
+/// The largest chunk of a blob in one message, in bytes.
+pub const CHUNK_BYTES: usize = 256 << 10;
+
+/// The most refs in one `StatBlobs` or `EnqueueBlobs`.
+pub const MAX_ITEMS: usize = 10_000;
+
+/// How long a stream may stand still before it is ended, unless configured otherwise.
+pub const STREAM_IDLE: Duration = Duration::from_secs(60);

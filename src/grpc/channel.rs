@@ -1,0 +1,156 @@
+//! Channels to one peer.
+//!
+//! Blobs travel on several connections, each stream on the next in turn: HTTP/2 shares one window among all streams of a
+//! connection, so a stalled blob on one would hold up all others. Control calls have a connection of their own and get
+//! through whatever the data does. Connections come about at first use and again after they broke; nothing here retries a
+//! call.
+
+use http::Uri;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+
+/// Connections for blobs, to each peer.
+const DATA_CHANNELS: usize = 4;
+
+/// What a peer may send on one stream before we have read it, in bytes: four chunks, enough for 100 MB/s at 10 ms.
+const STREAM_WINDOW: u32 = 1 << 20;
+
+/// What a peer may send on one connection before we have read it, in bytes: sixteen stalled streams do not block a
+/// seventeenth. Half of it is also the budget of h2 for unread small frames, beyond which it gives up the connection.
+const CONNECTION_WINDOW: u32 = 16 << 20;
+
+/// The largest HTTP/2 frame that we take, in bytes: a chunk comes in four, not in sixteen.
+const FRAME_BYTES: u32 = 64 << 10;
+
+/// How often a silent connection is asked for a sign of life, also while it is idle.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+
+/// How long it may take to give one. A dead peer is noticed after both.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Where a peer is, and how patient to be with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerEndpoint {
+    /// `http://HOST:PORT` or `https://HOST:PORT`.
+    pub uri: Uri,
+    /// A PEM file of the authorities that the peer's certificate may come from, in place of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// How long a connection may take to come about.
+    pub connect_timeout: Duration,
+    /// How long a control call may take, and a stream until its first message.
+    pub request_timeout: Duration,
+}
+
+impl PeerEndpoint {
+    /// A peer with the usual patience: 5 s to connect, 10 s to answer.
+    pub fn at(uri: Uri) -> Self {
+        let (connect_timeout, request_timeout) = (Duration::from_secs(5), Duration::from_secs(10));
+        Self { uri, ca_file: None, connect_timeout, request_timeout }
+    }
+}
+
+/// Why there can be no channel to a peer. It does not depend on whether the peer is up.
+#[derive(Debug, thiserror::Error)]
+pub enum EndpointError {
+    /// The file of authorities cannot be read.
+    #[error("cannot read the certificates in {path}: {source}")]
+    CaFile {
+        /// The file.
+        path: PathBuf,
+        /// The operating system's word.
+        source: std::io::Error,
+    },
+    /// The endpoint, or its TLS settings, cannot be used.
+    #[error("the endpoint {uri} cannot be used: {message}")]
+    Unusable {
+        /// The endpoint.
+        uri: Uri,
+        /// What is wrong with it.
+        message: String,
+    },
+}
+
+/// The connections to one peer.
+#[derive(Debug)]
+pub struct Channels {
+    control: Channel,
+    data: Vec<Channel>,
+    next: AtomicUsize,
+}
+
+impl Channels {
+    /// Channels to a peer. Connects to nothing yet, and reads `ca_file` at once. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// If the endpoint or its certificates cannot be used.
+    pub fn open(peer: &PeerEndpoint) -> Result<Self, EndpointError> {
+        let unusable = |error: tonic::transport::Error| {
+            let mut message = error.to_string();
+            if let Some(source) = std::error::Error::source(&error) {
+                message = format!("{message}: {source}");
+            }
+            EndpointError::Unusable { uri: peer.uri.clone(), message }
+        };
+        let mut endpoint = Endpoint::new(peer.uri.clone())
+            .map_err(unusable)?
+            .connect_timeout(peer.connect_timeout)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(FRAME_BYTES);
+        if peer.uri.scheme_str() == Some("https") {
+            let tls = match &peer.ca_file {
+                Some(path) => {
+                    let pem =
+                        std::fs::read(path).map_err(|source| EndpointError::CaFile { path: path.clone(), source })?;
+                    // tonic passes over what it cannot read, and would trust nobody.
+                    if !String::from_utf8_lossy(&pem).contains("-----BEGIN CERTIFICATE-----") {
+                        let source =
+                            std::io::Error::new(std::io::ErrorKind::InvalidData, "it holds no PEM certificate");
+                        return Err(EndpointError::CaFile { path: path.clone(), source });
+                    }
+                    ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem))
+                }
+                None => ClientTlsConfig::new().with_native_roots(),
+            };
+            endpoint = endpoint.tls_config(tls.timeout(peer.connect_timeout)).map_err(unusable)?;
+        }
+        let data = (0..DATA_CHANNELS).map(|_| endpoint.connect_lazy()).collect();
+        Ok(Self { control: endpoint.connect_lazy(), data, next: AtomicUsize::new(0) })
+    }
+
+    /// The channel for calls that move no blob.
+    pub fn control(&self) -> Channel {
+        self.control.clone()
+    }
+
+    /// The next channel for a blob.
+    pub fn data(&self) -> Channel {
+        let next = self.next.fetch_add(1, Ordering::Relaxed);
+        self.data[next % self.data.len()].clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Channels, EndpointError, PeerEndpoint};
+    use std::path::PathBuf;
+
+    #[tokio::test]
+    async fn an_endpoint_is_checked_without_connecting() {
+        let secure = PeerEndpoint::at("https://store.invalid:7080".parse().unwrap());
+        Channels::open(&secure).unwrap();
+        let missing = PeerEndpoint { ca_file: Some(PathBuf::from("/nonexistent/ca.pem")), ..secure.clone() };
+        assert!(matches!(Channels::open(&missing), Err(EndpointError::CaFile { .. })));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ca.pem");
+        std::fs::write(&path, "not a certificate").unwrap();
+        let wrong = PeerEndpoint { ca_file: Some(path), ..secure };
+        assert!(matches!(Channels::open(&wrong), Err(EndpointError::CaFile { .. })));
+    }
+}

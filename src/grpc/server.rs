@@ -1,0 +1,244 @@
+//! The server that all services run in. Bind outside, run inside.
+//!
+//! Connections are accepted here, not by tonic, for three things it does not do: a cap on how many there are, a deadline for
+//! the first bytes of each, and a drain that ends. Beyond the cap connections wait in the kernel's queue.
+
+use super::cut::notice_cuts;
+use crate::pb;
+use http::Request;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Sleep;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::body::Body;
+use tonic::service::Routes;
+use tonic::transport::Server;
+use tonic::transport::server::{Connected, TcpConnectInfo};
+use tonic_health::server::HealthReporter;
+use tower::util::MapRequestLayer;
+
+/// Calls in progress on one connection, at most. tonic's default is no limit.
+const STREAMS_PER_CONNECTION: u32 = 1024;
+
+/// Streams that a client may make us reset on one connection before it is closed (RUSTSEC-2024-0003). tonic's default
+/// is no limit.
+const LOCAL_ERROR_RESETS: usize = 1024;
+
+/// What a client may send on one stream before it is read, in bytes: four chunks.
+const STREAM_WINDOW: u32 = 1 << 20;
+
+/// What a client may send on one connection before it is read, in bytes. Half of it is also the budget of h2 for unread
+/// small frames, beyond which it gives up the connection.
+const CONNECTION_WINDOW: u32 = 8 << 20;
+
+/// The largest HTTP/2 frame, in bytes: a chunk comes in four, not in sixteen.
+const FRAME_BYTES: u32 = 64 << 10;
+
+/// How often a silent connection is asked for a sign of life.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+
+/// How long it may take to give one.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long a connection may take to send [`PREFACE_BYTES`].
+const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The length of HTTP/2's client preface. hyper waits for it without a limit of its own.
+const PREFACE_BYTES: usize = 24;
+
+/// How long to wait after a connection could not be accepted: too many open files do not go away by trying harder.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long connections may take to notice that they were cut, once the drain is over.
+const CUT_GRACE: Duration = Duration::from_secs(1);
+
+/// How a server runs.
+#[derive(Clone, Copy, Debug)]
+pub struct ServeSettings {
+    /// Connections at a time, at most. Their windows bound the memory: 8 MiB each.
+    pub max_connections: usize,
+    /// How long calls in progress may take to end, once the server is told to stop.
+    pub drain_timeout: Duration,
+}
+
+impl Default for ServeSettings {
+    fn default() -> Self {
+        Self { max_connections: 1024, drain_timeout: Duration::from_secs(25) }
+    }
+}
+
+/// Why a server could not be built, or stopped serving.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The descriptors for reflection cannot be used.
+    #[error("the reflection service could not be built: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// The transport failed.
+    #[error("the gRPC server failed: {0}")]
+    Transport(#[from] tonic::transport::Error),
+}
+
+/// What is on every server: health checking, and reflection v1 and v1alpha. Health `""` is live from the start.
+///
+/// # Errors
+/// If the descriptors that were compiled in are broken.
+pub fn base_routes() -> Result<(Routes, HealthReporter), ServeError> {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    let builder = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(pb::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let routes = Routes::new(health).add_service(builder().build_v1()?).add_service(builder().build_v1alpha()?);
+    Ok((routes, reporter))
+}
+
+/// Serves until `shutdown` is cancelled and the calls in progress have ended, or `drain_timeout` later at the latest.
+///
+/// The listener is closed as soon as the drain begins, and connections that are left at its end are cut. Dropping the
+/// future cuts them all at once.
+///
+/// # Errors
+/// If the transport cannot go on. What goes wrong on one connection ends only that.
+pub async fn serve(
+    listener: TcpListener,
+    routes: Routes,
+    settings: ServeSettings,
+    shutdown: CancellationToken,
+) -> Result<(), ServeError> {
+    // Cancelled also when this future is dropped.
+    let cut = CancellationToken::new();
+    let guard = cut.clone().drop_guard();
+    let max = settings.max_connections.clamp(1, Semaphore::MAX_PERMITS);
+    let connections = Arc::new(Semaphore::new(max));
+    let incoming =
+        futures::stream::unfold((listener, connections.clone(), cut), |(listener, connections, cut)| async {
+            let connection = accept(&listener, &connections, &cut).await?;
+            Some((Ok::<_, io::Error>(connection), (listener, connections, cut)))
+        });
+    let serving = Server::builder()
+        .layer(MapRequestLayer::new(notice_cuts as fn(Request<Body>) -> Request<Body>))
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME_BYTES)
+        .max_concurrent_streams(STREAMS_PER_CONNECTION)
+        .http2_max_local_error_reset_streams(Some(LOCAL_ERROR_RESETS))
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(incoming, shutdown.clone().cancelled_owned());
+    let deadline = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(settings.drain_timeout).await;
+    };
+    tokio::select! {
+        served = serving => served?,
+        () = deadline => tracing::warn!("calls were still in progress at the end of the drain; their connections are cut"),
+    }
+    drop(guard);
+    // tonic's connection tasks have no owner; a connection has ended when it has given its permit back.
+    let all = u32::try_from(max).unwrap_or(u32::MAX);
+    if tokio::time::timeout(CUT_GRACE, connections.acquire_many(all)).await.is_err() {
+        tracing::warn!("some connections are still closing");
+    }
+    Ok(())
+}
+
+/// The next connection; `None` only if the cap was closed, which it never is.
+async fn accept(listener: &TcpListener, connections: &Arc<Semaphore>, cut: &CancellationToken) -> Option<Connection> {
+    let permit = connections.clone().acquire_owned().await.ok()?;
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                if let Err(error) = stream.set_nodelay(true) {
+                    tracing::debug!(%error, "TCP_NODELAY could not be set");
+                }
+                return Some(Connection::new(stream, permit, cut));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// A connection that counts against the cap, must begin in time, and can be cut.
+struct Connection {
+    stream: TcpStream,
+    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    // Until the preface has come; with the number of its bytes that are still to come.
+    preface: Option<(Pin<Box<Sleep>>, usize)>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    fn new(stream: TcpStream, permit: OwnedSemaphorePermit, cut: &CancellationToken) -> Self {
+        Self {
+            stream,
+            cut: Box::pin(cut.clone().cancelled_owned()),
+            preface: Some((Box::pin(tokio::time::sleep(PREFACE_TIMEOUT)), PREFACE_BYTES)),
+            _permit: permit,
+        }
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        // hyper always has a read pending, so that this wakes every connection.
+        if self.cut.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the server has stopped")));
+        }
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if let Some((deadline, left)) = &mut self.preface {
+            *left = left.saturating_sub(buf.filled().len() - before);
+            if *left == 0 {
+                self.preface = None;
+            } else if polled.is_pending() && deadline.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "no HTTP/2 preface came")));
+            }
+        }
+        polled
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = TcpConnectInfo;
+
+    fn connect_info(&self) -> TcpConnectInfo {
+        self.stream.connect_info()
+    }
+}

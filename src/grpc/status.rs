@@ -1,0 +1,310 @@
+//! The one table between errors and statuses, both ways.
+//!
+//! | error | code | reason |
+//! |---|---|---|
+//! | `Missing` | NOT_FOUND | BLOB_MISSING |
+//! | `Corrupt` | DATA_LOSS | BLOB_CORRUPT |
+//! | `Mismatch` | INVALID_ARGUMENT | DIGEST_MISMATCH, SIZE_MISMATCH |
+//! | `TooLarge` | OUT_OF_RANGE | BLOB_TOO_LARGE |
+//! | `Invalid` | INVALID_ARGUMENT | INVALID_FIELD |
+//! | `Unsupported` | UNIMPLEMENTED | ABILITY_UNSUPPORTED |
+//! | `NoSpace` | RESOURCE_EXHAUSTED | NO_SPACE |
+//! | `Io` | INTERNAL | STORE_FAILED |
+//! | `Protocol` | INTERNAL | INTERNAL |
+//! | `Peer` | as it was | as it was |
+//! | `Input` | that of the error inside | |
+//! | `QueueError::{Write, Read}` | UNAVAILABLE | QUEUE_UNAVAILABLE |
+//! | `QueueError::Full` | RESOURCE_EXHAUSTED, RetryInfo | QUEUE_FULL |
+//! | `QueueError::NoSpace` | RESOURCE_EXHAUSTED, RetryInfo | NO_SPACE |
+//! | `QueueError::Closed` | UNAVAILABLE | SHUTTING_DOWN |
+//! | `QueueError::RouteChanged` | INTERNAL | INTERNAL |
+//!
+//! On the way back only what every store means by the same word becomes an error of its own: `Missing` and `Corrupt`. All
+//! else stays a [`PeerError`] with its code and reason.
+
+use crate::blob::{BlobRef, Mismatch, RefError};
+use crate::pb::DOMAIN;
+use crate::queue::QueueError;
+use crate::store::{PeerError, StoreError};
+use std::collections::HashMap;
+use std::error::Error as _;
+use std::time::Duration;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+/// The longest message of a peer that is kept, in characters.
+const PEER_MESSAGE_CHARS: usize = 300;
+
+/// The longest message that is sent, in characters: headers have a limit too.
+const OWN_MESSAGE_CHARS: usize = 1000;
+
+/// The longest reason that is kept, in characters. `ErrorInfo` allows 63.
+const REASON_CHARS: usize = 63;
+
+/// When to try again at a full queue: copying frees entries all the time.
+const RETRY_WHEN_FULL: Duration = Duration::from_secs(5);
+
+/// When to try again at a full disk: somebody has to free space.
+const RETRY_WHEN_NO_SPACE: Duration = Duration::from_secs(30);
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident = $text:literal, $code:ident;)*) => {
+        /// The stable reasons of errors: the proto's `ErrorReason`, each with the code that it comes with.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[non_exhaustive]
+        pub enum Reason { $($(#[$doc])* $name,)* }
+
+        impl Reason {
+            /// All reasons.
+            pub const ALL: &[Reason] = &[$(Self::$name,)*];
+
+            /// The reason as it stands in `ErrorInfo.reason`.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+
+            /// The status code that it comes with.
+            pub const fn code(self) -> Code {
+                match self { $(Self::$name => Code::$code,)* }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// The store does not hold the blob.
+    BlobMissing = "BLOB_MISSING", NotFound;
+    /// The store's bytes are not those of the ref.
+    BlobCorrupt = "BLOB_CORRUPT", DataLoss;
+    /// The bytes received have another digest.
+    DigestMismatch = "DIGEST_MISMATCH", InvalidArgument;
+    /// More or fewer bytes came than were stated.
+    SizeMismatch = "SIZE_MISMATCH", InvalidArgument;
+    /// The blob is larger than the peer takes.
+    BlobTooLarge = "BLOB_TOO_LARGE", OutOfRange;
+    /// A ref is badly formed.
+    InvalidRef = "INVALID_REF", InvalidArgument;
+    /// The stream does not begin with a header.
+    HeaderMissing = "HEADER_MISSING", InvalidArgument;
+    /// A second header came.
+    HeaderRepeated = "HEADER_REPEATED", InvalidArgument;
+    /// A message carried nothing.
+    MessageEmpty = "MESSAGE_EMPTY", InvalidArgument;
+    /// More refs than one request may name.
+    TooManyItems = "TOO_MANY_ITEMS", InvalidArgument;
+    /// The offset lies beyond the end of the blob.
+    OffsetOutOfRange = "OFFSET_OUT_OF_RANGE", OutOfRange;
+    /// Some other field is not valid.
+    InvalidField = "INVALID_FIELD", InvalidArgument;
+    /// The peer does not offer the method.
+    AbilityUnsupported = "ABILITY_UNSUPPORTED", Unimplemented;
+    /// The peer cannot replace a blob that it holds.
+    ReplaceUnsupported = "REPLACE_UNSUPPORTED", FailedPrecondition;
+    /// No store of that name is configured.
+    UnknownStore = "UNKNOWN_STORE", InvalidArgument;
+    /// No store was named, and it is not clear which is meant.
+    AmbiguousStore = "AMBIGUOUS_STORE", InvalidArgument;
+    /// No route of that name is configured.
+    UnknownRoute = "UNKNOWN_ROUTE", InvalidArgument;
+    /// No route was named, and there is not exactly one.
+    AmbiguousRoute = "AMBIGUOUS_ROUTE", InvalidArgument;
+    /// No enabled route starts at the store.
+    NoEnabledRoute = "NO_ENABLED_ROUTE", FailedPrecondition;
+    /// The route is disabled by its configuration.
+    RouteDisabled = "ROUTE_DISABLED", FailedPrecondition;
+    /// Another full sync runs on the route.
+    SyncRunning = "SYNC_RUNNING", FailedPrecondition;
+    /// There is no such full sync.
+    SyncNotFound = "SYNC_NOT_FOUND", NotFound;
+    /// This version does not offer the mode.
+    ModeUnsupported = "MODE_UNSUPPORTED", InvalidArgument;
+    /// The request id was used before for a different request.
+    RequestIdReused = "REQUEST_ID_REUSED", InvalidArgument;
+    /// A store lacks an ability that is needed.
+    PeerUnsuitable = "PEER_UNSUITABLE", FailedPrecondition;
+    /// The queue cannot write durably.
+    QueueUnavailable = "QUEUE_UNAVAILABLE", Unavailable;
+    /// The queue holds as many entries as it may.
+    QueueFull = "QUEUE_FULL", ResourceExhausted;
+    /// A disk has no room.
+    NoSpace = "NO_SPACE", ResourceExhausted;
+    /// The server is shutting down.
+    ShuttingDown = "SHUTTING_DOWN", Unavailable;
+    /// The server has as many calls in progress as it may.
+    TooBusy = "TOO_BUSY", ResourceExhausted;
+    /// The other side stood still for too long.
+    StreamIdle = "STREAM_IDLE", DeadlineExceeded;
+    /// The store's own medium failed.
+    StoreFailed = "STORE_FAILED", Internal;
+    /// A fault of the server itself.
+    Internal = "INTERNAL", Internal;
+}
+
+impl Reason {
+    /// A status of this reason.
+    pub fn status(self, message: impl AsRef<str>) -> Status {
+        self.status_with(message, [])
+    }
+
+    /// A status of this reason with metadata, such as `ref`.
+    pub fn status_with<const N: usize>(
+        self,
+        message: impl AsRef<str>,
+        metadata: [(&'static str, String); N],
+    ) -> Status {
+        self.detailed(message, self.details(metadata))
+    }
+
+    /// A status of this reason that says when to try again.
+    pub fn status_retry(self, message: impl AsRef<str>, after: Duration) -> Status {
+        let mut details = self.details([]);
+        details.set_retry_info(Some(after));
+        self.detailed(message, details)
+    }
+
+    /// The same as an error of a peer, for what is found wrong in the midst of a byte stream.
+    pub(crate) fn peer_error(self, message: impl AsRef<str>) -> PeerError {
+        PeerError {
+            code: self.code(),
+            reason: Some(self.as_str().into()),
+            message: bounded(message.as_ref(), PEER_MESSAGE_CHARS),
+        }
+    }
+
+    fn details<const N: usize>(self, metadata: [(&'static str, String); N]) -> ErrorDetails {
+        let metadata: HashMap<String, String> =
+            metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        ErrorDetails::with_error_info(self.as_str(), DOMAIN, metadata)
+    }
+
+    fn detailed(self, message: impl AsRef<str>, details: ErrorDetails) -> Status {
+        Status::with_error_details(self.code(), bounded(message.as_ref(), OWN_MESSAGE_CHARS), details)
+    }
+}
+
+/// INVALID_REF, naming the field, such as `header.ref` or `refs[3]`.
+pub fn invalid_ref(field: &str, error: &RefError) -> Status {
+    bad_request(Reason::InvalidRef, field, &error.to_string())
+}
+
+/// INVALID_FIELD, naming the field and what to do.
+pub fn invalid_field(field: &str, description: &str) -> Status {
+    bad_request(Reason::InvalidField, field, description)
+}
+
+fn bad_request(reason: Reason, field: &str, description: &str) -> Status {
+    let description = bounded(description, OWN_MESSAGE_CHARS);
+    let mut details = reason.details([]);
+    details.add_bad_request_violation(field, description.as_str());
+    reason.detailed(format!("{field}: {description}"), details)
+}
+
+/// DIGEST_MISMATCH or SIZE_MISMATCH for bytes that were received for `blob`.
+pub fn mismatch_status(blob: &BlobRef, mismatch: &Mismatch) -> Status {
+    let message = mismatch.to_string();
+    match mismatch {
+        Mismatch::Digest { expected, actual, .. } => Reason::DigestMismatch
+            .status_with(message, [("ref", expected.to_string()), ("actual_ref", actual.to_string())]),
+        Mismatch::TooLong { .. } | Mismatch::TooShort { .. } => {
+            Reason::SizeMismatch.status_with(message, [("ref", blob.to_string())])
+        }
+    }
+}
+
+/// What a caller is told of a store's error; `blob` is what the call was about, if it was about one.
+pub fn store_status(error: &StoreError, blob: Option<&BlobRef>) -> Status {
+    let message = error.to_string();
+    match error {
+        StoreError::Missing(blob) => Reason::BlobMissing.status_with(message, [("ref", blob.to_string())]),
+        StoreError::Corrupt { blob, .. } => Reason::BlobCorrupt.status_with(message, [("ref", blob.to_string())]),
+        StoreError::Mismatch(mismatch) => match (mismatch, blob) {
+            (Mismatch::Digest { expected, .. }, _) => mismatch_status(expected, mismatch),
+            (_, Some(blob)) => mismatch_status(blob, mismatch),
+            (_, None) => Reason::SizeMismatch.status(message),
+        },
+        StoreError::TooLarge { limit } => {
+            Reason::BlobTooLarge.status_with(message, [("max_blob_bytes", limit.to_string())])
+        }
+        StoreError::Invalid(_) => Reason::InvalidField.status(message),
+        StoreError::Unsupported(_) => Reason::AbilityUnsupported.status(message),
+        StoreError::NoSpace(_) => Reason::NoSpace.status(message),
+        StoreError::Io { .. } => Reason::StoreFailed.status(message),
+        StoreError::Protocol(_) => Reason::Internal.status(message),
+        StoreError::Input(inner) => store_status(inner, blob),
+        StoreError::Peer(PeerError { code, reason, message }) => match reason {
+            Some(reason) => {
+                let details = ErrorDetails::with_error_info(&**reason, DOMAIN, HashMap::new());
+                Status::with_error_details(*code, message.as_str(), details)
+            }
+            None => Status::new(*code, message.as_str()),
+        },
+    }
+}
+
+/// What a caller is told of the queue's error.
+pub fn queue_status(error: &QueueError) -> Status {
+    let message = error.to_string();
+    match error {
+        QueueError::Write(_) | QueueError::Read(_) => Reason::QueueUnavailable.status(message),
+        QueueError::Full { .. } => Reason::QueueFull.status_retry(message, RETRY_WHEN_FULL),
+        QueueError::NoSpace { .. } => Reason::NoSpace.status_retry(message, RETRY_WHEN_NO_SPACE),
+        QueueError::RouteChanged { .. } => Reason::Internal.status(message),
+        QueueError::Closed => Reason::ShuttingDown.status("the server is shutting down; retry, here or elsewhere"),
+    }
+}
+
+/// What a peer's status means to the caller of a store; `blob` is what the call was about, if it was about one.
+pub fn store_error(status: &Status, blob: Option<&BlobRef>) -> StoreError {
+    let error = peer_error(status);
+    match (error.code, error.reason.as_deref(), blob) {
+        (Code::NotFound, Some("BLOB_MISSING"), Some(blob)) => StoreError::Missing(*blob),
+        (Code::DataLoss, Some("BLOB_CORRUPT"), Some(blob)) => {
+            StoreError::Corrupt { blob: *blob, detail: error.message }
+        }
+        _ => StoreError::Peer(error),
+    }
+}
+
+/// A peer's status, its message escaped and cut.
+pub fn peer_error(status: &Status) -> PeerError {
+    let details = status.get_error_details();
+    let reason = details.error_info().filter(|info| info.domain == DOMAIN && !info.reason.is_empty());
+    let reason = reason.map(|info| bounded(&info.reason, REASON_CHARS).into());
+    let mut message = status.message().to_owned();
+    // A transport's error says what happened only in its sources.
+    let mut source = status.source();
+    while let Some(error) = source {
+        let text = error.to_string();
+        if !message.contains(&text) {
+            message = if message.is_empty() { text } else { format!("{message}: {text}") };
+        }
+        source = error.source();
+    }
+    if message.is_empty() {
+        message = "the peer gave no message".to_owned();
+    }
+    PeerError { code: status.code(), reason, message: bounded(&message, PEER_MESSAGE_CHARS) }
+}
+
+/// A text of at most this many characters, in one line and without anything that could steer a terminal.
+fn bounded(text: &str, max: usize) -> String {
+    let mut out = String::with_capacity(text.len().min(4 * max));
+    for (count, c) in text.chars().enumerate() {
+        if count == max {
+            out.push('…');
+            break;
+        }
+        // Also what reorders or hides text around it: bidirectional marks, separators, zero-width characters.
+        let hidden =
+            matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+        if c.is_control() || hidden {
+            out.extend(c.escape_unicode());
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests;

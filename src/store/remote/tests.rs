@@ -1,0 +1,307 @@
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use super::RemoteStore;
+use crate::blob::{BlobRef, DigestFunction};
+use crate::grpc::{PeerEndpoint, ServeSettings, serve};
+use crate::pb::v1;
+use crate::store::{ByteRange, Disposition, EnumerateRange, PeerKind, Put, Received, Store, StoreError};
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use futures::{StreamExt, stream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+use tonic::{Code, Request, Response, Status, Streaming};
+use v1::blob_reader_service_server::{BlobReaderService, BlobReaderServiceServer};
+use v1::blob_receiver_service_server::{BlobReceiverService, BlobReceiverServiceServer};
+use v1::fetch_blob_response::Part;
+
+/// A peer that says what it is told to say.
+#[derive(Clone, Default)]
+struct Rogue {
+    info: v1::GetPeerInfoResponse,
+    /// Answers before it has read the bytes.
+    hasty: bool,
+    received: v1::ReceiveBlobResponse,
+    stat: v1::StatBlobsResponse,
+    fetch: Vec<Result<v1::FetchBlobResponse, Status>>,
+    pages: Vec<v1::EnumerateBlobsResponse>,
+}
+
+#[async_trait]
+impl BlobReceiverService for Rogue {
+    async fn get_peer_info(
+        &self,
+        _: Request<v1::GetPeerInfoRequest>,
+    ) -> Result<Response<v1::GetPeerInfoResponse>, Status> {
+        Ok(Response::new(self.info.clone()))
+    }
+
+    async fn receive_blob(
+        &self,
+        request: Request<Streaming<v1::ReceiveBlobRequest>>,
+    ) -> Result<Response<v1::ReceiveBlobResponse>, Status> {
+        let mut messages = request.into_inner();
+        while !self.hasty && messages.message().await?.is_some() {}
+        Ok(Response::new(self.received.clone()))
+    }
+}
+
+#[async_trait]
+impl BlobReaderService for Rogue {
+    type FetchBlobStream = BoxStream<'static, Result<v1::FetchBlobResponse, Status>>;
+    type EnumerateBlobsStream = BoxStream<'static, Result<v1::EnumerateBlobsResponse, Status>>;
+
+    async fn stat_blobs(&self, _: Request<v1::StatBlobsRequest>) -> Result<Response<v1::StatBlobsResponse>, Status> {
+        Ok(Response::new(self.stat.clone()))
+    }
+
+    async fn fetch_blob(&self, _: Request<v1::FetchBlobRequest>) -> Result<Response<Self::FetchBlobStream>, Status> {
+        Ok(Response::new(stream::iter(self.fetch.clone()).boxed()))
+    }
+
+    async fn enumerate_blobs(
+        &self,
+        _: Request<v1::EnumerateBlobsRequest>,
+    ) -> Result<Response<Self::EnumerateBlobsStream>, Status> {
+        Ok(Response::new(stream::iter(self.pages.clone()).map(Ok).boxed()))
+    }
+}
+
+/// A store that talks to a rogue, and what keeps the rogue up.
+async fn facing(rogue: Rogue) -> (RemoteStore, JoinSet<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let uri = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+    let routes =
+        Routes::new(BlobReceiverServiceServer::new(rogue.clone())).add_service(BlobReaderServiceServer::new(rogue));
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        serve(listener, routes, ServeSettings::default(), CancellationToken::new()).await.unwrap();
+    });
+    (RemoteStore::new(&PeerEndpoint::at(uri)).unwrap(), tasks)
+}
+
+fn hello() -> BlobRef {
+    DigestFunction::Sha256.ref_of(b"hello")
+}
+
+fn meta(text: &str, size: Option<u64>) -> v1::BlobMeta {
+    v1::BlobMeta { r#ref: text.to_owned(), size_bytes: size }
+}
+
+fn protocol<T>(result: Result<T, StoreError>) -> String {
+    match result {
+        Err(StoreError::Protocol(message)) => message,
+        Err(other) => panic!("another error: {other:?}"),
+        Ok(_) => panic!("no error"),
+    }
+}
+
+async fn send_hello(store: &RemoteStore) -> Result<Received, StoreError> {
+    let put = Put { blob: hello(), size: Some(5), replace: false };
+    store.receive(put, stream::iter([Ok(Bytes::from_static(b"hello"))]).boxed()).await
+}
+
+#[tokio::test]
+async fn a_confirmation_that_makes_no_sense_is_a_breach_and_another_blobs_is_passed_on() {
+    let good = v1::ReceiveBlobResponse {
+        r#ref: hello().to_string(),
+        size_bytes: Some(5),
+        disposition: v1::Disposition::Stored.into(),
+        ..v1::ReceiveBlobResponse::default()
+    };
+    for (broken, named) in [
+        (v1::ReceiveBlobResponse { r#ref: "nonsense".to_owned(), ..good.clone() }, "not a ref"),
+        (v1::ReceiveBlobResponse { size_bytes: None, ..good.clone() }, "size"),
+        (v1::ReceiveBlobResponse { disposition: 0, ..good.clone() }, "what became"),
+        (v1::ReceiveBlobResponse { disposition: 77, ..good.clone() }, "77"),
+    ] {
+        let (store, _up) = facing(Rogue { received: broken, ..Rogue::default() }).await;
+        let message = protocol(send_hello(&store).await);
+        assert!(message.contains(named), "{message}");
+    }
+    let other = DigestFunction::Sha256.ref_of(b"other");
+    let another = v1::ReceiveBlobResponse {
+        r#ref: other.to_string(),
+        size_bytes: Some(9),
+        disposition: v1::Disposition::Enqueued.into(),
+        ..good
+    };
+    let (store, _up) = facing(Rogue { received: another, ..Rogue::default() }).await;
+    let received = send_hello(&store).await.unwrap();
+    assert_eq!(received, Received { blob: other, size: 9, disposition: Disposition::Enqueued, was_new: false });
+}
+
+#[tokio::test]
+async fn a_confirmation_before_the_last_byte_confirms_nothing() {
+    let received = v1::ReceiveBlobResponse {
+        r#ref: hello().to_string(),
+        size_bytes: Some(5),
+        disposition: v1::Disposition::Stored.into(),
+        ..v1::ReceiveBlobResponse::default()
+    };
+    let (store, _up) = facing(Rogue { hasty: true, received, ..Rogue::default() }).await;
+    let put = Put { blob: hello(), size: Some(5), replace: false };
+    let bytes = stream::iter([Ok(Bytes::from_static(b"hello"))]).chain(stream::pending()).boxed();
+    let message = protocol(store.receive(put, bytes).await);
+    assert!(message.contains("before all bytes"), "{message}");
+}
+
+#[tokio::test]
+async fn a_fetch_that_breaks_the_protocol_is_named() {
+    let header = |text: &str, size| {
+        let header = v1::FetchBlobHeader { r#ref: text.to_owned(), size_bytes: size };
+        Ok(v1::FetchBlobResponse { part: Some(Part::Header(header)) })
+    };
+    let chunk = || Ok(v1::FetchBlobResponse { part: Some(Part::Chunk(Bytes::from_static(b"hello"))) });
+    let right = || header(&hello().to_string(), Some(5));
+    let other = DigestFunction::Sha256.ref_of(b"other").to_string();
+    for (messages, named) in [
+        (vec![], "without a header"),
+        (vec![chunk()], "without a header"),
+        (vec![Ok(v1::FetchBlobResponse { part: None })], "without a header"),
+        (vec![header(&hello().to_string(), None)], "size"),
+        (vec![header(&other, Some(5))], "when asked for"),
+        (vec![header("x", Some(5))], "not a ref"),
+    ] {
+        let (store, _up) = facing(Rogue { fetch: messages, ..Rogue::default() }).await;
+        let message = protocol(store.fetch(hello(), ByteRange::default()).await);
+        assert!(message.contains(named), "{message}");
+    }
+    for (messages, named) in [
+        (vec![right(), right()], "second header"),
+        (vec![right(), chunk(), chunk()], "more than"),
+        (vec![right(), Ok(v1::FetchBlobResponse { part: None })], "empty"),
+    ] {
+        let (store, _up) = facing(Rogue { fetch: messages, ..Rogue::default() }).await;
+        let fetched = store.fetch(hello(), ByteRange::default()).await.unwrap();
+        let mut items: Vec<_> = fetched.bytes.collect().await;
+        let message = protocol(items.pop().unwrap());
+        assert!(message.contains(named), "{message}");
+        assert!(items.iter().all(Result::is_ok));
+    }
+    let (store, _up) = facing(Rogue { fetch: vec![right(), Err(Status::unknown("gone"))], ..Rogue::default() }).await;
+    let items: Vec<_> = store.fetch(hello(), ByteRange::default()).await.unwrap().bytes.collect().await;
+    assert!(matches!(&items[..], [Err(StoreError::Peer(error))] if error.code == Code::Unknown));
+}
+
+#[tokio::test]
+async fn an_enumeration_that_breaks_the_protocol_is_named() {
+    let refs: Vec<String> = {
+        let mut refs: Vec<_> = (0..4u8).map(|n| DigestFunction::Sha256.ref_of(&[n])).collect();
+        refs.sort_unstable();
+        refs.iter().map(ToString::to_string).collect()
+    };
+    let page = |texts: &[&str], end: Option<(u64, bool)>| v1::EnumerateBlobsResponse {
+        blobs: texts.iter().map(|text| meta(text, Some(1))).collect(),
+        end: end.map(|(count, complete)| v1::EnumerateEnd { count: Some(count), complete: Some(complete) }),
+    };
+    let [a, b, c, d] = [0, 1, 2, 3].map(|at| refs[at].as_str());
+    let all = EnumerateRange::default();
+    let until = EnumerateRange { until: c.to_owned(), ..all.clone() };
+    let after = EnumerateRange { after: b.to_owned(), ..all.clone() };
+    let limit = EnumerateRange { limit: Some(1), ..all.clone() };
+    let sizeless = v1::EnumerateBlobsResponse { blobs: vec![meta(a, None)], end: None };
+    let endless = v1::EnumerateBlobsResponse { blobs: vec![], end: Some(v1::EnumerateEnd::default()) };
+    for (range, pages, named) in [
+        (&all, vec![page(&[b, a], None)], "out of order"),
+        (&all, vec![page(&[a], None), page(&[a], Some((2, true)))], "out of order"),
+        (&after, vec![page(&[b], Some((1, true)))], "out of order"),
+        (&until, vec![page(&[d], Some((1, true)))], "beyond"),
+        (&all, vec![], "cut"),
+        (&all, vec![page(&[a, b], None)], "cut"),
+        (&all, vec![page(&[a], Some((2, true)))], "counted 2"),
+        (&all, vec![page(&[a], Some((1, false)))], "incomplete"),
+        (&limit, vec![page(&[a, b], Some((2, true)))], "limit"),
+        (&all, vec![page(&["nonsense"], None)], "not a ref"),
+        (&all, vec![sizeless], "size"),
+        (&all, vec![endless], "without saying how"),
+    ] {
+        let (store, _up) = facing(Rogue { pages, ..Rogue::default() }).await;
+        let mut items: Vec<_> = store.enumerate(range.clone()).await.unwrap().collect().await;
+        let message = protocol(items.pop().unwrap());
+        assert!(message.contains(named), "{message}");
+        assert!(items.iter().all(Result::is_ok));
+    }
+    let (md5, zzz) = ("md5-d41d8cd98f00b204e9800998ecf8427e", "zzz-1");
+    let pages = vec![page(&[md5, a], None), page(&[], None), page(&[b, zzz], Some((4, true)))];
+    let (store, _up) = facing(Rogue { pages, ..Rogue::default() }).await;
+    let pages: Vec<_> = store.enumerate(all).await.unwrap().map(Result::unwrap).collect().await;
+    assert_eq!(pages.iter().map(|page| page.blobs.len()).sum::<usize>(), 2);
+    let unknown: Vec<_> = pages.iter().flat_map(|page| page.unknown.clone()).collect();
+    assert_eq!(unknown, [("\"md5\"".to_owned(), 1), ("\"zzz\"".to_owned(), 1)]);
+    assert_eq!(pages.last().unwrap().end.unwrap().count, 2);
+}
+
+#[tokio::test]
+async fn answers_to_stat_that_were_not_asked_for_are_a_breach() {
+    let other = DigestFunction::Sha256.ref_of(b"other").to_string();
+    for (blobs, named) in [
+        (vec![meta(&other, Some(5))], "not asked"),
+        (vec![meta("x", Some(5))], "not a ref"),
+        (vec![meta(&hello().to_string(), None)], "size"),
+    ] {
+        let (store, _up) = facing(Rogue { stat: v1::StatBlobsResponse { blobs }, ..Rogue::default() }).await;
+        let message = protocol(store.stat(&[hello()]).await);
+        assert!(message.contains(named), "{message}");
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_says_little_is_a_store_and_nonsense_is_a_breach() {
+    let facing_info = async |peer_info| {
+        let (store, up) = facing(Rogue { info: v1::GetPeerInfoResponse { peer_info }, ..Rogue::default() }).await;
+        let info = store.info().await;
+        drop(up);
+        info
+    };
+    let info = facing_info(Some(v1::PeerInfo::default())).await.unwrap();
+    assert_eq!((info.store_id, info.kind, info.functions), (None, PeerKind::Store, vec![DigestFunction::Sha256]));
+    assert!(protocol(facing_info(None).await).contains("nothing"));
+    let kind = v1::PeerInfo { kind: 9, ..v1::PeerInfo::default() };
+    assert!(protocol(facing_info(Some(kind)).await).contains('9'));
+    let id = v1::PeerInfo { store_id: "a\nb".to_owned(), ..v1::PeerInfo::default() };
+    assert!(protocol(facing_info(Some(id)).await).contains("store id"));
+}
+
+#[tokio::test]
+async fn a_peer_that_is_not_there_is_unavailable_and_a_mute_one_runs_into_the_deadline() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut peer = PeerEndpoint::at(format!("http://{}", listener.local_addr().unwrap()).parse().unwrap());
+    peer.request_timeout = Duration::from_millis(200);
+    let store = Arc::new(RemoteStore::new(&peer).unwrap());
+    let begun = Instant::now();
+    let code = |error| match error {
+        StoreError::Peer(error) => (error.code, error.reason),
+        other => panic!("{other}"),
+    };
+    // The kernel accepts; nobody answers.
+    assert_eq!(code(store.info().await.unwrap_err()), (Code::DeadlineExceeded, None));
+    assert_eq!(code(store.stat(&[hello()]).await.unwrap_err()).0, Code::DeadlineExceeded);
+    assert_eq!(code(store.fetch(hello(), ByteRange::default()).await.err().unwrap()).0, Code::DeadlineExceeded);
+    assert_eq!(code(store.enumerate(EnumerateRange::default()).await.err().unwrap()).0, Code::DeadlineExceeded);
+    assert!(begun.elapsed() < Duration::from_secs(3));
+    drop(listener);
+    let store = RemoteStore::new(&peer).unwrap();
+    let error = store.info().await.unwrap_err();
+    assert!(error.to_string().contains("refused"), "{error}");
+    assert_eq!(code(error), (Code::Unavailable, None));
+    assert_eq!(code(send_hello(&store).await.unwrap_err()).0, Code::Unavailable);
+}
+
+#[tokio::test]
+async fn status_details_that_are_no_base64_are_an_error_and_no_panic() {
+    let mut headers = http::HeaderMap::new();
+    headers.insert("grpc-status-details-bin", http::HeaderValue::from_static("!"));
+    let metadata = tonic::metadata::MetadataMap::from_headers(headers);
+    let broken = Status::with_metadata(Code::NotFound, "x", metadata);
+    let (store, _up) = facing(Rogue { fetch: vec![Err(broken)], ..Rogue::default() }).await;
+    match store.fetch(hello(), ByteRange::default()).await {
+        Err(StoreError::Peer(error)) => assert_eq!((error.code, error.reason), (Code::Unknown, None)),
+        other => panic!("{:?}", other.err()),
+    }
+}

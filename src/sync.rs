@@ -1,0 +1,42 @@
+//! Full syncs: finding and repairing any difference between the two stores of a route.
+//!
+//! ```text
+//! source ──enumerate──▶ ┌───────┐  missing, differing   ┌───────┐
+//!                       │ Merge │ ────────────────────▶ │ Queue │ ──▶ worker ──▶ copy
+//! destination ────────▶ └───────┘  ≤ 1000 to a write    └───────┘
+//!  enumerate, or stat
+//! ```
+//!
+//! `diff` decides, without a runtime; `driver` owns the syncs, their records and their tasks; `run` is one sync from
+//! its first question to its last confirmation. A sync copies nothing itself: what it finds becomes backfill entries, with
+//! the sync's id on them, and the queue counts what becomes of those.
+//!
+//! What it holds to:
+//!
+//! - **It ends**, whatever the stores do. Nothing waits for a consumer that waits for it: pages are pulled, one at a time.
+//!   A page that does not come within the idle deadline, a stream without an end, an error of either side, a failed
+//!   write, a panic: each ends it as FAILED with the reason. A sync that was cut by a restart is FAILED too. What it had
+//!   pushed stays queued, and it can be run again.
+//! - **It reports only what it saw whole** (invariant 9). A listing that is out of order, repeats itself, miscounts or
+//!   stops short ends the sync. A page of findings, the counts and the cursor are one write.
+//! - **COMPLETED means confirmed.** It waits for every entry that it found; with parked or discarded ones, it is
+//!   COMPLETED_WITH_FAILURES.
+//! - **It paces itself.** Above the high-water mark of the backfill backlog it closes its streams and waits. No stream is
+//!   held longer than a window of refs either: it goes on after the last ref with a new one.
+//! - **Memory is bounded** by the pages under way and one batch of findings, not by the stores.
+//!
+//! Deliberately absent so far: COMPARE and VERIFY, a prefix, ranges in parallel, going on from a checkpoint, cancelling.
+//! The record has room for all of them, and [`SyncStartError`] names what is refused.
+
+mod diff;
+mod driver;
+mod history;
+mod record;
+mod run;
+
+pub use diff::{Finding, ListingError, ListingFault, Merge, Need, Seen};
+pub use driver::{FullSyncs, Started, SyncParts, SyncRequest, SyncRoute, SyncSettings, SyncStartError};
+pub use record::{SyncCounts, SyncFailure, SyncMode, SyncPhase, SyncRecord, SyncState};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,432 @@
+//! The owner of all syncs: which may start, where their records are, and what a restart makes of them.
+
+use super::history::{end_writes, fail, past, pruned, read_list, read_record, recover, request_writes};
+use super::record::{
+    LAST_ID, SyncFailure, SyncMode, SyncPhase, SyncRecord, SyncState, read_id, request_key, route_key, running_key,
+    write_id,
+};
+use super::run::Run;
+use crate::clock::Clock;
+use crate::fault::FaultKind;
+use crate::queue::{Queue, QueueError, RouteId, State, StateWrite, SyncId};
+use crate::store::Store;
+use futures::FutureExt;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// The longest request id, in bytes.
+const MAX_REQUEST_ID: usize = 128;
+
+/// How long a start waits for the source to say what it is; one that does not answer fails the sync instead.
+const INFO_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How often a sync's last record is tried to be written, a second apart. The next start makes up for one that was not.
+const END_WRITES: u32 = 5;
+
+/// A route, as a sync sees it.
+#[derive(Clone)]
+pub struct SyncRoute {
+    /// Its configured name.
+    pub name: String,
+    /// Its number in the queue.
+    pub id: RouteId,
+    /// The configured name of the store that is read.
+    pub from_name: Arc<str>,
+    /// The configured name of the store that is written.
+    pub to_name: Arc<str>,
+    /// The store that is read.
+    pub source: Arc<dyn Store>,
+    /// The store that is written.
+    pub destination: Arc<dyn Store>,
+    /// Whether the destination may be one that gives nothing back. Where it can be neither listed nor asked, it is sent
+    /// everything.
+    pub receive_only: bool,
+}
+
+impl fmt::Debug for SyncRoute {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SyncRoute").field("name", &self.name).field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// What paces a sync.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SyncSettings {
+    /// Refs that are asked for in one enumeration stream; at least 1.
+    pub window: u64,
+    /// Backfill entries of the route, parked ones aside, above which a sync closes its streams and waits until they are
+    /// fewer than three quarters of this.
+    pub high_water: u64,
+    /// How long an answer or a page of a listing may take.
+    pub idle: Duration,
+    /// How often it looks at the queue's figures while it waits.
+    pub poll: Duration,
+    /// How long counts may go unwritten while nothing is found.
+    pub checkpoint: Duration,
+}
+
+impl Default for SyncSettings {
+    fn default() -> Self {
+        Self {
+            window: 100_000,
+            high_water: 100_000,
+            idle: Duration::from_secs(60),
+            poll: Duration::from_millis(500),
+            checkpoint: Duration::from_secs(10),
+        }
+    }
+}
+
+/// What syncs work with.
+#[derive(Clone)]
+pub struct SyncParts {
+    /// Takes what they find.
+    pub queue: Arc<dyn Queue>,
+    /// Keeps their records; written together with the entries, so it has to be the same queue's.
+    pub state: Arc<dyn State>,
+    /// Tells the time.
+    pub clock: Arc<dyn Clock>,
+    /// Paces them.
+    pub settings: SyncSettings,
+}
+
+/// A request for a full sync.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SyncRequest {
+    /// The route's configured name.
+    pub route: String,
+    /// What to do.
+    pub mode: SyncMode,
+    /// Only refs that begin with this; empty: all.
+    pub prefix: String,
+    /// Makes a retry safe; empty: no such safety. 1 to 128 printable ASCII characters.
+    pub request_id: String,
+}
+
+/// The answer to a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Started {
+    /// The sync.
+    pub record: SyncRecord,
+    /// Whether it was running before this request.
+    pub already_running: bool,
+}
+
+/// Why no sync was started.
+#[derive(Debug, thiserror::Error)]
+pub enum SyncStartError {
+    /// There is no such route.
+    #[error("there is no route {route:?}; there are: {}", .known.join(", "))]
+    UnknownRoute {
+        /// As asked for.
+        route: String,
+        /// The names of the routes that there are.
+        known: Vec<String>,
+    },
+    /// The mode is not offered.
+    #[error("full syncs in mode {} are not offered by this version; use copy", .0.as_str())]
+    ModeUnsupported(SyncMode),
+    /// A prefix is not offered.
+    #[error("full syncs of a prefix are not offered by this version; leave the prefix empty")]
+    PrefixUnsupported,
+    /// The request id is not one.
+    #[error("a request id is 1 to 128 printable ASCII characters")]
+    InvalidRequestId,
+    /// The request id was used for something else.
+    #[error("the request id was used before, for {0} of another mode or prefix")]
+    RequestIdReused(SyncId),
+    /// A sync of another mode or prefix runs on the route.
+    #[error("{0} of another mode or prefix runs on the route; wait for its end")]
+    OtherRunning(SyncId),
+    /// A store lacks what the sync needs of it.
+    #[error("{0}")]
+    PeerUnsuitable(String),
+    /// The service is about to stop.
+    #[error("the service is shutting down")]
+    ShuttingDown,
+    /// The record could not be read or written.
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+}
+
+/// A route and its newest sync.
+pub(super) struct Slot {
+    pub(super) route: SyncRoute,
+    // One start at a time: what it looks up and what it writes belong together.
+    starting: tokio::sync::Mutex<()>,
+    newest: Mutex<Option<SyncRecord>>,
+}
+
+impl Slot {
+    fn newest(&self) -> Option<SyncRecord> {
+        self.newest.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_newest(&self, record: SyncRecord) {
+        *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = Some(record);
+    }
+
+    /// Shows how the running sync stands.
+    pub(super) fn show(&self, record: &SyncRecord) {
+        self.set_newest(record.clone());
+    }
+}
+
+struct Inner {
+    parts: SyncParts,
+    slots: BTreeMap<String, Arc<Slot>>,
+    // The highest id given out. Held while it is written, so that the written ones ascend.
+    last_id: tokio::sync::Mutex<u64>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// All full syncs of this process: at most one runs on a route. Cheap to clone.
+#[derive(Clone)]
+pub struct FullSyncs {
+    inner: Arc<Inner>,
+}
+
+impl fmt::Debug for FullSyncs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FullSyncs").field("routes", &self.inner.slots.keys()).finish_non_exhaustive()
+    }
+}
+
+impl FullSyncs {
+    /// The syncs of these routes. Those that a former process left running are FAILED from here on.
+    pub async fn open(parts: SyncParts, routes: Vec<SyncRoute>) -> Result<Self, QueueError> {
+        let last_id = match parts.state.get(LAST_ID).await? {
+            Some(value) => read_id(LAST_ID, &value)?.0,
+            None => 0,
+        };
+        recover(&parts).await?;
+        let mut slots = BTreeMap::new();
+        for route in routes {
+            let newest = read_list(&parts, &route.name, 1).await?.pop();
+            let slot = Slot { starting: tokio::sync::Mutex::new(()), newest: Mutex::new(newest), route };
+            slots.insert(slot.route.name.clone(), Arc::new(slot));
+        }
+        let last_id = tokio::sync::Mutex::new(last_id);
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        Ok(Self { inner: Arc::new(Inner { parts, slots, last_id, stop, tasks }) })
+    }
+
+    /// Starts a sync, or finds the one that answers the request already. Its record is durable when this returns. The
+    /// start goes on where the caller goes away.
+    pub async fn start(&self, request: SyncRequest) -> Result<Started, SyncStartError> {
+        let inner = &self.inner;
+        let Some(slot) = inner.slots.get(&request.route).cloned() else {
+            let known = inner.slots.keys().cloned().collect();
+            return Err(SyncStartError::UnknownRoute { route: request.route, known });
+        };
+        if request.mode != SyncMode::Copy {
+            return Err(SyncStartError::ModeUnsupported(request.mode));
+        }
+        if !request.prefix.is_empty() {
+            return Err(SyncStartError::PrefixUnsupported);
+        }
+        let printable = request.request_id.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+        if !printable || request.request_id.len() > MAX_REQUEST_ID {
+            return Err(SyncStartError::InvalidRequestId);
+        }
+        if inner.stop.is_cancelled() {
+            return Err(SyncStartError::ShuttingDown);
+        }
+        let (answer, answered) = oneshot::channel();
+        let task = Arc::clone(inner);
+        inner.tasks.spawn(async move {
+            let begun = task.begin(&slot, &request).await;
+            let run = match &begun {
+                Ok(started) if started.is_new => Some(started.answer.record.clone()),
+                _ => None,
+            };
+            // A caller that went away does not matter to the sync.
+            drop(answer.send(begun.map(|begun| begun.answer)));
+            if let Some(record) = run {
+                task.run(&slot, record).await;
+            }
+        });
+        answered.await.map_err(|_| SyncStartError::ShuttingDown)?
+    }
+
+    /// A sync by its id; `None` where there is none, or it left the history.
+    pub async fn get(&self, id: SyncId) -> Result<Option<SyncRecord>, QueueError> {
+        self.inner.get(id).await
+    }
+
+    /// The newest sync of a route, running or not.
+    pub fn last(&self, route: &str) -> Option<SyncRecord> {
+        self.inner.slots.get(route).and_then(|slot| slot.newest()).map(|record| self.inner.counted(record))
+    }
+
+    /// The sync that runs on a route.
+    pub fn running(&self, route: &str) -> Option<SyncRecord> {
+        self.last(route).filter(|record| record.state == SyncState::Running)
+    }
+
+    /// The syncs of a route, newest first, `limit` at most. Unreadable records are logged and left out.
+    pub async fn list(&self, route: &str, limit: usize) -> Result<Vec<SyncRecord>, QueueError> {
+        let mut records = read_list(&self.inner.parts, route, limit).await?;
+        if let Some(newest) = self.last(route)
+            && let Some(stale) = records.iter_mut().find(|record| record.id == newest.id)
+        {
+            *stale = newest;
+        }
+        Ok(records)
+    }
+
+    /// Ends all syncs (FAILED: cut by the shutdown) and waits for them. No sync starts from here on.
+    pub async fn shutdown(&self) {
+        self.inner.stop.cancel();
+        self.inner.tasks.close();
+        self.inner.tasks.wait().await;
+    }
+}
+
+/// The answer to a start, and whether there is something to run.
+struct Begun {
+    answer: Started,
+    is_new: bool,
+}
+
+impl Begun {
+    fn known(record: SyncRecord) -> Self {
+        let already_running = record.state == SyncState::Running;
+        Self { answer: Started { record, already_running }, is_new: false }
+    }
+}
+
+impl Inner {
+    /// A running record with the present figures of its entries.
+    fn counted(&self, mut record: SyncRecord) -> SyncRecord {
+        if record.state == SyncState::Running {
+            record.tally = self.parts.queue.sync_tally(record.id);
+        }
+        record
+    }
+
+    async fn get(&self, id: SyncId) -> Result<Option<SyncRecord>, QueueError> {
+        let newest = self.slots.values().filter_map(|slot| slot.newest()).find(|record| record.id == id);
+        if let Some(record) = newest {
+            return Ok(Some(self.counted(record)));
+        }
+        let Some(route) = self.parts.state.get(&route_key(id)).await? else {
+            return Ok(None);
+        };
+        Ok(read_record(&self.parts, &String::from_utf8_lossy(&route), id).await?.map(past))
+    }
+
+    /// Writes the record of a new sync, unless one that exists answers the request.
+    async fn begin(&self, slot: &Slot, request: &SyncRequest) -> Result<Begun, SyncStartError> {
+        let _one_at_a_time = slot.starting.lock().await;
+        let route = &slot.route.name;
+        let state = &self.parts.state;
+        let same = |record: &SyncRecord| record.mode == request.mode && record.prefix == request.prefix;
+        if !request.request_id.is_empty() {
+            let key = request_key(route, &request.request_id);
+            let before = match state.get(&key).await? {
+                Some(value) => self.get(read_id(&key, &value)?).await?,
+                None => None,
+            };
+            if let Some(record) = before {
+                return if same(&record) {
+                    Ok(Begun::known(record))
+                } else {
+                    Err(SyncStartError::RequestIdReused(record.id))
+                };
+            }
+        }
+        if let Some(running) = slot.newest().filter(|record| record.state == SyncState::Running) {
+            if !same(&running) {
+                return Err(SyncStartError::OtherRunning(running.id));
+            }
+            state.write(request_writes(request, running.id)).await?;
+            return Ok(Begun::known(self.counted(running)));
+        }
+        // A store that does not answer is no reason to refuse: the sync will say so. One that says it cannot, is.
+        let info = tokio::time::timeout(INFO_PATIENCE, slot.route.source.info());
+        if let Some(Ok(Ok(info))) = self.stop.run_until_cancelled(info).await {
+            super::run::check_source(&slot.route, &info)
+                .map_err(|failure| SyncStartError::PeerUnsuitable(failure.message))?;
+        }
+        let mut writes = pruned(&self.parts, route).await?;
+        if self.stop.is_cancelled() {
+            return Err(SyncStartError::ShuttingDown);
+        }
+        let record = {
+            let mut last_id = self.last_id.lock().await;
+            // Counted up before the write: one that fails may be on disk all the same.
+            *last_id += 1;
+            let id = SyncId(*last_id);
+            let record = SyncRecord::new(id, route, request.mode, self.parts.clock.now());
+            writes.push(write_id(LAST_ID.to_owned(), id));
+            writes.push(StateWrite { key: route_key(id), value: Some(route.clone().into_bytes()) });
+            writes.push(write_id(running_key(route), id));
+            writes.push(record.write());
+            writes.extend(request_writes(request, id));
+            state.write(writes).await?;
+            record
+        };
+        slot.set_newest(record.clone());
+        tracing::info!(sync = %record.id, route = %route, mode = record.mode.as_str(), "full sync started");
+        Ok(Begun { answer: Started { record, already_running: false }, is_new: true })
+    }
+
+    /// Runs a sync to its end, whatever that is, and writes how it ended.
+    async fn run(&self, slot: &Slot, record: SyncRecord) {
+        let mut run = Run::new(&self.parts, slot, &self.stop, record);
+        let ended = AssertUnwindSafe(run.finish()).catch_unwind().await;
+        let mut record = run.into_record();
+        record.tally = self.parts.queue.sync_tally(record.id);
+        match ended {
+            Ok(Ok(())) if record.tally.parked + record.tally.discarded == 0 => record.state = SyncState::Completed,
+            Ok(Ok(())) => record.state = SyncState::CompletedWithFailures,
+            Ok(Err(failure)) => fail(&mut record, failure),
+            Err(_) => fail(
+                &mut record,
+                SyncFailure {
+                    kind: Some(FaultKind::Panicked),
+                    peer: String::new(),
+                    code: None,
+                    message: "the sync panicked; the log has the details".to_owned(),
+                },
+            ),
+        }
+        record.phase = SyncPhase::default();
+        record.end_time = Some(self.parts.clock.now());
+        match &record.failure {
+            Some(failure) => tracing::warn!(
+                sync = %record.id, route = %record.route, cause = failure.cause(), peer = %failure.peer,
+                reason = %failure.message, "full sync failed"
+            ),
+            None => tracing::info!(
+                sync = %record.id, route = %record.route, state = record.state.as_str(),
+                compared = record.counts.source_blobs, missing = record.counts.missing,
+                differing = record.counts.differing, confirmed = record.tally.confirmed, "full sync ended"
+            ),
+        }
+        self.write_end(&record).await;
+        // Last, so that whoever sees the end finds it durable, and the next sync's marker is not deleted.
+        slot.set_newest(record);
+    }
+
+    async fn write_end(&self, record: &SyncRecord) {
+        for attempt in 1..=END_WRITES {
+            let Err(error) = self.parts.state.write(end_writes(record)).await else {
+                return;
+            };
+            tracing::error!(sync = %record.id, attempt, error = %error, "the end of a full sync could not be written");
+            if self.stop.is_cancelled() || attempt == END_WRITES {
+                return;
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! A store that can only be listed and asked, with every kind of trouble at a given page.
+
+use crate::blob::{BlobMeta, BlobRef, DigestFunction};
+use crate::store::{
+    Abilities, ByteRange, ByteStream, EnumerateEnd, EnumeratePage, EnumerateRange, Enumeration, Fetched, PeerError,
+    PeerKind, Put, Received, Store, StoreError, StoreInfo,
+};
+use async_trait::async_trait;
+use futures::StreamExt;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+const PAGE: usize = 1000;
+
+/// What goes wrong, at the page of this number (over all streams, counted from 0).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    Fails(u64),
+    Hangs(u64),
+    Stops(u64),
+    Repeats(u64),
+    Unsorted(u64),
+    Miscounts(u64),
+    Panics(u64),
+    /// Answers `stat` with a blob nobody asked for.
+    Babbles,
+    /// Does not even say what it is.
+    IsDown,
+}
+
+pub(crate) struct Shelf {
+    // Numbers of blobs and their sizes, ascending.
+    blobs: Vec<(u64, u64)>,
+    pub(crate) kind: PeerKind,
+    pub(crate) abilities: Abilities,
+    trouble: Mutex<Option<Trouble>>,
+    pages: AtomicU64,
+    pub(crate) streams: AtomicU64,
+    pub(crate) open: Arc<AtomicUsize>,
+    pub(crate) questions: Mutex<Vec<usize>>,
+}
+
+/// The ref number so and so; refs are in the order of their numbers.
+pub(crate) fn blob(number: u64) -> BlobRef {
+    let mut digest = [0; 32];
+    digest[..8].copy_from_slice(&number.to_be_bytes());
+    BlobRef::new(DigestFunction::Sha256, &digest).unwrap()
+}
+
+fn meta((number, size): (u64, u64)) -> BlobMeta {
+    BlobMeta { blob: blob(number), size }
+}
+
+fn number(blob: &BlobRef) -> u64 {
+    u64::from_be_bytes(blob.digest()[..8].try_into().unwrap())
+}
+
+pub(crate) fn unavailable() -> StoreError {
+    StoreError::Peer(PeerError { code: tonic::Code::Unavailable, reason: None, message: "connection lost".into() })
+}
+
+struct Stream {
+    shelf: Arc<Shelf>,
+    at: usize,
+    until: usize,
+    count: u64,
+    ended: bool,
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.shelf.open.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Shelf {
+    pub(crate) fn of(blobs: impl IntoIterator<Item = (u64, u64)>) -> Self {
+        Self {
+            blobs: blobs.into_iter().collect(),
+            kind: PeerKind::Store,
+            abilities: Abilities { stat: true, enumerate: true, ..Abilities::default() },
+            trouble: Mutex::new(None),
+            pages: AtomicU64::new(0),
+            streams: AtomicU64::new(0),
+            open: Arc::default(),
+            questions: Mutex::default(),
+        }
+    }
+
+    /// Blobs 0 to `count`, of 10 bytes each.
+    pub(crate) fn full(count: u64) -> Self {
+        Self::of((0..count).map(|number| (number, 10)))
+    }
+
+    pub(crate) fn with(self, trouble: Trouble) -> Self {
+        self.set(Some(trouble));
+        self
+    }
+
+    pub(crate) fn set(&self, trouble: Option<Trouble>) {
+        *self.trouble.lock().unwrap() = trouble;
+        self.pages.store(0, Ordering::SeqCst);
+    }
+
+    fn trouble(&self) -> Option<Trouble> {
+        *self.trouble.lock().unwrap()
+    }
+}
+
+impl Stream {
+    async fn next(mut self) -> Option<(Result<EnumeratePage, StoreError>, Self)> {
+        if self.ended {
+            return None;
+        }
+        let page = self.shelf.pages.fetch_add(1, Ordering::SeqCst);
+        let to = self.until.min(self.at + PAGE);
+        let mut blobs: Vec<_> = self.shelf.blobs[self.at..to].iter().copied().map(meta).collect();
+        self.count += blobs.len() as u64;
+        self.at = to;
+        let complete = to == self.shelf.blobs.len();
+        self.ended = to == self.until;
+        let mut end = self.ended.then_some(EnumerateEnd { count: self.count, complete });
+        match self.shelf.trouble() {
+            Some(Trouble::Fails(at)) if at == page => return Some((Err(unavailable()), self)),
+            Some(Trouble::Hangs(at)) if at == page => std::future::pending().await,
+            Some(Trouble::Stops(at)) if at == page => return None,
+            Some(Trouble::Panics(at)) if at == page => panic!("a fault of this test's store"),
+            Some(Trouble::Repeats(at)) if at == page => blobs.insert(1, blobs[0]),
+            Some(Trouble::Unsorted(at)) if at == page => blobs.swap(0, 1),
+            Some(Trouble::Miscounts(at)) if at == page => end = Some(EnumerateEnd { count: 1, complete }),
+            _ => {}
+        }
+        Some((Ok(EnumeratePage { blobs, end, ..EnumeratePage::default() }), self))
+    }
+}
+
+/// A shelf as a store.
+pub(crate) struct Shared(pub(crate) Arc<Shelf>);
+
+#[async_trait]
+impl Store for Shared {
+    async fn info(&self) -> Result<StoreInfo, StoreError> {
+        if self.0.trouble() == Some(Trouble::IsDown) {
+            return Err(unavailable());
+        }
+        Ok(StoreInfo {
+            store_id: None,
+            kind: self.0.kind,
+            version: String::new(),
+            functions: DigestFunction::ALL.to_vec(),
+            max_blob_bytes: None,
+            max_message_bytes: None,
+            abilities: self.0.abilities,
+        })
+    }
+
+    async fn stat(&self, blobs: &[BlobRef]) -> Result<Vec<BlobMeta>, StoreError> {
+        self.0.questions.lock().unwrap().push(blobs.len());
+        if self.0.trouble() == Some(Trouble::Babbles) {
+            return Ok(vec![meta((u64::MAX, 1))]);
+        }
+        let held = &self.0.blobs;
+        let places = blobs.iter().filter_map(|blob| held.binary_search_by_key(&number(blob), |entry| entry.0).ok());
+        Ok(places.map(|at| meta(held[at])).collect())
+    }
+
+    async fn fetch(&self, _: BlobRef, _: ByteRange) -> Result<Fetched, StoreError> {
+        Err(StoreError::Unsupported("fetch"))
+    }
+
+    async fn receive(&self, _: Put, _: ByteStream) -> Result<Received, StoreError> {
+        Err(StoreError::Unsupported("receive"))
+    }
+
+    async fn enumerate(&self, range: EnumerateRange) -> Result<Enumeration, StoreError> {
+        let shelf = Arc::clone(&self.0);
+        shelf.streams.fetch_add(1, Ordering::SeqCst);
+        shelf.open.fetch_add(1, Ordering::SeqCst);
+        let at = match range.after.parse() {
+            Ok(after) => shelf.blobs.partition_point(|entry| entry.0 <= number(&after)),
+            Err(_) => 0,
+        };
+        let limit = usize::try_from(range.limit.unwrap_or(u64::MAX)).unwrap();
+        let until = shelf.blobs.len().min(at.saturating_add(limit));
+        let stream = Stream { shelf, at, until, count: 0, ended: false };
+        Ok(futures::stream::unfold(stream, Stream::next).boxed())
+    }
+}
