@@ -15,6 +15,7 @@ pub(crate) mod text;
 pub(crate) mod walk;
 
 pub(crate) use json::base64;
+pub(crate) use serve::logging;
 pub(crate) use status::{RouteBacklog, route_backlog, sync_line};
 pub(crate) use sync::watch as watch_sync;
 

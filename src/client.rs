@@ -138,6 +138,11 @@ impl Address {
         &self.url
     }
 
+    /// The address, parsed.
+    pub fn uri(&self) -> &Uri {
+        &self.uri
+    }
+
     /// How to reach it, with the usual patience.
     pub fn endpoint(&self) -> PeerEndpoint {
         PeerEndpoint { ca_file: self.ca_file.clone(), ..PeerEndpoint::at(self.uri.clone()) }

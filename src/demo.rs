@@ -15,7 +15,8 @@ mod servers;
 mod stage;
 
 use crate::cli::progress::Board;
-use crate::cli::{Exit, Failure};
+use crate::cli::{Exit, Failure, logging};
+use crate::config::{LogConfig, LogFormat, LogLevel};
 use clap::Args;
 use files::{Chosen, Place};
 use report::Report;
@@ -50,6 +51,8 @@ pub(crate) struct DemoArgs {
 
 /// Runs the demo. Whichever way it ends, the servers are stopped and the temporary folder is removed.
 pub(crate) async fn run(args: DemoArgs, stop: CancellationToken) -> Result<Exit, Failure> {
+    // The show is on stdout; the servers' log would talk into it, but for what goes wrong.
+    logging(&LogConfig { level: LogLevel::Error, format: LogFormat::Human })?;
     let board = Board::new();
     let chosen = files::choose(args.paths).await?;
     let place = Place::new(args.data)?;

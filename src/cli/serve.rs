@@ -2,12 +2,17 @@
 
 use super::progress::to_stderr;
 use super::{Exit, Failure, StoreArg, output};
-use crate::config::Config;
+use crate::app::store::{DataUrl, StoreApp};
+use crate::app::{App, Parts};
+use crate::config::{Config, LogConfig};
+use crate::grpc::ServeSettings;
 use crate::store::Store as _;
 use crate::store::conformance::{self, Outcome};
+use crate::telemetry;
 use clap::{Args, Subcommand};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 /// A configuration: a file, under the environment, under `--set`.
@@ -132,13 +137,41 @@ pub(super) fn config(command: ConfigCommand) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
-pub(super) async fn serve(args: ServeArgs, _stop: CancellationToken) -> Result<Exit, Failure> {
-    let _config = args.config.load()?;
-    Err(Failure::new(Exit::Failed, "not built yet"))
+pub(super) async fn serve(args: ServeArgs, stop: CancellationToken) -> Result<Exit, Failure> {
+    let config = args.config.load()?;
+    logging(&config.log)?;
+    let app = App::build(&config, Parts::real(&config).await.map_err(failed)?).await.map_err(failed)?;
+    let listener = listen("replicator", config.server.listen, "set server.listen").await?;
+    app.run(listener, stop).await.map_err(failed)?;
+    Ok(Exit::Ok)
 }
 
-pub(super) async fn store(args: StoreArgs, _stop: CancellationToken) -> Result<Exit, Failure> {
-    Err(Failure::new(Exit::Failed, format!("not built yet: {} {}", args.listen, args.data)))
+pub(super) async fn store(args: StoreArgs, stop: CancellationToken) -> Result<Exit, Failure> {
+    if let Err(error) = args.data.parse::<DataUrl>() {
+        return Err(Failure::new(Exit::Usage, format!("{error:#}")));
+    }
+    logging(&LogConfig::default())?;
+    let store = StoreApp::build(&args.data, ServeSettings::default()).await.map_err(failed)?;
+    let listener = listen("store", args.listen, "give another address with --listen").await?;
+    store.run(listener, stop).await.map_err(failed)?;
+    Ok(Exit::Ok)
+}
+
+/// Logs to stderr, as configured. Only the commands that run a server log.
+pub(crate) fn logging(config: &LogConfig) -> Result<(), Failure> {
+    telemetry::install(config).map_err(|error| Failure::new(Exit::Failed, error.to_string()))
+}
+
+/// Listens, and says where: the first line on stdout, for people and scripts that asked for port 0.
+async fn listen(what: &str, address: SocketAddr, todo: &str) -> Result<TcpListener, Failure> {
+    let failed = |error| Failure::new(Exit::Failed, format!("cannot listen on {address}: {error}")).hint(todo);
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    output::line(&format!("{what} at http://{}", listener.local_addr().map_err(failed)?))?;
+    Ok(listener)
+}
+
+fn failed(error: anyhow::Error) -> Failure {
+    Failure::new(Exit::Failed, format!("{error:#}"))
 }
 
 pub(super) async fn conform(args: ConformanceArgs) -> Result<Exit, Failure> {
