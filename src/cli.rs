@@ -75,6 +75,13 @@ impl Failure {
         self
     }
 
+    /// What a store at this address, or the way there, said.
+    pub(crate) fn of_store(url: &str, error: StoreError) -> Self {
+        let is_remote = matches!(error, StoreError::Peer(_) | StoreError::Protocol(_));
+        let failure = Self::from(error);
+        if is_remote { Self { what: format!("{url}: {}", failure.what), ..failure } } else { failure }
+    }
+
     pub(crate) fn interrupted() -> Self {
         Self::new(Exit::Interrupted, "interrupted")
     }
@@ -83,8 +90,11 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // A peer's text may be in it.
-        f.write_str(&lines(&self.what))?;
+        let what = lines(&self.what);
+        f.write_str(&what)?;
         match &self.todo {
+            // Below a list, what to do is about all of it.
+            Some(todo) if what.contains('\n') => write!(f, "\n({todo})"),
             Some(todo) => write!(f, " ({todo})"),
             None => Ok(()),
         }
@@ -244,6 +254,10 @@ pub async fn run(cli: Cli, stop: CancellationToken) -> Result<Exit, Failure> {
         Command::Serve(args) => serve::serve(args, stop).await,
         Command::Store(args) => serve::store(args, stop).await,
         Command::Demo(args) => demo::run(args, stop).await,
+        // Watching ends by Ctrl-C, and in no other way.
+        Command::Status(args) if args.is_endless() => {
+            stop.run_until_cancelled(status::status(args)).await.unwrap_or(Ok(Exit::Ok))
+        }
         Command::Status(args) => until(stop, status::status(args)).await,
         Command::Conformance(args) => until(stop, serve::conform(args)).await,
         Command::Sync(args) => until(stop, sync::sync(args)).await,
@@ -321,7 +335,8 @@ mod tests {
     #[test]
     fn failures_say_what_to_do_and_cannot_steer_the_terminal() {
         let failure = Failure::new(Exit::Failed, "a\u{1b}b\nc").hint("do this").hint("not that");
-        assert_eq!(failure.to_string(), "a b\nc (do this)");
+        assert_eq!(failure.to_string(), "a b\nc\n(do this)");
+        assert_eq!(Failure::new(Exit::Failed, "a").hint("b").to_string(), "a (b)");
         let failure = Failure::from(Address::new("x", None).unwrap_err());
         assert_eq!(failure.exit, Exit::Usage);
     }

@@ -94,7 +94,9 @@ async fn act(at: &Addresses, chosen: Chosen, board: &Board, place: &Place, exits
         return Ok(Exit::Failed);
     }
     if !exits {
-        say(&report::invitation(at, report.sample.as_ref()))?;
+        // As it was called, so that the lines work when pasted.
+        let program = std::env::args().next().unwrap_or_else(|| "blobferry".to_owned());
+        say(&report::invitation(at, &program, report.sample.as_ref()))?;
     }
     Ok(Exit::Ok)
 }

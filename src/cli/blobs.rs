@@ -39,8 +39,9 @@ pub(super) struct GetArgs {
 
 pub(super) async fn get(args: GetArgs) -> Result<Exit, Failure> {
     let blob = parse_ref(&args.blob)?;
-    let store = args.store.address()?.store()?;
-    let fetched = store.fetch(blob, ByteRange::default()).await?;
+    let address = args.store.address()?;
+    let failed = |error| Failure::of_store(address.url(), error);
+    let fetched = address.store()?.fetch(blob, ByteRange::default()).await.map_err(failed)?;
     let verified = Verified { bytes: fetched.bytes, verifier: Verifier::new(blob, Some(fetched.size)) };
     match args.output {
         Some(path) => to_file(verified, &path).await?,
@@ -138,13 +139,14 @@ pub(super) struct LsArgs {
 }
 
 pub(super) async fn ls(args: LsArgs) -> Result<Exit, Failure> {
-    let store = args.store.address()?.store()?;
+    let address = args.store.address()?;
+    let failed = |error| Failure::of_store(address.url(), error);
     let encoder = Encoder::new()?;
     let range = EnumerateRange { after: args.after, until: args.until, limit: args.limit };
-    let mut pages = store.enumerate(range).await?;
+    let mut pages = address.store()?.enumerate(range).await.map_err(failed)?;
     let mut last = None;
     while let Some(page) = pages.next().await {
-        let page = page?;
+        let page = page.map_err(failed)?;
         let mut text = String::with_capacity(page.blobs.len() * 90);
         for meta in &page.blobs {
             text.push_str(&meta_line(&encoder, meta, args.json)?);
@@ -162,7 +164,7 @@ pub(super) async fn ls(args: LsArgs) -> Result<Exit, Failure> {
             return Ok(Exit::Ok);
         }
     }
-    Err(StoreError::Protocol("the listing was cut".to_owned()).into())
+    Err(failed(StoreError::Protocol("the listing was cut".to_owned())))
 }
 
 fn meta_line(encoder: &Encoder, meta: &BlobMeta, json: bool) -> Result<String, Failure> {
@@ -195,11 +197,12 @@ pub(super) struct StatArgs {
 
 pub(super) async fn stat(args: StatArgs) -> Result<Exit, Failure> {
     let blobs = args.blobs.iter().map(|blob| parse_ref(blob)).collect::<Result<Vec<_>, _>>()?;
-    let store = args.store.address()?.store()?;
+    let address = args.store.address()?;
+    let store = address.store()?;
     let encoder = Encoder::new()?;
     let mut missing = 0u64;
     for page in blobs.chunks(PAGE) {
-        let held = store.stat(page).await?;
+        let held = store.stat(page).await.map_err(|error| Failure::of_store(address.url(), error))?;
         let held: HashMap<BlobRef, u64> = held.into_iter().map(|meta| (meta.blob, meta.size)).collect();
         for blob in page {
             match held.get(blob) {

@@ -4,10 +4,10 @@ use super::progress::{Board, to_stderr};
 use super::{Exit, Failure, StoreArg, output, text, walk};
 use crate::blob::{BlobMeta, DigestFunction};
 use crate::client::announcer::{Announced, Event, announce};
-use crate::client::upload::{Plan, UploadError, Uploaded, upload_all};
+use crate::client::upload::{Plan, UploadCause, UploadError, Uploaded, upload_all};
 use crate::client::{Address, ClientError, Replicator};
 use crate::clock::Entropy;
-use crate::store::{PeerKind, Store, StoreError};
+use crate::store::{PeerKind, Store as _};
 use clap::Args;
 use futures::stream::StreamExt as _;
 use std::path::PathBuf;
@@ -73,8 +73,9 @@ struct Tally {
 }
 
 pub(super) async fn put(args: PutArgs) -> Result<Exit, Failure> {
-    let store = args.store.address()?.store()?;
-    let info = store.info().await?;
+    let address = args.store.address()?;
+    let store = address.store()?;
+    let info = store.info().await.map_err(|error| Failure::of_store(address.url(), error))?;
     if info.kind == PeerKind::Replicator {
         return Err(Failure::new(Exit::Usage, "a replicator keeps no blobs, and is no place to put them")
             .hint("name the store with --store, and the replicator with --announce"));
@@ -107,7 +108,7 @@ pub(super) async fn put(args: PutArgs) -> Result<Exit, Failure> {
         }
     };
 
-    let mut tally = Tally::default();
+    let (mut tally, mut fatal) = (Tally::default(), None);
     let plan =
         Plan { function: args.function, streams: usize::from(args.streams), skip_present: info.abilities.stat };
     let mut line = board.line("put");
@@ -129,13 +130,22 @@ pub(super) async fn put(args: PutArgs) -> Result<Exit, Failure> {
                 }
             }
             Err(error) if error.is_of_one_file() => tally.fail(&board, &error.to_string()),
-            Err(error) => return Err(fatal(error)),
+            Err(error) => {
+                // What was written before is still announced.
+                fatal = Some(of_all(address.url(), error));
+                break;
+            }
         }
         line.update(tally.files, None, || format!("files, {}", text::bytes(tally.bytes)));
     }
     line.clear();
     drop(announcements);
-    let announced = joined(&mut announcing).await?;
+    let announced = joined(&mut announcing).await;
+    if let Some(fatal) = fatal {
+        to_stderr(&tally.summary(announced.as_ref().ok().and_then(Option::as_ref), began.elapsed()));
+        return Err(fatal.hint("run it again; what is written already will not be sent again"));
+    }
+    let announced = announced?;
     while let Some(walked) = walks.join_next().await {
         for error in walked.map_err(|error| Failure::new(Exit::Failed, error.to_string()))? {
             tally.fail(&board, &error);
@@ -182,12 +192,11 @@ async fn joined(announcing: &mut JoinSet<Result<Announced, ClientError>>) -> Res
     }
 }
 
-fn fatal(error: UploadError) -> Failure {
-    use crate::client::upload::UploadCause;
+/// What stops all files, not one alone.
+fn of_all(url: &str, error: UploadError) -> Failure {
     let UploadError { path, cause } = error;
     match cause {
-        UploadCause::Store(StoreError::NoSpace(problem)) => Failure::new(Exit::Failed, problem),
-        UploadCause::Store(error) => Failure::from(error),
+        UploadCause::Store(error) => Failure::of_store(url, error),
         cause => Failure::new(Exit::Failed, format!("{}: {cause}", path.display())),
     }
 }

@@ -178,7 +178,7 @@ pub(super) async fn conform(args: ConformanceArgs) -> Result<Exit, Failure> {
     let address = args.store.address()?;
     let store = address.store()?;
     // A store that is not there breaks no rule.
-    store.info().await?;
+    store.info().await.map_err(|error| Failure::of_store(address.url(), error))?;
     let mut written = Ok(());
     let results = conformance::run(&store, |result| {
         if written.is_ok() {

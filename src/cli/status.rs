@@ -44,6 +44,13 @@ pub(super) struct StatusArgs {
     replicator: ReplicatorArg,
 }
 
+impl StatusArgs {
+    /// Whether it goes on until it is interrupted.
+    pub(super) fn is_endless(&self) -> bool {
+        self.watch
+    }
+}
+
 pub(super) async fn status(args: StatusArgs) -> Result<Exit, Failure> {
     let mut replicator = Replicator::at(&args.replicator.address()?)?;
     if args.watch {

@@ -42,7 +42,7 @@ fn choose_blocking(paths: Vec<PathBuf>) -> Result<Chosen, Failure> {
     let is_own = !paths.is_empty();
     let (roots, what) = if is_own {
         let named: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
-        let what = format!("the files of {}", named.join(", "));
+        let what = named.join(", ");
         (paths, what)
     } else {
         let registry = registry()?;

@@ -42,7 +42,7 @@ pub(super) fn opening(at: &Addresses, chosen: &Chosen, place: &Place) -> String 
   replicator         {replicator}
   data               {place} ({kept})
 
-Ferrying {what}: {files}, {bytes}.
+Ferrying {what} ({files}, {bytes}).
 
 ",
         version = env!("CARGO_PKG_VERSION"),
@@ -112,8 +112,8 @@ impl Report {
             (
                 "rate",
                 format!(
-                    "{} blobs, {}, from the first byte written to the last blob confirmed",
-                    text::rate(rate(self.ferried_blobs)),
+                    "{}, {}, from the first byte written to the last blob confirmed",
+                    text::rate(rate(self.ferried_blobs)).replace("/s", " blobs/s"),
                     text::bytes_rate(rate(self.ferried_bytes)),
                 ),
             ),
@@ -153,7 +153,7 @@ impl Report {
 }
 
 /// What a person can do with the servers that are left up.
-pub(super) fn invitation(at: &Addresses, sample: Option<&LocalFile>) -> String {
+pub(super) fn invitation(at: &Addresses, program: &str, sample: Option<&LocalFile>) -> String {
     let replicator = at.replicator.url();
     let host = |url: &str| url.trim_start_matches("http://").to_owned();
     let mut said = format!(
@@ -179,8 +179,8 @@ The servers stay up until Ctrl-C. In another terminal:
         ));
     }
     said.push_str(&format!(
-        "  blobferry status --watch --replicator {replicator}
-  blobferry ls --limit 5 --store {}
+        "  {program} status --watch --replicator {replicator}
+  {program} ls --limit 5 --store {}
 
 ",
         at.destination.url(),
@@ -215,7 +215,7 @@ mod tests {
     #[test]
     fn the_closing_words_have_all_figures() {
         let said = report().closing();
-        for part in ["450 blobs", "2.00 MiB", "220/s blobs", "p50 50 ms, p99 250 ms", "10 of 10", "450 of 450", "bit for"] {
+        for part in ["450 blobs", "2.00 MiB", "220 blobs/s", "p50 50 ms, p99 250 ms", "10 of 10", "450 of 450", "bit for"] {
             assert!(said.contains(part), "{part}: {said}");
         }
         assert!(!said.contains("skipped"));

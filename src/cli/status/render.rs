@@ -14,7 +14,8 @@ const COPIES_SHOWN: usize = 5;
 /// All of it, for people.
 pub(super) fn page(status: &v1::ReplicatorStatus) -> String {
     let now = status.snapshot_time.as_ref();
-    let mut text = format!("{}  {}\n", word(status.state().as_str_name(), "REPLICATOR_STATE_"), said(&status.summary));
+    let state = word(status.state().as_str_name(), "REPLICATOR_STATE_");
+    let mut text = format!("{state}  {}\n", said(behind(&status.summary, &state.to_lowercase())));
     text.push_str(&format!(
         "blobferry {}, up {}; {}\n",
         said(&status.version),
@@ -91,7 +92,7 @@ fn route_details(route: &v1::RouteStatus, now: Option<&Timestamp>) -> String {
     let mut text = format!("\n{}: {} -> {}\n", said(&route.name), said(&route.from), said(&route.to));
     let mut line = |what: &str| text.push_str(&format!("  {what}\n"));
     if !route.summary.is_empty() {
-        line(&said(&route.summary));
+        line(&said(behind(&route.summary, &route.name)));
     }
     if let (Some(start), Some(all)) = (&route.since_start, &route.all_time) {
         line(&format!(
@@ -259,6 +260,11 @@ fn word(name: &str, prefix: &str) -> String {
         "UNSPECIFIED" => "?".to_owned(),
         word => word.to_owned(),
     }
+}
+
+/// A sentence without the word that it begins with, where the word stands beside it already.
+fn behind<'a>(sentence: &'a str, word: &str) -> &'a str {
+    sentence.strip_prefix(word).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(sentence)
 }
 
 fn said(text: &str) -> String {

@@ -15,7 +15,7 @@ fn tally(entries: u64, bytes: u64) -> Option<v1::Tally> {
 fn route() -> v1::RouteStatus {
     v1::RouteStatus {
         name: "primary_to_backup".to_owned(),
-        summary: "1,203 blobs wait".to_owned(),
+        summary: "primary_to_backup: 1,203 blobs wait".to_owned(),
         state: v1::RouteState::Copying.into(),
         from: "primary".to_owned(),
         to: "backup".to_owned(),
@@ -65,7 +65,7 @@ fn copy(attempt: u32) -> v1::CopyInProgress {
 
 fn status() -> v1::ReplicatorStatus {
     v1::ReplicatorStatus {
-        summary: "one peer does not answer".to_owned(),
+        summary: "attention: one peer does not answer".to_owned(),
         state: v1::ReplicatorState::Attention.into(),
         version: "0.1.0".to_owned(),
         start_time: at(-3600),
