@@ -33,8 +33,7 @@ use v1::blob_receiver_service_server::{BlobReceiverService, BlobReceiverServiceS
 use v1::replication_service_server::{ReplicationService, ReplicationServiceServer};
 
 /// The names by which health is asked for: both mean "announcements are accepted and written durably".
-pub const SERVICE_NAMES: [&str; 2] =
-    ["blobferry.v1.BlobReceiverService", "blobferry.v1.ReplicationService"];
+pub const SERVICE_NAMES: [&str; 2] = ["blobferry.v1.BlobReceiverService", "blobferry.v1.ReplicationService"];
 
 /// The time between two pictures of `WatchStatus`, where none is asked for.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -103,7 +102,9 @@ impl Service {
         }
         match names.iter().any(String::is_empty) {
             // An empty name here would be the only route elsewhere; in a list it is a slip.
-            true => Err(crate::grpc::invalid_field("routes", "a name is empty; leave the list empty to mean all routes")),
+            true => {
+                Err(crate::grpc::invalid_field("routes", "a name is empty; leave the list empty to mean all routes"))
+            }
             false => Ok(()),
         }
     }
@@ -335,6 +336,3 @@ impl Watch {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

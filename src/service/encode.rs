@@ -127,11 +127,7 @@ fn lane_counts(counts: &LaneCounts) -> v1::LaneCounts {
 }
 
 fn tally(tally: &Tally) -> v1::Tally {
-    v1::Tally {
-        entries: Some(tally.entries),
-        bytes: Some(tally.bytes),
-        unknown_size_entries: Some(tally.unknown_size),
-    }
+    v1::Tally { entries: Some(tally.entries), bytes: Some(tally.bytes), unknown_size_entries: Some(tally.unknown_size) }
 }
 
 fn totals(totals: &Totals) -> v1::RouteTotals {

@@ -117,8 +117,9 @@ impl Observer {
             let facts = self.facts(index, watched, draining).await;
             routes.push(route_status(facts, &all_peers, now));
         }
-        let touched =
-            |name: &str| names.is_empty() || routes.iter().any(|status| *status.route.from == *name || *status.route.to == *name);
+        let touched = |name: &str| {
+            names.is_empty() || routes.iter().any(|status| *status.route.from == *name || *status.route.to == *name)
+        };
         let peers: Vec<_> = all_peers.into_iter().filter(|peer| touched(&peer.snapshot.name)).collect();
         let queue = self.queue();
         let (state, summary) = overall(&routes, &peers, &queue, draining);
@@ -140,7 +141,12 @@ impl Observer {
         let worker = watched.worker.as_ref().map(|worker| worker.report());
         let newest_sync = self.parts.syncs.last(&route.name);
         let last_sync = if self.parts.syncs.running(&route.name).is_some() {
-            self.parts.syncs.list(&route.name, 2).await.ok().and_then(|mut list| (list.len() == 2).then(|| list.remove(1)))
+            self.parts
+                .syncs
+                .list(&route.name, 2)
+                .await
+                .ok()
+                .and_then(|mut list| (list.len() == 2).then(|| list.remove(1)))
         } else {
             None
         };

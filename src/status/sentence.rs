@@ -2,8 +2,8 @@
 
 use super::words::{bytes, number, rate, several, since, span, tally};
 use super::{
-    LimitingFactor, MAX_COPIES, PeerHealth, PeerStatus, QueueState, QueueStatus, ReplicatorState, RouteState, RouteStatus,
-    Totals, Trend,
+    LimitingFactor, MAX_COPIES, PeerHealth, PeerStatus, QueueState, QueueStatus, ReplicatorState, RouteState,
+    RouteStatus, Totals, Trend,
 };
 use crate::announce::{Backlog, Route};
 use crate::breaker::Phase;
@@ -47,7 +47,8 @@ pub fn route_status(facts: RouteFacts<'_>, peers: &[PeerStatus], now: SystemTime
         Some(Activity::QueueFailed(why)) => Some(why.clone()),
         _ => None,
     };
-    let RouteFacts { route, workers, counts, at_start, oldest, trend, worker, newest_sync, last_sync, draining } = facts;
+    let RouteFacts { route, workers, counts, at_start, oldest, trend, worker, newest_sync, last_sync, draining } =
+        facts;
     let backlog = Backlog::of(&counts, oldest.fresh, now);
     let (running_sync, last_sync) = match newest_sync {
         Some(sync) if sync.state == SyncState::Running => (Some(sync), last_sync),
@@ -204,7 +205,11 @@ fn disabled(counts: &RouteCounts, backlog: Backlog) -> String {
 
 fn draining_text(counts: &RouteCounts, backlog: Backlog) -> String {
     let copying = sum(counts, |lane| lane.claimed).entries;
-    format!(": {} being finished, {} stay queued", number(copying), number(backlog.tally.entries.saturating_sub(copying)))
+    format!(
+        ": {} being finished, {} stay queued",
+        number(copying),
+        number(backlog.tally.entries.saturating_sub(copying))
+    )
 }
 
 fn limiting(
@@ -316,7 +321,10 @@ pub fn overall(
     draining: bool,
 ) -> (ReplicatorState, String) {
     if draining {
-        return (ReplicatorState::Draining, "draining: copies in progress are being finished, the rest stays queued".to_owned());
+        return (
+            ReplicatorState::Draining,
+            "draining: copies in progress are being finished, the rest stays queued".to_owned(),
+        );
     }
     if queue.state != QueueState::Ok {
         return (ReplicatorState::NotAccepting, format!("not accepting announcements: {}", queue.reason));

@@ -71,6 +71,8 @@ pub struct InProgress {
     pub start: SystemTime,
     /// Which attempt this is, counted from 1; only charged ones count.
     pub attempt: u32,
+    /// Whether wrong bytes at the destination are being replaced.
+    pub repair: bool,
 }
 
 /// Errors of one cause.
@@ -138,6 +140,7 @@ struct Shown {
     lane: Lane,
     start: SystemTime,
     attempt: u32,
+    repair: bool,
     progress: Arc<Progress>,
 }
 
@@ -179,6 +182,7 @@ impl Board {
             lane: entry.lane,
             start: self.clock.now(),
             attempt: entry.attempts.saturating_add(1),
+            repair: entry.repair,
             progress,
         };
         self.state().in_progress.insert(entry.seq, shown);
@@ -253,6 +257,7 @@ impl Board {
             bytes: shown.progress.bytes(),
             start: shown.start,
             attempt: shown.attempt,
+            repair: shown.repair,
         });
         Report {
             activity: state.activity.clone(),
