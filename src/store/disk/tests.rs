@@ -102,9 +102,9 @@ async fn blobs_and_store_id_survive_reopening() {
     for (blob, bytes) in &blobs {
         write(&store, *blob, bytes).await.unwrap();
     }
-    drop(store);
+    store.close().await.unwrap();
 
-    let store = reopen(folder.path()).await;
+    let store = DiskStore::open(folder.path()).await.unwrap();
     assert_eq!(store.info().await.unwrap().store_id, id);
     for (blob, bytes) in &blobs {
         assert_eq!(read(&store, *blob).await.unwrap(), bytes);
