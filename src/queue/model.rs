@@ -295,10 +295,9 @@ impl Inner {
                 && !self.claimed.contains(seq)
                 && !self.released.contains(seq)
         };
-        let released =
-            self.released.iter().filter(|seq| {
-                self.durable.items.get(seq).is_some_and(|item| item.entry.route == route && item.entry.lane == lane)
-            });
+        let released = self.released.iter().filter(|seq| {
+            self.durable.items.get(seq).is_some_and(|item| item.entry.route == route && item.entry.lane == lane)
+        });
         let due = |due: SystemTime| due <= now || due > now + max_backoff;
         let mut timed: Vec<_> = self
             .durable

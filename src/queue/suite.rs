@@ -9,8 +9,8 @@ use crate::queue::{
     StateWrite, SyncId, SyncTally, Tally,
 };
 use async_trait::async_trait;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How far ahead a due time may be.
@@ -531,7 +531,10 @@ pub(crate) async fn state_is_written_with_the_push(make: Make) {
     let queue = bench.queue();
     assert_eq!(queue.get("sync/1").await.unwrap().unwrap(), b"one");
     assert_eq!(queue.get("sync/3").await.unwrap(), None);
-    queue.write(vec![write("sync/3", Some(b"")), write("t", Some(b"t")), write("sync/3", Some(b"three"))]).await.unwrap();
+    queue
+        .write(vec![write("sync/3", Some(b"")), write("t", Some(b"t")), write("sync/3", Some(b"three"))])
+        .await
+        .unwrap();
     queue.write(vec![write("sync/2", None)]).await.unwrap();
     let listed = queue.list("sync/", 9).await.unwrap();
     assert_eq!(listed, [("sync/3".to_owned(), b"three".to_vec()), ("sync/1".to_owned(), b"one".to_vec())]);

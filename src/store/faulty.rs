@@ -14,6 +14,7 @@ use futures::{StreamExt, stream};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tonic::Code;
 
 /// A way to misbehave.
@@ -29,6 +30,8 @@ pub enum Trouble {
     ExtraByte,
     /// Fetch states this size.
     StatedSize(u64),
+    /// Fetch takes this long to begin.
+    Slow(Duration),
     /// Fetch says that the blob is missing.
     Missing,
     /// Receive commits, and confirms another ref.
@@ -163,6 +166,7 @@ fn is_for_fetch(trouble: &Trouble) -> bool {
                 | Trouble::Cut
                 | Trouble::ExtraByte
                 | Trouble::StatedSize(_)
+                | Trouble::Slow(_)
                 | Trouble::Missing
         )
 }
@@ -197,6 +201,7 @@ impl Store for FaultyStore {
             Some(Trouble::Code(code)) => return Err(failed(*code)),
             Some(Trouble::Panic) => std::panic::panic_any("told to panic"),
             Some(Trouble::Hang) => std::future::pending().await,
+            Some(Trouble::Slow(delay)) => tokio::time::sleep(*delay).await,
             _ => {}
         }
         let Fetched { size, bytes } = self.inner.fetch(blob, range).await?;

@@ -171,11 +171,11 @@ impl Claims {
     ) -> Result<Picked, rocksdb::Error> {
         let empty = LaneClaims::default();
         let claims = self.lanes.get(&(route, lane)).unwrap_or(&empty);
-        let mut picked =
-            Picked { ready_from: claims.ready_from, retry_from: claims.retry_from, ..Picked::default() };
+        let mut picked = Picked { ready_from: claims.ready_from, retry_from: claims.retry_from, ..Picked::default() };
         let snapshot = db.snapshot();
 
-        let mut released = claims.released.keys().filter(|seq| !self.busy.contains_key(seq)).map(|seq| Ok((*seq, None)));
+        let mut released =
+            claims.released.keys().filter(|seq| !self.busy.contains_key(seq)).map(|seq| Ok((*seq, None)));
         self.fill(db, &snapshot, (route, lane), max, &mut picked, |_| released.next())?;
 
         let now = keys::nanos(now);
@@ -198,7 +198,9 @@ impl Claims {
 
         let start = keys::ready(route, lane, picked.ready_from);
         let mut ready = rows(db, &snapshot, keys::READY, start, keys::lane_end(route, lane));
-        self.fill(db, &snapshot, (route, lane), max, &mut picked, |picked| self.next_ready(picked, (route, lane), &mut ready))?;
+        self.fill(db, &snapshot, (route, lane), max, &mut picked, |picked| {
+            self.next_ready(picked, (route, lane), &mut ready)
+        })?;
         Ok(picked)
     }
 
@@ -363,7 +365,8 @@ impl Claims {
         let claims = self.lanes.get(&(route, lane)).unwrap_or(&empty);
         let snapshot = db.snapshot();
         let mut picked = Picked::default();
-        let mut times: BTreeSet<SystemTime> = claims.claimed.values().chain(claims.released.values()).copied().collect();
+        let mut times: BTreeSet<SystemTime> =
+            claims.claimed.values().chain(claims.released.values()).copied().collect();
         let entry = |seq: u64| -> Result<Option<Stored>, rocksdb::Error> {
             let Some(family) = db.cf_handle(keys::ENTRY) else { return Ok(None) };
             let value = snapshot.get_cf(family, keys::entry(route, seq))?;

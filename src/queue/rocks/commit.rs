@@ -50,11 +50,38 @@ impl Request {
     }
 }
 
-/// A decided request, to be answered once the batch is durable.
+/// A decided request. It is answered when its batch has ended, even if it was refused: until then, entries that it looked
+/// at are busy.
 enum Decided {
-    Push(Answer<Vec<Pushed>>, Vec<Pushed>),
-    Settle(Answer<()>, Vec<Claim>),
-    Register(Answer<RouteId>, RouteId),
+    Push(Answer<Vec<Pushed>>, Result<Vec<Pushed>, QueueError>),
+    Settle(Answer<()>, Result<Vec<Claim>, QueueError>),
+    Register(Answer<RouteId>, Result<RouteId, QueueError>),
+}
+
+impl Decided {
+    /// Answers as decided, the batch being durable; its claims, settled, end.
+    fn confirm(self) {
+        match self {
+            Self::Push(to, pushed) => answer(to, pushed),
+            Self::Register(to, id) => answer(to, id),
+            Self::Settle(to, claims) => {
+                answer(to, claims.map(|claims| claims.into_iter().for_each(Claim::disarm)));
+            }
+        }
+    }
+
+    /// Answers that the batch was not written; claims are released.
+    fn fail(self, error: &QueueError) {
+        let error = error.clone();
+        match self {
+            Self::Push(to, pushed) => answer(to, pushed.and(Err(error))),
+            Self::Register(to, id) => answer(to, id.and(Err(error))),
+            Self::Settle(to, claims) => {
+                let result = claims.and(Err(error));
+                answer(to, result);
+            }
+        }
+    }
 }
 
 /// Sends an answer; a caller that went away needs none.
@@ -113,16 +140,7 @@ impl Committer {
             Ok(effects) => {
                 self.total = effects.total;
                 apply(&shared, effects, &moves, &decided);
-                for decided in decided {
-                    match decided {
-                        Decided::Push(to, pushed) => answer(to, Ok(pushed)),
-                        Decided::Register(to, id) => answer(to, Ok(id)),
-                        Decided::Settle(to, claims) => {
-                            claims.into_iter().for_each(Claim::disarm);
-                            answer(to, Ok(()));
-                        }
-                    }
-                }
+                decided.into_iter().for_each(Decided::confirm);
             }
             Err(error) => {
                 tracing::error!(%error, requests = decided.len(), "a batch was not written; nothing of it is acked");
@@ -132,57 +150,34 @@ impl Committer {
                 }
                 drop(claims);
                 for decided in decided {
-                    match decided {
-                        Decided::Push(to, _) => answer(to, Err(error.clone())),
-                        Decided::Register(to, _) => answer(to, Err(error.clone())),
-                        Decided::Settle(to, claims) => {
-                            drop(claims);
-                            answer(to, Err(error.clone()));
-                        }
-                    }
+                    decided.fail(&error);
                 }
             }
         }
     }
 
-    /// Decides one request. One that cannot be done is answered at once and leaves nothing in the batch.
+    /// Decides one request. One that cannot be done leaves nothing in the batch.
     fn decide(&mut self, txn: &mut Txn<'_>, request: Request) -> Option<Decided> {
         let savepoint = txn.savepoint();
         match request {
-            Request::Push { pushes, state, answer: to } => {
-                match self.push(txn, &pushes) {
-                    Ok(pushed) => {
-                        txn.state.extend(state);
-                        return Some(Decided::Push(to, pushed));
-                    }
-                    Err(error) => {
-                        txn.roll_back(savepoint);
-                        answer(to, Err(error));
-                    }
+            Request::Push { pushes, state, answer } => {
+                let pushed = self.push(txn, &pushes);
+                match pushed {
+                    Ok(_) => txn.state.extend(state),
+                    Err(_) => txn.roll_back(savepoint),
                 }
-                None
+                Some(Decided::Push(answer, pushed))
             }
-            Request::Settle { settled, answer: to } => {
+            Request::Settle { settled, answer } => {
                 let result = settled.iter().try_for_each(|(claim, outcome)| settle(txn, claim, outcome));
-                // On an error the claims are dropped, and so released.
-                let claims: Vec<_> = settled.into_iter().map(|(claim, _)| claim).collect();
-                match result {
-                    Ok(()) => return Some(Decided::Settle(to, claims)),
-                    Err(error) => {
-                        txn.roll_back(savepoint);
-                        drop(claims);
-                        answer(to, Err(error));
-                    }
+                if result.is_err() {
+                    txn.roll_back(savepoint);
                 }
-                None
+                // On an error the claims are dropped here, and so released.
+                let claims = settled.into_iter().map(|(claim, _)| claim);
+                Some(Decided::Settle(answer, result.map(|()| claims.collect())))
             }
-            Request::Register { route, answer: to } => match register(txn, route) {
-                Ok(id) => Some(Decided::Register(to, id)),
-                Err(error) => {
-                    answer(to, Err(error));
-                    None
-                }
-            },
+            Request::Register { route, answer } => Some(Decided::Register(answer, register(txn, route))),
             Request::Aside { rows } => {
                 for row in rows {
                     tracing::error!(
@@ -263,7 +258,8 @@ fn settle(txn: &mut Txn<'_>, claim: &Claim, outcome: &Outcome) -> Result<(), Que
 }
 
 fn register(txn: &mut Txn<'_>, route: RouteRow) -> Result<RouteId, QueueError> {
-    let known = txn.shared.figures().routes.iter().find(|(_, row)| row.name == route.name).map(|(id, row)| (*id, row.clone()));
+    let known =
+        txn.shared.figures().routes.iter().find(|(_, row)| row.name == route.name).map(|(id, row)| (*id, row.clone()));
     match known.or_else(|| txn.new_route(&route.name).cloned()) {
         None => Ok(txn.add_route(route)),
         Some((id, known)) if known == route => Ok(id),
@@ -279,8 +275,8 @@ fn register(txn: &mut Txn<'_>, route: RouteRow) -> Result<RouteId, QueueError> {
 fn apply(shared: &Shared, effects: Effects, moves: &[Moved], decided: &[Decided]) {
     let settled = || {
         let claims = decided.iter().filter_map(|decided| match decided {
-            Decided::Settle(_, claims) => Some(claims),
-            Decided::Push(..) | Decided::Register(..) => None,
+            Decided::Settle(_, Ok(claims)) => Some(claims),
+            _ => None,
         });
         claims.flatten().map(Claim::entry)
     };

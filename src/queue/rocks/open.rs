@@ -233,11 +233,11 @@ fn route_id(key: &[u8]) -> Option<RouteId> {
     key.try_into().ok().map(|bytes| RouteId(u32::from_be_bytes(bytes)))
 }
 
-/// The `meta` rows of a prefix, which is cut off their keys.
-fn rows_of<'a>(
-    db: &'a DB,
-    prefix: &'static [u8],
-) -> Box<dyn Iterator<Item = Result<(Vec<u8>, Box<[u8]>), rocksdb::Error>> + 'a> {
+/// A key without its prefix, and a value.
+type MetaRow = (Vec<u8>, Box<[u8]>);
+
+/// The `meta` rows of a prefix.
+fn rows_of<'a>(db: &'a DB, prefix: &'static [u8]) -> Box<dyn Iterator<Item = Result<MetaRow, rocksdb::Error>> + 'a> {
     let Some(meta) = db.cf_handle(keys::META) else { return Box::new(std::iter::empty()) };
     let rows = db.iterator_cf(meta, IteratorMode::From(prefix, Direction::Forward));
     let of_prefix = rows.map_while(move |row| match row {

@@ -243,10 +243,10 @@ pub(super) fn encode_entry(stored: &Stored) -> Vec<u8> {
             last: keys::nanos(failure.last),
             count: failure.count,
         }),
-        trace: entry.trace.as_ref().map(|trace| TraceRow {
-            traceparent: trace.traceparent.clone(),
-            tracestate: trace.tracestate.clone(),
-        }),
+        trace: entry
+            .trace
+            .as_ref()
+            .map(|trace| TraceRow { traceparent: trace.traceparent.clone(), tracestate: trace.tracestate.clone() }),
         visited: entry.visited.iter().map(ToString::to_string).collect(),
         syncs: entry.syncs.iter().map(|sync| sync.0).collect(),
         repair: entry.repair,
@@ -268,10 +268,7 @@ pub(super) fn decode_entry(route: RouteId, seq: u64, bytes: &[u8]) -> Result<Sto
     };
     let failure = row.failure.map(|failure| Failure {
         // A kind that a later version wrote; the entry must stay in the queue all the same.
-        kind: u8::try_from(failure.kind)
-            .ok()
-            .and_then(FaultKind::from_number)
-            .unwrap_or(FaultKind::PeerProtocol),
+        kind: u8::try_from(failure.kind).ok().and_then(FaultKind::from_number).unwrap_or(FaultKind::PeerProtocol),
         code: failure.code.map(tonic::Code::from_i32),
         peer: failure.peer,
         message: failure.message,
@@ -289,9 +286,7 @@ pub(super) fn decode_entry(route: RouteId, seq: u64, bytes: &[u8]) -> Result<Sto
         due_time: keys::time(row.due_time),
         attempts: row.attempts,
         failure,
-        trace: row
-            .trace
-            .map(|trace| TraceContext { traceparent: trace.traceparent, tracestate: trace.tracestate }),
+        trace: row.trace.map(|trace| TraceContext { traceparent: trace.traceparent, tracestate: trace.tracestate }),
         visited: row.visited.into_iter().map(Arc::from).collect(),
         syncs: row.syncs.into_iter().map(SyncId).collect(),
         repair: row.repair,

@@ -65,13 +65,18 @@ conformance!(make);
 fn faulty(dir: &Path, clock: &TestClock) -> (RocksQueue, Arc<AtomicBool>, Arc<AtomicU64>) {
     let (fails, writes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let (switch, counter) = (Arc::clone(&fails), Arc::clone(&writes));
-    let queue = open(dir, options(), clock.wall(), Box::new(move |db, batch| {
-        counter.fetch_add(1, Ordering::SeqCst);
-        if switch.load(Ordering::SeqCst) {
-            return Err(DB::list_cf(&Options::default(), "/nowhere").unwrap_err());
-        }
-        write_synced(db, batch)
-    }));
+    let queue = open(
+        dir,
+        options(),
+        clock.wall(),
+        Box::new(move |db, batch| {
+            counter.fetch_add(1, Ordering::SeqCst);
+            if switch.load(Ordering::SeqCst) {
+                return Err(DB::list_cf(&Options::default(), "/nowhere").unwrap_err());
+            }
+            write_synced(db, batch)
+        }),
+    );
     (queue.unwrap(), fails, writes)
 }
 
@@ -281,7 +286,11 @@ async fn claims_hold_against_concurrent_writers() {
             for number in 0..300 {
                 let number = (number * 7 + writer * 3) % BLOBS;
                 let by_sync = number % 3 == writer % 3;
-                let push = if by_sync { found(route, number, writer, number % 2 == 0) } else { announced(route, number) };
+                let push = if by_sync {
+                    found(route, number, writer, number.is_multiple_of(2))
+                } else {
+                    announced(route, number)
+                };
                 queue.push(vec![push], vec![]).await.unwrap();
             }
         });
@@ -306,7 +315,9 @@ async fn claims_hold_against_concurrent_writers() {
                         let outcome = match turn % 5 {
                             _ if finishing => confirmed(),
                             0 => Outcome::Park { failure: failure(&clock) },
-                            1 => Outcome::Retry { due: clock.now() + Duration::from_secs(60), failure: failure(&clock) },
+                            1 => {
+                                Outcome::Retry { due: clock.now() + Duration::from_secs(60), failure: failure(&clock) }
+                            }
                             2 => continue,
                             _ => confirmed(),
                         };

@@ -23,7 +23,7 @@ struct Slot<T> {
 /// How to take back a change, newest first.
 #[derive(Debug)]
 enum Undo {
-    Entry((RouteId, u64), Option<Stored>),
+    Entry((RouteId, u64), Box<Option<Stored>>),
     Refs((RouteId, BlobRef), Vec<u64>),
     Settled(u64),
 }
@@ -86,7 +86,7 @@ pub(super) struct Effects {
     pub(super) total: u64,
 }
 
-/// An entry's claimable row before and after.
+/// Where an entry can be claimed, before and after a batch.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Moved {
     pub(super) route: RouteId,
@@ -151,7 +151,7 @@ impl<'a> Txn<'a> {
             match undo {
                 Undo::Entry(key, stored) => {
                     if let Some(slot) = self.entries.get_mut(&key) {
-                        slot.after = stored;
+                        slot.after = *stored;
                     }
                 }
                 Undo::Refs(key, seqs) => {
@@ -225,7 +225,7 @@ impl<'a> Txn<'a> {
             (Some(_), None) => self.total = self.total.saturating_sub(1),
             _ => {}
         }
-        self.undo.push(Undo::Entry(key, std::mem::replace(&mut slot.after, stored)));
+        self.undo.push(Undo::Entry(key, Box::new(std::mem::replace(&mut slot.after, stored))));
     }
 
     /// The next sequence; used up even if the batch should fail.
@@ -268,21 +268,22 @@ impl<'a> Txn<'a> {
         self.aside.push(row);
     }
 
-    /// Where the entries that were looked at were, and where they will be.
+    /// Where the entries that were looked at could be claimed, and where they will be. One whose claim ends here could not.
     pub(super) fn moves(&self) -> Vec<Moved> {
-        let spots = |slot: &Slot<Option<Stored>>| {
-            (slot.before.as_ref().and_then(Spot::of), slot.after.as_ref().and_then(Spot::of))
-        };
-        let moved = self.entries.iter().map(|((route, seq), slot)| (*route, *seq, spots(slot)));
-        moved.map(|(route, seq, (before, after))| Moved { route, seq, before, after }).collect()
+        let moved = self.entries.iter().map(|((route, seq), slot)| Moved {
+            route: *route,
+            seq: *seq,
+            before: slot.before.as_ref().filter(|_| !self.settled.contains(seq)).and_then(Spot::of),
+            after: slot.after.as_ref().and_then(Spot::of),
+        });
+        moved.collect()
     }
 
     /// Turns the changes into a batch.
     pub(super) fn finish(self) -> Result<Finished, QueueError> {
         let db = self.db;
         let mut batch = WriteBatch::default();
-        let mut effects =
-            Effects { total: self.total, routes: self.routes, ..Effects::default() };
+        let mut effects = Effects { total: self.total, routes: self.routes, ..Effects::default() };
         let mut counts = BTreeMap::new();
         let mut syncs = BTreeMap::new();
         let mut aside_total = self.shared.figures().aside;
