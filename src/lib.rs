@@ -18,7 +18,7 @@ pub mod store;
 // Floor 2: work
 pub mod copy;
 pub mod peer;
-pub mod worker;
 pub mod sync;
+pub mod worker;
 // Floor 3: surfaces
 pub mod store_server;
