@@ -367,7 +367,7 @@ mod tests {
         assert!((meter.rate(now, 60).entries - 5.0).abs() < 0.2, "{:?}", meter.rate(now, 60));
         assert!((meter.rate(now, 10).bytes - 500.0).abs() < 60.0, "{:?}", meter.rate(now, 10));
         assert!(meter.seconds.len() <= 62);
-        assert_eq!(meter.rate(now + Duration::from_secs(61), 60).bytes as u64, 0);
+        assert!(meter.rate(now + Duration::from_secs(61), 60).bytes < 0.1);
         let mut young = Meter::new(start);
         (0..20).for_each(|_| young.add(start + Duration::from_secs(1), 1));
         assert!((young.rate(start + Duration::from_secs(2), 60).entries - 10.0).abs() < 0.1);
