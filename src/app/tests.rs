@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod announcing;
+mod on_disk;
 mod running;
 
 use super::{App, ExitSummary, Parts};
@@ -72,6 +73,7 @@ impl World {
                 .iter()
                 .map(|(name, (_, store))| ((*name).to_owned(), store.clone() as Arc<dyn Store>))
                 .collect(),
+            known_routes: Vec::new(),
             disk: None,
             close: None,
         };

@@ -72,6 +72,7 @@ fn route(status: &RouteStatus, now: SystemTime) -> v1::RouteStatus {
         RouteState::Blocked => v1::RouteState::Blocked,
         RouteState::Draining => v1::RouteState::Draining,
         RouteState::Disabled => v1::RouteState::Disabled,
+        RouteState::Orphaned => v1::RouteState::Orphaned,
     };
     let limiting = match status.limiting {
         None => v1::LimitingFactor::Unspecified,

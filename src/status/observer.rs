@@ -21,7 +21,9 @@ pub struct WatchedRoute {
     pub route: Route,
     /// Copies that may run at a time.
     pub workers: usize,
-    /// Its worker; absent where it is disabled.
+    /// Whether it left the configuration and the queue still knows it.
+    pub orphaned: bool,
+    /// Its worker; absent where it is disabled or orphaned.
     pub worker: Option<Arc<Worker>>,
 }
 
@@ -152,14 +154,25 @@ impl Observer {
         };
         let at_start = self.at_start[index];
         let workers = watched.workers;
-        RouteFacts { route, workers, counts, at_start, oldest, trend, worker, newest_sync, last_sync, draining }
+        let orphaned = watched.orphaned;
+        RouteFacts {
+            route,
+            orphaned,
+            workers,
+            counts,
+            at_start,
+            oldest,
+            trend,
+            worker,
+            newest_sync,
+            last_sync,
+            draining,
+        }
     }
 
     fn queue(&self) -> QueueStatus {
-        let entries = self.parts.routes.iter().map(|watched| {
-            let counts = self.parts.queue.counts(watched.route.id);
-            backlog(&counts) + counts.fresh.parked.entries + counts.backfill.parked.entries
-        });
+        let routes = self.parts.routes.iter();
+        let entries = routes.map(|watched| Backlog::with_parked(&self.parts.queue.counts(watched.route.id)));
         let free = Some(self.free_bytes.load(Ordering::Relaxed)).filter(|free| *free != UNKNOWN);
         let (max_entries, reserve) = (self.parts.max_entries, self.parts.reserve_bytes);
         queue_status(entries.sum(), max_entries, free, reserve, self.parts.announcer.trouble())

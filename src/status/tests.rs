@@ -43,6 +43,7 @@ fn status(fresh: LaneCounts, peers: &[PeerStatus], change: impl FnOnce(&mut Rout
     let route = Route { name, id: RouteId(1), from, to, enabled: true };
     let mut facts = RouteFacts {
         route: &route,
+        orphaned: false,
         workers: 32,
         counts: RouteCounts { fresh, ..RouteCounts::default() },
         at_start: RouteCounts::default(),
