@@ -16,6 +16,11 @@
 //! A repair flags the entry that it meets, or the successor, never a claimed one. Where a first entry retries or parks, its
 //! successor is merged into it in the same write (repair flag, sync ids, freshest lane), due now.
 
+pub mod model;
+pub mod rocks;
+#[cfg(test)]
+mod suite;
+
 use crate::blob::BlobRef;
 use crate::fault::{Fault, FaultKind};
 use crate::telemetry::TraceContext;

@@ -1,0 +1,516 @@
+//! The queue as plainly as it can be said, in memory: what the real one is compared with, and what simulations run on.
+//!
+//! Written from the port's table alone. Whatever is claimable is found by looking at every entry, so it is for thousands
+//! of entries, not for millions. "Durable" is what [`ModelQueue::crash`] keeps: everything but the claims.
+
+use crate::blob::BlobRef;
+use crate::queue::{
+    Claim, Entry, Failure, Lane, LaneCounts, Oldest, Origin, Outcome, Push, Pushed, Queue, QueueError, RouteCounts,
+    RouteId, Seq, State, StateWrite, SyncId, SyncTally, Tally,
+};
+use async_trait::async_trait;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+use tokio::sync::watch;
+
+/// Tells the time of day.
+pub type WallClock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
+
+/// The plain queue.
+#[derive(Clone)]
+pub struct ModelQueue {
+    inner: Arc<Mutex<Inner>>,
+    wall: WallClock,
+    max_entries: u64,
+    max_backoff: Duration,
+}
+
+impl fmt::Debug for ModelQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ModelQueue").finish_non_exhaustive()
+    }
+}
+
+/// In which line an entry stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Line {
+    /// By sequence.
+    New,
+    /// By due time.
+    Timed,
+    /// Behind the first entry of its ref.
+    Successor,
+    /// In none.
+    Parked,
+}
+
+#[derive(Clone, Debug)]
+struct Item {
+    entry: Entry,
+    line: Line,
+}
+
+/// Everything there is. A push that may fail is tried on it and taken back from a copy.
+#[derive(Clone, Debug, Default)]
+struct Durable {
+    next: u64,
+    items: BTreeMap<u64, Item>,
+    by_ref: BTreeMap<(RouteId, BlobRef), BTreeSet<u64>>,
+    routes: Vec<(String, String, String)>,
+    ended: BTreeMap<RouteId, RouteCounts>,
+    ended_syncs: BTreeMap<SyncId, SyncTally>,
+    state: BTreeMap<String, Vec<u8>>,
+}
+
+#[derive(Default)]
+struct Inner {
+    durable: Durable,
+    claimed: BTreeSet<u64>,
+    released: BTreeSet<u64>,
+    /// How often the claims were forgotten; older claims mean nothing any more.
+    life: u64,
+    watches: BTreeMap<RouteId, watch::Sender<u64>>,
+}
+
+impl ModelQueue {
+    /// An empty queue that refuses announcements from `max_entries` on, and for which whatever is due more than
+    /// `max_backoff` ahead is due.
+    pub fn new(max_entries: u64, max_backoff: Duration, wall: WallClock) -> Self {
+        Self { inner: Arc::default(), wall, max_entries, max_backoff }
+    }
+
+    /// What a crash and a restart do: claims are forgotten, the rest is kept.
+    pub fn crash(&self) {
+        let mut inner = self.lock();
+        inner.claimed.clear();
+        inner.released.clear();
+        inner.life += 1;
+        inner.wake_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Durable {
+    fn knows(&self, route: RouteId) -> bool {
+        usize::try_from(route.0).is_ok_and(|route| route < self.routes.len())
+    }
+
+    fn queued(&self, route: RouteId, blob: BlobRef) -> Vec<u64> {
+        self.by_ref.get(&(route, blob)).into_iter().flatten().copied().collect()
+    }
+
+    fn insert(&mut self, push: &Push, line: Line, now: SystemTime) {
+        self.next += 1;
+        let seq = self.next;
+        let syncs = match push.origin {
+            Origin::Sync(id) => vec![id],
+            _ => Vec::new(),
+        };
+        let entry = Entry {
+            seq: Seq(seq),
+            route: push.route,
+            blob: push.blob,
+            size: push.size,
+            lane: push.lane,
+            enqueue_time: now,
+            due_time: now,
+            attempts: 0,
+            failure: None,
+            trace: push.trace.clone(),
+            visited: push.visited.clone(),
+            syncs,
+            repair: push.repair,
+        };
+        self.items.insert(seq, Item { entry, line });
+        self.by_ref.entry((push.route, push.blob)).or_default().insert(seq);
+    }
+
+    fn delete(&mut self, seq: u64) -> Option<Item> {
+        let item = self.items.remove(&seq)?;
+        let key = (item.entry.route, item.entry.blob);
+        if let Some(seqs) = self.by_ref.get_mut(&key) {
+            seqs.remove(&seq);
+            if seqs.is_empty() {
+                self.by_ref.remove(&key);
+            }
+        }
+        Some(item)
+    }
+
+    fn push(
+        &mut self,
+        push: &Push,
+        claimed: &BTreeSet<u64>,
+        max_entries: u64,
+        now: SystemTime,
+    ) -> Result<Pushed, QueueError> {
+        if !self.knows(push.route) {
+            return Err(QueueError::Read(format!("route number {} was never registered", push.route.0)));
+        }
+        let queued = self.queued(push.route, push.blob);
+        let sync = match push.origin {
+            Origin::Sync(id) => Some(id),
+            _ => None,
+        };
+        let first_is_claimed = queued.first().is_some_and(|first| claimed.contains(first));
+        let only_adopts = sync.is_some() && !push.repair;
+        let adds = queued.is_empty() || (first_is_claimed && queued.len() == 1 && !only_adopts);
+        if adds {
+            let full = u64::try_from(self.items.len()).is_ok_and(|entries| entries >= max_entries);
+            if push.origin == Origin::Announced && full {
+                return Err(QueueError::Full { limit: max_entries });
+            }
+            let (line, pushed) =
+                if queued.is_empty() { (Line::New, Pushed::Added) } else { (Line::Successor, Pushed::Succeeds) };
+            self.insert(push, line, now);
+            return Ok(pushed);
+        }
+
+        let target = if first_is_claimed && !only_adopts { queued.last() } else { queued.first() };
+        let Some(item) = target.and_then(|seq| self.items.get_mut(seq)) else { return Ok(Pushed::AlreadyQueued) };
+        if let Some(id) = sync
+            && !item.entry.syncs.contains(&id)
+        {
+            item.entry.syncs.push(id);
+        }
+        if first_is_claimed && only_adopts {
+            return Ok(Pushed::AlreadyQueued);
+        }
+        item.entry.repair |= push.repair;
+        let changes_lane = item.entry.lane == Lane::Backfill && push.lane == Lane::Fresh;
+        if changes_lane {
+            item.entry.lane = Lane::Fresh;
+        }
+        match item.line {
+            Line::Successor => Ok(Pushed::Succeeds),
+            Line::Parked => {
+                item.entry.attempts = 0;
+                item.line = Line::Timed;
+                item.entry.due_time = now;
+                Ok(Pushed::Revived)
+            }
+            Line::Timed if item.entry.failure.is_some() => {
+                if sync.is_some() {
+                    return Ok(Pushed::AlreadyQueued);
+                }
+                item.entry.due_time = item.entry.due_time.min(now);
+                Ok(Pushed::Hastened)
+            }
+            Line::New if changes_lane => {
+                item.line = Line::Timed;
+                item.entry.due_time = now;
+                Ok(Pushed::AlreadyQueued)
+            }
+            Line::New | Line::Timed => Ok(Pushed::AlreadyQueued),
+        }
+    }
+
+    /// Settles a claimed entry; chained pushes are the caller's.
+    fn settle(&mut self, seq: u64, outcome: &Outcome, now: SystemTime) {
+        let Some(mut item) = self.delete(seq) else { return };
+        let route = item.entry.route;
+        let successor = self.queued(route, item.entry.blob).first().copied();
+        let fail = |item: &mut Item, failure: &Failure| {
+            item.entry.attempts += 1;
+            let mut failure = failure.clone();
+            failure.count = 1;
+            if let Some(before) = &item.entry.failure {
+                failure.first = before.first;
+                failure.count = before.count + 1;
+            }
+            item.entry.failure = Some(failure);
+        };
+        match outcome {
+            Outcome::Confirmed { .. } | Outcome::Discard => {
+                let ended = self.ended.entry(route).or_default();
+                if let Outcome::Confirmed { size, copied, .. } = outcome {
+                    ended.confirmed += 1;
+                    if *copied {
+                        ended.copied += 1;
+                        ended.copied_bytes += size;
+                    }
+                } else {
+                    ended.discarded += 1;
+                }
+                for sync in &item.entry.syncs {
+                    let tally = self.ended_syncs.entry(*sync).or_default();
+                    match outcome {
+                        Outcome::Discard => tally.discarded += 1,
+                        _ => tally.confirmed += 1,
+                    }
+                }
+                if let Some(next) = successor.and_then(|next| self.items.get_mut(&next)) {
+                    next.line = Line::Timed;
+                    next.entry.due_time = now;
+                }
+                return;
+            }
+            Outcome::Retry { due, failure } => {
+                fail(&mut item, failure);
+                item.line = Line::Timed;
+                item.entry.due_time = *due;
+            }
+            Outcome::Park { failure } => {
+                fail(&mut item, failure);
+                item.line = Line::Parked;
+            }
+        }
+        if let Some(next) = successor.and_then(|next| self.delete(next)) {
+            if item.line == Line::Parked {
+                item.entry.attempts = 0;
+            }
+            item.line = Line::Timed;
+            item.entry.due_time = now;
+            item.entry.repair |= next.entry.repair;
+            item.entry.lane = item.entry.lane.min(next.entry.lane);
+            for sync in next.entry.syncs {
+                if !item.entry.syncs.contains(&sync) {
+                    item.entry.syncs.push(sync);
+                }
+            }
+        }
+        self.by_ref.entry((route, item.entry.blob)).or_default().insert(seq);
+        self.items.insert(seq, item);
+    }
+
+    fn write(&mut self, writes: Vec<StateWrite>) {
+        for write in writes {
+            match write.value {
+                Some(value) => self.state.insert(write.key, value),
+                None => self.state.remove(&write.key),
+            };
+        }
+    }
+}
+
+impl Inner {
+    fn wake_all(&self) {
+        for watch in self.watches.values() {
+            watch.send_modify(|changes| *changes = changes.wrapping_add(1));
+        }
+    }
+
+    fn claimable(&self, route: RouteId, lane: Lane, now: SystemTime, max_backoff: Duration) -> Vec<u64> {
+        let free = |(seq, item): &(&u64, &Item)| {
+            item.entry.route == route
+                && item.entry.lane == lane
+                && !self.claimed.contains(seq)
+                && !self.released.contains(seq)
+        };
+        let released = self.released.iter().filter(|seq| {
+            self.durable.items.get(seq).is_some_and(|item| item.entry.route == route && item.entry.lane == lane)
+        });
+        let due = |due: SystemTime| due <= now || due > now + max_backoff;
+        let mut timed: Vec<_> = self
+            .durable
+            .items
+            .iter()
+            .filter(free)
+            .filter(|(_, item)| item.line == Line::Timed && due(item.entry.due_time))
+            .map(|(seq, item)| (item.entry.due_time, seq))
+            .collect();
+        timed.sort();
+        let new = self.durable.items.iter().filter(free).filter(|(_, item)| item.line == Line::New);
+        released.chain(timed.into_iter().map(|(_, seq)| seq)).chain(new.map(|(seq, _)| seq)).copied().collect()
+    }
+}
+
+fn add(tally: &mut Tally, entry: &Entry) {
+    tally.entries += 1;
+    tally.bytes += entry.size.unwrap_or(0);
+    tally.unknown_size += u64::from(entry.size.is_none());
+}
+
+#[async_trait]
+impl Queue for ModelQueue {
+    async fn register(&self, name: &str, from: &str, to: &str) -> Result<RouteId, QueueError> {
+        let mut inner = self.lock();
+        let routes = &mut inner.durable.routes;
+        let at = routes.iter().position(|route| route.0 == name).unwrap_or_else(|| {
+            routes.push((name.to_owned(), from.to_owned(), to.to_owned()));
+            routes.len() - 1
+        });
+        let (_, known_from, known_to) = &routes[at];
+        if known_from != from || known_to != to {
+            return Err(QueueError::RouteChanged {
+                name: name.to_owned(),
+                known: format!("{known_from} -> {known_to}"),
+                now: format!("{from} -> {to}"),
+            });
+        }
+        u32::try_from(at).map(RouteId).map_err(|error| QueueError::Write(error.to_string()))
+    }
+
+    async fn push(&self, pushes: Vec<Push>, state: Vec<StateWrite>) -> Result<Vec<Pushed>, QueueError> {
+        let now = (self.wall)();
+        let mut inner = self.lock();
+        let Inner { durable, claimed, .. } = &mut *inner;
+        let most = u64::try_from(durable.items.len() + pushes.len()).unwrap_or(u64::MAX);
+        let before =
+            (most > self.max_entries || pushes.iter().any(|push| !durable.knows(push.route))).then(|| durable.clone());
+        let pushed = pushes.iter().map(|push| durable.push(push, claimed, self.max_entries, now));
+        let pushed = pushed.collect::<Result<_, _>>();
+        if pushed.is_ok() {
+            durable.write(state);
+        } else if let Some(before) = before {
+            *durable = before;
+        }
+        inner.wake_all();
+        pushed
+    }
+
+    async fn claim(&self, route: RouteId, lane: Lane, max: usize, now: SystemTime) -> Result<Vec<Claim>, QueueError> {
+        let mut inner = self.lock();
+        let seqs = inner.claimable(route, lane, now, self.max_backoff);
+        let life = inner.life;
+        let mut claims = Vec::new();
+        for seq in seqs.into_iter().take(max) {
+            inner.released.remove(&seq);
+            inner.claimed.insert(seq);
+            let Some(item) = inner.durable.items.get(&seq) else { continue };
+            let queue = self.clone();
+            claims.push(Claim::new(item.entry.clone(), move |entry| {
+                let mut inner = queue.lock();
+                if inner.life == life && inner.claimed.remove(&entry.seq.0) {
+                    inner.released.insert(entry.seq.0);
+                    inner.wake_all();
+                }
+            }));
+        }
+        Ok(claims)
+    }
+
+    async fn settle(&self, settled: Vec<(Claim, Outcome)>) -> Result<(), QueueError> {
+        let now = (self.wall)();
+        // Errors come first: they drop the claims, which takes the lock.
+        let chained = settled.iter().filter_map(|(_, outcome)| match outcome {
+            Outcome::Confirmed { chained, .. } => Some(chained),
+            _ => None,
+        });
+        if let Some(push) = chained.flatten().find(|push| !self.lock().durable.knows(push.route)) {
+            return Err(QueueError::Read(format!("route number {} was never registered", push.route.0)));
+        }
+        let mut inner = self.lock();
+        for (claim, outcome) in settled {
+            let seq = claim.entry().seq.0;
+            claim.disarm();
+            inner.claimed.remove(&seq);
+            let Inner { durable, claimed, .. } = &mut *inner;
+            durable.settle(seq, &outcome, now);
+            if let Outcome::Confirmed { chained, .. } = outcome {
+                for push in chained {
+                    durable.push(&push, claimed, u64::MAX, now)?;
+                }
+            }
+        }
+        inner.wake_all();
+        Ok(())
+    }
+
+    fn counts(&self, route: RouteId) -> RouteCounts {
+        let inner = self.lock();
+        let mut counts = inner.durable.ended.get(&route).copied().unwrap_or_default();
+        for (seq, item) in inner.durable.items.iter().filter(|(_, item)| item.entry.route == route) {
+            let lane: &mut LaneCounts = match item.entry.lane {
+                Lane::Fresh => &mut counts.fresh,
+                Lane::Backfill => &mut counts.backfill,
+            };
+            let tally = if inner.claimed.contains(seq) {
+                &mut lane.claimed
+            } else if item.line == Line::Parked {
+                &mut lane.parked
+            } else if item.entry.failure.is_some() {
+                &mut lane.retrying
+            } else {
+                &mut lane.ready
+            };
+            add(tally, &item.entry);
+        }
+        counts
+    }
+
+    async fn oldest(&self, route: RouteId) -> Result<Oldest, QueueError> {
+        let now = (self.wall)();
+        let inner = self.lock();
+        let mut oldest = Oldest::default();
+        let earlier = |known: Option<SystemTime>, time: SystemTime| Some(known.map_or(time, |known| known.min(time)));
+        for (seq, item) in inner.durable.items.iter().filter(|(_, item)| item.entry.route == route) {
+            let held = inner.claimed.contains(seq) || inner.released.contains(seq);
+            let ready = item.entry.failure.is_none() && matches!(item.line, Line::New | Line::Timed);
+            if held || ready {
+                let time = match item.entry.lane {
+                    Lane::Fresh => &mut oldest.fresh,
+                    Lane::Backfill => &mut oldest.backfill,
+                };
+                *time = earlier(*time, item.entry.enqueue_time);
+            }
+            if !held && item.line == Line::Timed {
+                oldest.next_due = earlier(oldest.next_due, item.entry.due_time);
+            }
+        }
+        oldest.next_due = oldest.next_due.map(|due| if due > now + self.max_backoff { now } else { due });
+        Ok(oldest)
+    }
+
+    fn sync_tally(&self, sync: SyncId) -> SyncTally {
+        let inner = self.lock();
+        let mut tally = inner.durable.ended_syncs.get(&sync).copied().unwrap_or_default();
+        for item in inner.durable.items.values().filter(|item| item.entry.syncs.contains(&sync)) {
+            if item.line == Line::Parked { tally.parked += 1 } else { tally.pending += 1 }
+        }
+        tally
+    }
+
+    fn subscribe(&self, route: RouteId) -> watch::Receiver<u64> {
+        self.lock().watches.entry(route).or_insert_with(|| watch::Sender::new(0)).subscribe()
+    }
+}
+
+#[async_trait]
+impl State for ModelQueue {
+    async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, QueueError> {
+        Ok(self.lock().durable.state.get(key).cloned())
+    }
+
+    async fn list(&self, prefix: &str, limit: usize) -> Result<Vec<(String, Vec<u8>)>, QueueError> {
+        let inner = self.lock();
+        let found = inner.durable.state.iter().rev().filter(|(key, _)| key.starts_with(prefix));
+        Ok(found.take(limit).map(|(key, value)| (key.clone(), value.clone())).collect())
+    }
+
+    async fn write(&self, writes: Vec<StateWrite>) -> Result<(), QueueError> {
+        self.lock().durable.write(writes);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ModelQueue;
+    use crate::queue::suite::{Both, MAX_BACKOFF, Subject, TestClock, conformance};
+    use async_trait::async_trait;
+
+    struct Model(ModelQueue);
+
+    #[async_trait]
+    impl Subject for Model {
+        fn queue(&self) -> &dyn Both {
+            &self.0
+        }
+
+        async fn restart(&mut self) {
+            self.0.crash();
+        }
+    }
+
+    fn make(clock: &TestClock, max_entries: u64) -> Box<dyn Subject> {
+        Box::new(Model(ModelQueue::new(max_entries, MAX_BACKOFF, clock.wall())))
+    }
+
+    conformance!(make);
+}

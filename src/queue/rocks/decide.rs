@@ -1,0 +1,213 @@
+//! What a request does to the queue: the table in the port's header, as plain code over a [`Txn`].
+
+use super::row::{Place, Stored};
+use super::txn::Txn;
+use crate::queue::{Entry, Failure, Lane, Origin, Outcome, Push, Pushed, QueueError, RouteId, Seq};
+use std::cmp::min;
+
+impl Txn<'_> {
+    /// Pushes one blob.
+    pub(super) fn push(&mut self, push: &Push) -> Result<Pushed, QueueError> {
+        let Push { route, blob, .. } = *push;
+        let known = self.refs(route, blob)?;
+        let mut queued = Vec::with_capacity(2);
+        for seq in &known {
+            queued.extend(self.entry(route, *seq)?);
+        }
+        let sync = match push.origin {
+            Origin::Sync(id) => Some(id),
+            Origin::Announced | Origin::Chained => None,
+        };
+
+        let mut queued = queued.into_iter();
+        let Some(mut first) = queued.next() else {
+            let seq = self.add(push, Place::Ready)?;
+            self.set_refs(route, blob, vec![seq])?;
+            return Ok(Pushed::Added);
+        };
+        // Of two, the first could not be read: what is left waits for nothing any more.
+        if first.place == Place::Waiting {
+            self.set_refs(route, blob, vec![first.entry.seq.0])?;
+            self.make_due(&mut first);
+            self.put(first.clone());
+        }
+        if self.claimed(&first) {
+            if let Some(id) = sync
+                && !push.repair
+            {
+                if !first.entry.syncs.contains(&id) {
+                    first.entry.syncs.push(id);
+                    self.put(first);
+                }
+                return Ok(Pushed::AlreadyQueued);
+            }
+            if let Some(mut successor) = queued.next() {
+                self.meet(push, &mut successor);
+                self.put(successor);
+            } else {
+                let seq = self.add(push, Place::Waiting)?;
+                self.set_refs(route, blob, vec![first.entry.seq.0, seq])?;
+            }
+            return Ok(Pushed::Succeeds);
+        }
+
+        let parked = first.parked();
+        let retrying = !parked && first.entry.failure.is_some();
+        self.meet(push, &mut first);
+        let pushed = if parked {
+            first.entry.attempts = 0;
+            self.make_due(&mut first);
+            Pushed::Revived
+        } else if retrying && sync.is_none() {
+            first.entry.due_time = min(first.entry.due_time, self.now);
+            Pushed::Hastened
+        } else {
+            Pushed::AlreadyQueued
+        };
+        self.put(first);
+        Ok(pushed)
+    }
+
+    /// Adds an entry and gives its sequence.
+    fn add(&mut self, push: &Push, place: Place) -> Result<u64, QueueError> {
+        if push.origin == Origin::Announced && self.total >= self.max_entries {
+            return Err(QueueError::Full { limit: self.max_entries });
+        }
+        let seq = self.take_seq();
+        let entry = Entry {
+            seq: Seq(seq),
+            route: push.route,
+            blob: push.blob,
+            size: push.size,
+            lane: push.lane,
+            enqueue_time: self.now,
+            due_time: self.now,
+            attempts: 0,
+            failure: None,
+            trace: push.trace.clone(),
+            visited: push.visited.clone(),
+            syncs: match push.origin {
+                Origin::Sync(id) => vec![id],
+                Origin::Announced | Origin::Chained => Vec::new(),
+            },
+            repair: push.repair,
+        };
+        self.put(Stored { entry, place });
+        Ok(seq)
+    }
+
+    /// What every push leaves on an unclaimed entry of its ref.
+    fn meet(&self, push: &Push, stored: &mut Stored) {
+        let entry = &mut stored.entry;
+        entry.repair |= push.repair;
+        if let Origin::Sync(id) = push.origin
+            && !entry.syncs.contains(&id)
+        {
+            entry.syncs.push(id);
+        }
+        if push.lane == Lane::Fresh && entry.lane == Lane::Backfill {
+            entry.lane = Lane::Fresh;
+            if stored.place == Place::Ready {
+                self.make_due(stored);
+            }
+        }
+    }
+
+    /// Makes an entry claimable at once, by a `retry` row: `ready` rows are only ever appended.
+    fn make_due(&self, stored: &mut Stored) {
+        stored.place = Place::Due;
+        stored.entry.due_time = self.now;
+    }
+
+    /// Ends a claim. Chained pushes follow apart.
+    pub(super) fn settle(&mut self, route: RouteId, seq: u64, outcome: &Outcome) -> Result<(), QueueError> {
+        let Some(stored) = self.entry(route, seq)? else {
+            tracing::error!(route = route.0, seq, "a claimed entry is gone; nothing is settled");
+            self.set_settled(seq);
+            return Ok(());
+        };
+        let refs = self.refs(route, stored.entry.blob)?;
+        let successor = match refs.as_slice() {
+            [first, second] if *first == seq => self.entry(route, *second)?,
+            _ => None,
+        };
+        self.set_settled(seq);
+        match outcome {
+            Outcome::Confirmed { size, copied, .. } => {
+                let ended = self.ended.entry(route).or_default();
+                ended.confirmed += 1;
+                if *copied {
+                    ended.copied += 1;
+                    ended.copied_bytes += size;
+                }
+                for sync in &stored.entry.syncs {
+                    self.ended_syncs.entry(*sync).or_default().confirmed += 1;
+                }
+                self.end(stored, successor, &refs)
+            }
+            Outcome::Discard => {
+                self.ended.entry(route).or_default().discarded += 1;
+                for sync in &stored.entry.syncs {
+                    self.ended_syncs.entry(*sync).or_default().discarded += 1;
+                }
+                self.end(stored, successor, &refs)
+            }
+            Outcome::Retry { due, failure } => {
+                let mut stored = charged(stored, failure);
+                stored.place = Place::Due;
+                stored.entry.due_time = *due;
+                self.keep(stored, successor)
+            }
+            Outcome::Park { failure } => {
+                let mut stored = charged(stored, failure);
+                stored.place = Place::Parked(failure.kind.number());
+                self.keep(stored, successor)
+            }
+        }
+    }
+
+    /// Removes an entry; its successor's turn has come.
+    fn end(&mut self, stored: Stored, successor: Option<Stored>, refs: &[u64]) -> Result<(), QueueError> {
+        let Entry { route, seq, blob, .. } = stored.entry;
+        self.remove(route, seq.0);
+        if let Some(mut next) = successor {
+            self.set_refs(route, blob, vec![next.entry.seq.0])?;
+            self.make_due(&mut next);
+            self.put(next);
+        } else {
+            self.set_refs(route, blob, refs.iter().copied().filter(|other| *other != seq.0).collect())?;
+        }
+        Ok(())
+    }
+
+    /// Keeps a failed entry. A successor becomes one with it, which is then due now, as if pushed after the failure.
+    fn keep(&mut self, mut stored: Stored, successor: Option<Stored>) -> Result<(), QueueError> {
+        if let Some(successor) = successor {
+            self.remove(successor.entry.route, successor.entry.seq.0);
+            self.set_refs(stored.entry.route, stored.entry.blob, vec![stored.entry.seq.0])?;
+            if stored.parked() {
+                stored.entry.attempts = 0;
+            }
+            let entry = &mut stored.entry;
+            entry.repair |= successor.entry.repair;
+            entry.lane = min(entry.lane, successor.entry.lane);
+            for sync in successor.entry.syncs {
+                if !entry.syncs.contains(&sync) {
+                    entry.syncs.push(sync);
+                }
+            }
+            self.make_due(&mut stored);
+        }
+        self.put(stored);
+        Ok(())
+    }
+}
+
+/// The entry with one more attempt and this failure, its history carried on.
+fn charged(mut stored: Stored, failure: &Failure) -> Stored {
+    let entry = &mut stored.entry;
+    entry.attempts = entry.attempts.saturating_add(1);
+    let (first, count) = entry.failure.as_ref().map_or((failure.first, 0), |before| (before.first, before.count));
+    entry.failure = Some(Failure { first, count: count.saturating_add(1), ..failure.clone() });
+    stored
+}

@@ -1,0 +1,132 @@
+//! Keys and the small fixed values. Numbers are big-endian, so that keys sort as the numbers do.
+
+use crate::blob::BlobRef;
+use crate::queue::{Lane, RouteId};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+pub(super) const ENTRY: &str = "entry";
+pub(super) const READY: &str = "ready";
+pub(super) const RETRY: &str = "retry";
+pub(super) const PARKED: &str = "parked";
+pub(super) const REF: &str = "ref";
+pub(super) const STATE: &str = "state";
+pub(super) const ASIDE: &str = "aside";
+pub(super) const META: &str = "meta";
+
+/// Every column family of this format version.
+pub(super) const FAMILIES: [&str; 8] = [ENTRY, READY, RETRY, PARKED, REF, STATE, ASIDE, META];
+
+pub(super) const META_FORMAT: &[u8] = b"format";
+pub(super) const META_NEXT_SEQ: &[u8] = b"next_seq";
+pub(super) const META_ASIDE: &[u8] = b"aside";
+pub(super) const META_ROUTE: &[u8] = b"route/";
+pub(super) const META_COUNTS: &[u8] = b"counts/";
+pub(super) const META_SYNC: &[u8] = b"sync/";
+
+/// The byte of a lane.
+pub(super) const fn lane_byte(lane: Lane) -> u8 {
+    match lane {
+        Lane::Fresh => 0,
+        Lane::Backfill => 1,
+    }
+}
+
+/// The lane of a byte.
+pub(super) const fn lane_of(byte: u8) -> Option<Lane> {
+    match byte {
+        0 => Some(Lane::Fresh),
+        1 => Some(Lane::Backfill),
+        _ => None,
+    }
+}
+
+pub(super) fn entry(route: RouteId, seq: u64) -> Vec<u8> {
+    [&route.0.to_be_bytes()[..], &seq.to_be_bytes()].concat()
+}
+
+/// What all `ready` and `retry` rows of a lane begin with.
+fn lane_prefix(route: RouteId, lane: Lane) -> Vec<u8> {
+    [&route.0.to_be_bytes()[..], &[lane_byte(lane)]].concat()
+}
+
+/// Where the rows of a lane end, exclusive.
+pub(super) fn lane_end(route: RouteId, lane: Lane) -> Vec<u8> {
+    [&route.0.to_be_bytes()[..], &[lane_byte(lane) + 1]].concat()
+}
+
+pub(super) fn ready(route: RouteId, lane: Lane, seq: u64) -> Vec<u8> {
+    let mut key = lane_prefix(route, lane);
+    key.extend_from_slice(&seq.to_be_bytes());
+    key
+}
+
+pub(super) fn retry(route: RouteId, lane: Lane, due: u64, seq: u64) -> Vec<u8> {
+    let mut key = lane_prefix(route, lane);
+    key.extend_from_slice(&due.to_be_bytes());
+    key.extend_from_slice(&seq.to_be_bytes());
+    key
+}
+
+pub(super) fn parked(route: RouteId, kind: u8, seq: u64) -> Vec<u8> {
+    [&route.0.to_be_bytes()[..], &[kind], &seq.to_be_bytes()].concat()
+}
+
+/// The sequence in a `ready` key.
+pub(super) fn seq_of_ready(key: &[u8]) -> Option<u64> {
+    (key.len() == 13).then(|| number(&key[5..]))?
+}
+
+/// The due time and the sequence in a `retry` key.
+pub(super) fn due_seq_of_retry(key: &[u8]) -> Option<(u64, u64)> {
+    if key.len() != 21 {
+        return None;
+    }
+    Some((number(&key[5..13])?, number(&key[13..])?))
+}
+
+pub(super) fn reference(route: RouteId, blob: &BlobRef) -> Vec<u8> {
+    let mut key = route.0.to_be_bytes().to_vec();
+    key.extend_from_slice(&blob.to_key());
+    key
+}
+
+/// A big-endian number of exactly eight bytes.
+pub(super) fn number(bytes: &[u8]) -> Option<u64> {
+    bytes.try_into().ok().map(u64::from_be_bytes)
+}
+
+/// The one or two sequences of a `ref` row, ascending.
+pub(super) fn seqs(value: &[u8]) -> Option<Vec<u64>> {
+    let seqs: Vec<u64> = value.chunks(8).map(number).collect::<Option<_>>()?;
+    let ascending = seqs.is_sorted_by(|a, b| a < b);
+    (ascending && matches!(seqs.len(), 1 | 2)).then_some(seqs)
+}
+
+pub(super) fn seqs_value(seqs: &[u64]) -> Vec<u8> {
+    seqs.iter().flat_map(|seq| seq.to_be_bytes()).collect()
+}
+
+/// A `meta` key of a route.
+pub(super) fn of_route(prefix: &[u8], route: RouteId) -> Vec<u8> {
+    [prefix, &route.0.to_be_bytes()].concat()
+}
+
+/// A `meta` key of a sync.
+pub(super) fn of_sync(sync: u64) -> Vec<u8> {
+    [META_SYNC, &sync.to_be_bytes()].concat()
+}
+
+/// The `aside` key of a row that could not be read: its family, `/`, its own key.
+pub(super) fn aside(family: &str, key: &[u8]) -> Vec<u8> {
+    [family.as_bytes(), b"/", key].concat()
+}
+
+/// Nanoseconds since 1970, within what 64 bits hold (until the year 2554).
+pub(super) fn nanos(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+}
+
+/// The time of [`nanos`].
+pub(super) fn time(nanos: u64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_nanos(nanos)
+}

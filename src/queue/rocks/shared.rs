@@ -1,0 +1,210 @@
+//! What the committer, the readers and the claims have in common.
+//!
+//! Locks: under that of the claims, others may be taken; under any other, none.
+
+use super::claims::{BadRow, Claims, Picked};
+use super::keys;
+use super::row::{self, RouteRow};
+use super::txn::{add, family};
+use crate::queue::{Claim, Entry, Lane, Oldest, QueueError, RouteCounts, RouteId, SyncId, SyncTally, Tally};
+use rocksdb::{DB, Direction, IteratorMode};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
+use tokio::sync::watch;
+
+/// Counters and names, as of the last durable write. Locked for moments only, so that they may be read from anywhere.
+#[derive(Debug, Default)]
+pub(super) struct Figures {
+    pub(super) routes: BTreeMap<RouteId, RouteRow>,
+    counts: BTreeMap<RouteId, RouteCounts>,
+    syncs: BTreeMap<SyncId, SyncTally>,
+    /// What is claimed of the ready and of the retrying.
+    claimed: HashMap<(RouteId, Lane), [Tally; 2]>,
+    /// Rows set aside since the queue was made.
+    pub(super) aside: u64,
+}
+
+impl Figures {
+    /// A route's counters, in which claimed entries count as ready or retrying.
+    pub(super) fn counts(&self, route: RouteId) -> RouteCounts {
+        self.counts.get(&route).copied().unwrap_or_default()
+    }
+
+    pub(super) fn set_counts(&mut self, route: RouteId, counts: RouteCounts) {
+        self.counts.insert(route, counts);
+    }
+
+    pub(super) fn sync(&self, sync: SyncId) -> SyncTally {
+        self.syncs.get(&sync).copied().unwrap_or_default()
+    }
+
+    pub(super) fn set_sync(&mut self, sync: SyncId, tally: SyncTally) {
+        self.syncs.insert(sync, tally);
+    }
+
+    /// A claim begins or ends.
+    pub(super) fn claim(&mut self, entry: &Entry, begins: bool) {
+        let claimed = self.claimed.entry((entry.route, entry.lane)).or_default();
+        add(&mut claimed[usize::from(entry.failure.is_some())], row::tally(entry.size), begins);
+    }
+
+    /// A route's counters with claimed entries apart.
+    pub(super) fn counts_by_state(&self, route: RouteId) -> RouteCounts {
+        let mut counts = self.counts(route);
+        for lane in Lane::ALL {
+            let [ready, retrying] = self.claimed.get(&(route, lane)).copied().unwrap_or_default();
+            let counts = row::lane_counts(&mut counts, lane);
+            add(&mut counts.ready, ready, false);
+            add(&mut counts.retrying, retrying, false);
+            add(&mut counts.claimed, ready, true);
+            add(&mut counts.claimed, retrying, true);
+        }
+        counts
+    }
+
+    /// Entries in all routes.
+    pub(super) fn total(&self) -> u64 {
+        let lanes = self.counts.values().flat_map(|counts| [counts.fresh, counts.backfill]);
+        lanes.map(|lane| lane.ready.entries + lane.retrying.entries + lane.parked.entries).sum()
+    }
+}
+
+/// See the module's header.
+pub(super) struct Shared {
+    /// Taken out on closing, which unlocks the folder.
+    db: RwLock<Option<Arc<DB>>>,
+    claims: Mutex<Claims>,
+    figures: Mutex<Figures>,
+    /// Claims that were dropped, on their way to `claims`, whose lock a scan may hold for longer than a drop may wait.
+    returned: Mutex<Vec<(RouteId, Lane, u64)>>,
+    watches: Mutex<HashMap<RouteId, watch::Sender<u64>>>,
+    max_backoff: Duration,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn read_error(error: &rocksdb::Error) -> QueueError {
+    QueueError::Read(error.to_string())
+}
+
+impl Shared {
+    pub(super) fn new(db: Arc<DB>, figures: Figures, claims: Claims, max_backoff: Duration) -> Self {
+        Self {
+            db: RwLock::new(Some(db)),
+            claims: Mutex::new(claims),
+            figures: Mutex::new(figures),
+            returned: Mutex::default(),
+            watches: Mutex::default(),
+            max_backoff,
+        }
+    }
+
+    pub(super) fn db(&self) -> Result<Arc<DB>, QueueError> {
+        self.db.read().unwrap_or_else(PoisonError::into_inner).clone().ok_or(QueueError::Closed)
+    }
+
+    pub(super) fn close(&self) {
+        *self.db.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    pub(super) fn figures(&self) -> MutexGuard<'_, Figures> {
+        locked(&self.figures)
+    }
+
+    /// The claims, up to date. Blocks while a scan reads: not for the runtime's threads.
+    pub(super) fn claims(&self) -> MutexGuard<'_, Claims> {
+        let mut claims = locked(&self.claims);
+        for (route, lane, seq) in locked(&self.returned).drain(..) {
+            claims.release(route, lane, seq);
+        }
+        claims
+    }
+
+    fn release(&self, entry: &Entry) {
+        locked(&self.returned).push((entry.route, entry.lane, entry.seq.0));
+        self.figures().claim(entry, false);
+        self.wake(entry.route);
+    }
+
+    /// Tells the route's subscribers that there may be something to claim.
+    pub(super) fn wake(&self, route: RouteId) {
+        if let Some(watch) = locked(&self.watches).get(&route) {
+            watch.send_modify(|changes| *changes = changes.wrapping_add(1));
+        }
+    }
+
+    pub(super) fn subscribe(&self, route: RouteId) -> watch::Receiver<u64> {
+        locked(&self.watches).entry(route).or_insert_with(|| watch::Sender::new(0)).subscribe()
+    }
+
+    /// Claims entries, and says which rows it could not read.
+    pub(super) fn claim(
+        self: &Arc<Self>,
+        route: RouteId,
+        lane: Lane,
+        max: usize,
+        now: SystemTime,
+    ) -> Result<(Vec<Claim>, Vec<BadRow>), QueueError> {
+        let db = self.db()?;
+        let Picked { entries, bad, .. } = {
+            let mut claims = self.claims();
+            let picked =
+                claims.pick(&db, (route, lane), max, (now, self.max_backoff)).map_err(|error| read_error(&error))?;
+            claims.take(route, lane, &picked);
+            picked
+        };
+        let mut figures = self.figures();
+        for entry in &entries {
+            figures.claim(entry, true);
+        }
+        drop(figures);
+        let claims = entries.into_iter().map(|entry| {
+            // A claim may outlive the queue.
+            let shared = Arc::downgrade(self);
+            Claim::new(entry, move |entry| {
+                if let Some(shared) = shared.upgrade() {
+                    shared.release(entry);
+                }
+            })
+        });
+        Ok((claims.collect(), bad))
+    }
+
+    pub(super) fn oldest(&self, route: RouteId, now: SystemTime) -> Result<Oldest, QueueError> {
+        let db = self.db()?;
+        let claims = self.claims();
+        let read = |lane| claims.oldest(&db, route, lane).map_err(|error| read_error(&error));
+        let (fresh, fresh_due) = read(Lane::Fresh)?;
+        let (backfill, backfill_due) = read(Lane::Backfill)?;
+        let due = fresh_due.into_iter().chain(backfill_due).min();
+        // Further ahead than the longest backoff is due.
+        let beyond = |due: &SystemTime| due.duration_since(now).is_ok_and(|ahead| ahead > self.max_backoff);
+        Ok(Oldest { fresh, backfill, next_due: due.map(|due| if beyond(&due) { now } else { due }) })
+    }
+
+    pub(super) fn get(&self, key: &str) -> Result<Option<Vec<u8>>, QueueError> {
+        let db = self.db()?;
+        db.get_cf(family(&db, keys::STATE)?, key).map_err(|error| read_error(&error))
+    }
+
+    pub(super) fn list(&self, prefix: &str, limit: usize) -> Result<Vec<(String, Vec<u8>)>, QueueError> {
+        let db = self.db()?;
+        // No text has this byte: it stands behind all keys of the prefix.
+        let end = [prefix.as_bytes(), &[0xff]].concat();
+        let mode = IteratorMode::From(&end, Direction::Reverse);
+        let mut found = Vec::new();
+        for row in db.iterator_cf(family(&db, keys::STATE)?, mode).take(limit) {
+            let (key, value) = row.map_err(|error| read_error(&error))?;
+            if !key.starts_with(prefix.as_bytes()) {
+                break;
+            }
+            let key = String::from_utf8(key.into_vec())
+                .map_err(|error| QueueError::Read(format!("a state key is no text: {error}")))?;
+            found.push((key, value.into_vec()));
+        }
+        Ok(found)
+    }
+}
