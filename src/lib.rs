@@ -16,6 +16,9 @@ pub mod grpc;
 pub mod queue;
 pub mod store;
 // Floor 2: work
+pub mod copy;
+pub mod peer;
 pub mod sync;
+pub mod worker;
 // Floor 3: surfaces
 pub mod store_server;

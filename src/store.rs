@@ -12,6 +12,7 @@
 mod bounds;
 pub mod conformance;
 pub mod disk;
+pub mod faulty;
 pub mod memory;
 pub mod remote;
 

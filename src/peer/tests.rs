@@ -1,0 +1,213 @@
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use super::{Admission, Needs, Peer, Permit};
+use crate::breaker::{Phase, Reason};
+use crate::clock::{Entropy, ManualClock};
+use crate::fault::FaultKind;
+use crate::store::faulty::FaultyStore;
+use crate::store::memory::MemoryStore;
+use crate::store::{PeerKind, Store, StoreInfo};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+const BOTH: Needs = Needs { read: true, hold: true };
+
+struct Lab {
+    store: Arc<FaultyStore>,
+    clock: Arc<ManualClock>,
+    peer: Arc<Peer>,
+    info: StoreInfo,
+}
+
+async fn lab(needs: Needs, expected: Option<&str>) -> Lab {
+    let memory = Arc::new(MemoryStore::with_id("id-1", 1 << 20));
+    let info = memory.info().await.unwrap();
+    let store = Arc::new(FaultyStore::new(memory));
+    let clock = Arc::new(ManualClock::default());
+    let entropy = Arc::new(Entropy::seeded(1));
+    let peer = Peer::new("primary", store.clone(), needs, expected.map(str::to_owned), clock.clone(), entropy);
+    Lab { store, clock, peer, info }
+}
+
+impl Lab {
+    async fn go(&self) -> Permit {
+        match self.peer.admit().await {
+            Admission::Go(permit) => permit,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn probe(&self) -> Permit {
+        match self.peer.admit().await {
+            Admission::Probe(permit) => permit,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn is_waiting(&self) -> bool {
+        matches!(self.peer.admit().await, Admission::Wait(_))
+    }
+
+    fn pass(&self, seconds: u64) {
+        self.clock.advance(Duration::from_secs(seconds));
+    }
+
+    fn reason(&self) -> Option<FaultKind> {
+        self.peer.snapshot().reason.map(|reason| reason.kind)
+    }
+}
+
+fn reason() -> Reason {
+    Reason::new(FaultKind::SourceUnavailable, "gone")
+}
+
+#[tokio::test]
+async fn a_peer_is_asked_before_its_first_use_after_a_silence_and_once_in_a_while() {
+    let lab = lab(BOTH, None).await;
+    assert_eq!(lab.store.infos(), 0);
+    for _ in 0..3 {
+        drop(lab.go().await);
+    }
+    assert_eq!(lab.store.infos(), 1);
+    lab.pass(3);
+    drop(lab.go().await);
+    assert_eq!(lab.store.infos(), 2);
+    for _ in 0..70 {
+        lab.pass(1);
+        lab.go().await.succeeded();
+    }
+    assert_eq!(lab.store.infos(), 3);
+}
+
+#[tokio::test]
+async fn many_who_need_it_at_once_ask_it_once() {
+    let lab = lab(BOTH, None).await;
+    let all = futures::future::join_all((0..20).map(|_| lab.peer.admit())).await;
+    assert!(all.iter().all(|admission| matches!(admission, Admission::Go(_))));
+    assert_eq!(lab.store.infos(), 1);
+}
+
+#[tokio::test]
+async fn one_probe_at_a_time_and_one_success_opens_the_way_for_all() {
+    let lab = lab(BOTH, None).await;
+    let go = lab.go().await;
+    go.failed(reason());
+    assert!(lab.is_waiting().await);
+    lab.pass(2);
+    let probe = lab.probe().await;
+    assert_eq!(lab.store.infos(), 2, "asked again: it may be another by now");
+    assert!(lab.is_waiting().await);
+    // A copy from before the outage ends late.
+    go.failed(reason());
+    assert_eq!(lab.peer.snapshot().phase, Phase::Probing);
+    probe.succeeded();
+    drop(lab.go().await);
+    assert_eq!(lab.peer.snapshot().phase, Phase::Closed);
+}
+
+#[tokio::test]
+async fn a_probe_that_is_dropped_can_be_had_again_and_others_are_told() {
+    let lab = lab(BOTH, None).await;
+    lab.go().await.failed(reason());
+    lab.pass(2);
+    let probe = lab.probe().await;
+    let mut changes = lab.peer.changes();
+    changes.mark_unchanged();
+    drop(probe);
+    assert!(changes.has_changed().unwrap());
+    drop(lab.probe().await);
+}
+
+#[tokio::test]
+async fn a_peer_that_is_down_from_the_start_opens_the_breaker_and_is_used_when_it_comes() {
+    let lab = lab(Needs { read: false, hold: true }, None).await;
+    lab.store.set_down(true);
+    assert!(lab.is_waiting().await);
+    assert_eq!(lab.reason(), Some(FaultKind::DestinationUnavailable));
+    lab.pass(2);
+    assert!(lab.is_waiting().await);
+    lab.store.set_down(false);
+    lab.pass(60);
+    lab.probe().await.succeeded();
+    assert!(lab.peer.is_closed() && lab.peer.snapshot().last_error.is_some());
+}
+
+#[tokio::test]
+async fn a_peer_of_the_wrong_kind_latches_until_the_right_one_answers() {
+    let kinds = [
+        (PeerKind::Replicator, Needs { read: false, hold: false }, false),
+        (PeerKind::Replicator, Needs { read: false, hold: true }, false),
+        (PeerKind::Replicator, Needs { read: true, hold: false }, false),
+        (PeerKind::ReceiveOnly, Needs { read: true, hold: false }, false),
+        (PeerKind::ReceiveOnly, Needs { read: false, hold: true }, false),
+        (PeerKind::ReceiveOnly, Needs { read: false, hold: false }, true),
+        (PeerKind::Store, BOTH, true),
+    ];
+    for (kind, needs, good) in kinds {
+        let lab = lab(needs, None).await;
+        lab.store.set_info(Some(StoreInfo { kind, ..lab.info.clone() }));
+        assert_eq!(!lab.is_waiting().await, good, "{kind:?} {needs:?}");
+        if good {
+            continue;
+        }
+        assert_eq!(lab.reason(), Some(FaultKind::WrongPeerKind));
+        lab.pass(60);
+        assert!(lab.is_waiting().await, "asked what it is, and nothing else");
+        lab.store.set_info(None);
+        lab.pass(60);
+        drop(lab.go().await);
+    }
+}
+
+#[tokio::test]
+async fn a_source_without_fetch_latches() {
+    let lab = lab(BOTH, None).await;
+    let mut info = lab.info.clone();
+    info.abilities.fetch = false;
+    lab.store.set_info(Some(info));
+    assert!(lab.is_waiting().await);
+    assert_eq!(lab.reason(), Some(FaultKind::WrongPeerKind));
+}
+
+#[tokio::test]
+async fn a_store_id_is_learned_and_another_one_latches_until_it_is_adopted() {
+    let lab = lab(BOTH, None).await;
+    let mut learned = lab.peer.store_id();
+    assert_eq!(*learned.borrow_and_update(), None);
+    drop(lab.go().await);
+    assert!(learned.has_changed().unwrap());
+    assert_eq!(learned.borrow_and_update().as_deref(), Some("id-1"));
+    for other in [Some("id-2".to_owned()), None] {
+        lab.store.set_info(Some(StoreInfo { store_id: other, ..lab.info.clone() }));
+        lab.pass(60);
+        assert!(lab.is_waiting().await);
+        assert_eq!(lab.reason(), Some(FaultKind::StoreIdChanged));
+    }
+    assert_eq!(lab.peer.snapshot().store_id.as_deref(), Some("id-1"));
+    lab.store.set_info(Some(StoreInfo { store_id: Some("id-2".to_owned()), ..lab.info.clone() }));
+    lab.peer.adopt_store_id(Some("id-2".to_owned()));
+    lab.pass(60);
+    drop(lab.go().await);
+}
+
+#[tokio::test]
+async fn an_id_recorded_earlier_counts_from_the_first_answer() {
+    let lab = lab(BOTH, Some("id-0")).await;
+    assert!(lab.is_waiting().await);
+    assert_eq!(lab.reason(), Some(FaultKind::StoreIdChanged));
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiting_for_a_peer_can_be_cancelled() {
+    let lab = lab(BOTH, None).await;
+    let cancel = CancellationToken::new();
+    assert!(lab.peer.wait_ready(&cancel).await.is_some());
+    lab.go().await.failed(reason());
+    let wait = lab.peer.wait_ready(&cancel);
+    let end = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        cancel.cancel();
+    };
+    assert!(tokio::join!(wait, end).0.is_none());
+}

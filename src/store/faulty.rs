@@ -1,0 +1,269 @@
+//! A decorator that makes any store misbehave, as told: for tests and demonstrations of what happens then.
+//!
+//! Faults are set for all blobs or for one, for ever or for a number of times. The store underneath stays honest: whatever the
+//! decorator claims, `inner` shows what was really committed.
+
+use super::{
+    ByteRange, ByteStream, Disposition, EnumerateRange, Enumeration, Fetched, PeerError, Put, Received, Store,
+    StoreError, StoreInfo,
+};
+use crate::blob::{BlobMeta, BlobRef};
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::{StreamExt, stream};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tonic::Code;
+
+/// A way to misbehave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// Fetched bytes have one bit flipped.
+    WrongBytes,
+    /// A fetched stream ends, without an error, before its last byte.
+    ShortRead,
+    /// A fetched stream breaks off with UNAVAILABLE after its first chunk.
+    Cut,
+    /// A fetched blob has a byte more than was stated.
+    ExtraByte,
+    /// Fetch states this size.
+    StatedSize(u64),
+    /// Fetch takes this long to begin.
+    Slow(Duration),
+    /// Fetch says that the blob is missing.
+    Missing,
+    /// Receive commits, and confirms another ref.
+    ConfirmRef(BlobRef),
+    /// Receive commits, and confirms another size.
+    ConfirmSize(u64),
+    /// Receive reads everything, commits nothing, and answers this.
+    Confirm(Disposition),
+    /// Receive reads nothing, commits nothing, and confirms.
+    ConfirmUnread,
+    /// Receive refuses the blob for good reason: INVALID_ARGUMENT with one of blobferry's reasons.
+    Reject,
+    /// Fetch and receive answer with this code, without a reason.
+    Code(Code),
+    /// Fetch and receive panic.
+    Panic,
+    /// Fetch and receive never answer; receive reads nothing.
+    Hang,
+}
+
+/// A store that misbehaves as told.
+pub struct FaultyStore {
+    inner: Arc<dyn Store>,
+    script: Mutex<Script>,
+    fetches: AtomicU64,
+    receives: AtomicU64,
+    infos: AtomicU64,
+}
+
+#[derive(Default)]
+struct Script {
+    down: bool,
+    info: Option<StoreInfo>,
+    // A trouble, and how many times more it happens; absent: for ever.
+    all: Option<(Trouble, Option<u64>)>,
+    blobs: HashMap<BlobRef, (Trouble, Option<u64>)>,
+}
+
+impl Script {
+    fn draw(&mut self, blob: BlobRef, fits: impl Fn(&Trouble) -> bool) -> Option<Trouble> {
+        let mut slot = self.blobs.get_mut(&blob).filter(|(trouble, left)| fits(trouble) && *left != Some(0));
+        if slot.is_none() {
+            slot = self.all.as_mut().filter(|(trouble, left)| fits(trouble) && *left != Some(0));
+        }
+        let (trouble, left) = slot?;
+        if let Some(left) = left {
+            *left -= 1;
+        }
+        Some(trouble.clone())
+    }
+}
+
+impl FaultyStore {
+    /// Behaves as `inner` does, until told otherwise.
+    pub fn new(inner: Arc<dyn Store>) -> Self {
+        Self {
+            inner,
+            script: Mutex::default(),
+            fetches: AtomicU64::new(0),
+            receives: AtomicU64::new(0),
+            infos: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether everything, [`Store::info`] included, answers UNAVAILABLE.
+    pub fn set_down(&self, down: bool) {
+        self.script().down = down;
+    }
+
+    /// Tells another [`StoreInfo`]; `None`: that of the store underneath.
+    pub fn set_info(&self, info: Option<StoreInfo>) {
+        self.script().info = info;
+    }
+
+    /// Does this with every blob; `None`: behave.
+    pub fn set(&self, trouble: Option<Trouble>) {
+        self.script().all = trouble.map(|trouble| (trouble, None));
+    }
+
+    /// Does this so many times, with whatever blob comes.
+    pub fn set_times(&self, trouble: Trouble, times: u64) {
+        self.script().all = Some((trouble, Some(times)));
+    }
+
+    /// Does this with one blob, whatever is set for all; `None`: as with all.
+    pub fn set_for(&self, blob: BlobRef, trouble: Option<Trouble>) {
+        let mut script = self.script();
+        match trouble {
+            Some(trouble) => script.blobs.insert(blob, (trouble, None)),
+            None => script.blobs.remove(&blob),
+        };
+    }
+
+    /// How often [`Store::fetch`] was called.
+    pub fn fetches(&self) -> u64 {
+        self.fetches.load(Ordering::Relaxed)
+    }
+
+    /// How often [`Store::receive`] was called.
+    pub fn receives(&self) -> u64 {
+        self.receives.load(Ordering::Relaxed)
+    }
+
+    /// How often [`Store::info`] was called.
+    pub fn infos(&self) -> u64 {
+        self.infos.load(Ordering::Relaxed)
+    }
+
+    fn script(&self) -> MutexGuard<'_, Script> {
+        self.script.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn check_up(&self) -> Result<(), StoreError> {
+        if self.script().down { Err(failed(Code::Unavailable)) } else { Ok(()) }
+    }
+}
+
+fn failed(code: Code) -> StoreError {
+    PeerError { code, reason: None, message: "as told".to_owned() }.into()
+}
+
+fn is_for_both(trouble: &Trouble) -> bool {
+    matches!(trouble, Trouble::Code(_) | Trouble::Panic | Trouble::Hang)
+}
+
+fn is_for_fetch(trouble: &Trouble) -> bool {
+    is_for_both(trouble)
+        || matches!(
+            trouble,
+            Trouble::WrongBytes
+                | Trouble::ShortRead
+                | Trouble::Cut
+                | Trouble::ExtraByte
+                | Trouble::StatedSize(_)
+                | Trouble::Slow(_)
+                | Trouble::Missing
+        )
+}
+
+fn is_for_receive(trouble: &Trouble) -> bool {
+    is_for_both(trouble) || !is_for_fetch(trouble)
+}
+
+#[async_trait]
+impl Store for FaultyStore {
+    async fn info(&self) -> Result<StoreInfo, StoreError> {
+        self.infos.fetch_add(1, Ordering::Relaxed);
+        self.check_up()?;
+        let told = self.script().info.clone();
+        match told {
+            Some(info) => Ok(info),
+            None => self.inner.info().await,
+        }
+    }
+
+    async fn stat(&self, blobs: &[BlobRef]) -> Result<Vec<BlobMeta>, StoreError> {
+        self.check_up()?;
+        self.inner.stat(blobs).await
+    }
+
+    async fn fetch(&self, blob: BlobRef, range: ByteRange) -> Result<Fetched, StoreError> {
+        self.fetches.fetch_add(1, Ordering::Relaxed);
+        self.check_up()?;
+        let trouble = self.script().draw(blob, is_for_fetch);
+        match &trouble {
+            Some(Trouble::Missing) => return Err(StoreError::Missing(blob)),
+            Some(Trouble::Code(code)) => return Err(failed(*code)),
+            Some(Trouble::Panic) => std::panic::panic_any("told to panic"),
+            Some(Trouble::Hang) => std::future::pending().await,
+            Some(Trouble::Slow(delay)) => tokio::time::sleep(*delay).await,
+            _ => {}
+        }
+        let Fetched { size, bytes } = self.inner.fetch(blob, range).await?;
+        Ok(match trouble {
+            Some(Trouble::WrongBytes) => Fetched { size, bytes: bytes.map(|chunk| chunk.map(flip)).boxed() },
+            Some(Trouble::ShortRead) => Fetched { size, bytes: bytes.map(|chunk| chunk.map(shorten)).boxed() },
+            Some(Trouble::Cut) => {
+                let cut = stream::iter([Err(failed(Code::Unavailable))]);
+                Fetched { size, bytes: bytes.take(1).chain(cut).boxed() }
+            }
+            Some(Trouble::ExtraByte) => {
+                let extra = stream::iter([Ok(Bytes::from_static(b"x"))]);
+                Fetched { size, bytes: bytes.chain(extra).boxed() }
+            }
+            Some(Trouble::StatedSize(size)) => Fetched { size, bytes },
+            _ => Fetched { size, bytes },
+        })
+    }
+
+    async fn receive(&self, put: Put, mut bytes: ByteStream) -> Result<Received, StoreError> {
+        self.receives.fetch_add(1, Ordering::Relaxed);
+        self.check_up()?;
+        let trouble = self.script().draw(put.blob, is_for_receive);
+        let blob = put.blob;
+        let confirmed = |size, disposition| Received { blob, size, disposition, was_new: true };
+        match trouble {
+            None => self.inner.receive(put, bytes).await,
+            Some(Trouble::ConfirmRef(blob)) => Ok(Received { blob, ..self.inner.receive(put, bytes).await? }),
+            Some(Trouble::ConfirmSize(size)) => Ok(Received { size, ..self.inner.receive(put, bytes).await? }),
+            Some(Trouble::Confirm(disposition)) => {
+                let mut size = 0;
+                while let Some(chunk) = bytes.next().await {
+                    size += chunk.map_err(|error| StoreError::Input(Box::new(error)))?.len() as u64;
+                }
+                Ok(confirmed(size, disposition))
+            }
+            Some(Trouble::ConfirmUnread) => Ok(confirmed(put.size.unwrap_or(0), Disposition::Stored)),
+            Some(Trouble::Code(code)) => Err(failed(code)),
+            Some(Trouble::Panic) => std::panic::panic_any("told to panic"),
+            Some(Trouble::Hang) => std::future::pending().await,
+            Some(_) => {
+                let reason = Some(Arc::from("AS_TOLD"));
+                Err(PeerError { code: Code::InvalidArgument, reason, message: "refused as told".to_owned() }.into())
+            }
+        }
+    }
+
+    async fn enumerate(&self, range: EnumerateRange) -> Result<Enumeration, StoreError> {
+        self.check_up()?;
+        self.inner.enumerate(range).await
+    }
+}
+
+fn flip(chunk: Bytes) -> Bytes {
+    let mut bytes = chunk.to_vec();
+    if let Some(first) = bytes.first_mut() {
+        *first ^= 1;
+    }
+    bytes.into()
+}
+
+fn shorten(mut chunk: Bytes) -> Bytes {
+    chunk.truncate(chunk.len().saturating_sub(1));
+    chunk
+}

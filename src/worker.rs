@@ -1,0 +1,145 @@
+//! The worker of a route: claims entries, has them copied, settles them. Nothing else starts a copy; only the queue retries.
+//!
+//! ```text
+//!        ┌─────────────── fill ────────────────┐
+//! queue ─┤ both peers admit? ── claim a batch ─┼─▶ copies ──▶ judge ──▶ settle ─▶ queue
+//!        └─────────────────────────────────────┘                │
+//!                                                               └─ the peer's fault: release
+//! ```
+//!
+//! One loop picks one event at a time and applies it with plain functions; what takes time runs beside it: one fill, one
+//! settlement, and up to `workers` copies. Everything in flight is owned by the loop and ends with it.
+//!
+//! - Both breakers are asked before anything is claimed: closed, all workers; probing, one entry, each time another where
+//!   there is another; open, none. A peer's fault releases the claim and charges nobody.
+//! - What has been copied while a settlement was being written is settled together in the next; a lone one at once.
+//! - Wake-ups are hints: a lost one costs a poll interval.
+//! - A claim is a guard. Whatever drops a copy, the stop of the whole process included, releases its entry.
+
+mod judge;
+mod lanes;
+mod report;
+mod run;
+mod suspects;
+
+pub use report::{Activity, ErrorGroup, InProgress, LagPercentiles, Rate, Report};
+
+use crate::backoff::{Backoff, Patience};
+use crate::clock::{Clock, Entropy};
+use crate::peer::Peer;
+use crate::queue::{Queue, RouteId};
+use report::Board;
+use run::Run;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use suspects::Suspects;
+use tokio_util::sync::CancellationToken;
+
+/// An enabled route that starts where this one ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NextHop {
+    /// Its number.
+    pub route: RouteId,
+    /// Its name.
+    pub name: Arc<str>,
+    /// The store that it starts from: this route's destination.
+    pub from: Arc<str>,
+    /// The store that it ends at.
+    pub to: Arc<str>,
+}
+
+/// A route.
+#[derive(Clone, Debug)]
+pub struct RouteSpec {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its number in the queue.
+    pub id: RouteId,
+    /// The store that it reads.
+    pub from: Arc<Peer>,
+    /// The store that it writes.
+    pub to: Arc<Peer>,
+    /// How many blobs are copied at a time, at least 1.
+    pub workers: usize,
+    /// Whether the destination's CONSUMED confirms, too.
+    pub receive_only: bool,
+    /// Where a confirmed blob goes from here.
+    pub next: Vec<NextHop>,
+}
+
+/// When to try again, and how long to wait.
+#[derive(Clone, Copy, Debug)]
+pub struct Policy {
+    /// The delays of charged entries.
+    pub backoff: Backoff,
+    /// When they are parked.
+    pub patience: Patience,
+    /// How long either side of a copy may be waited for without a byte of progress.
+    pub idle_timeout: Duration,
+    /// How often to look for work without being woken.
+    pub poll_interval: Duration,
+}
+
+impl Default for Policy {
+    /// The default backoff and patience, 30 s without progress, a look every second.
+    fn default() -> Self {
+        Self {
+            backoff: Backoff::ENTRY,
+            patience: Patience::default(),
+            idle_timeout: Duration::from_secs(30),
+            poll_interval: Duration::from_secs(1),
+        }
+    }
+}
+
+/// What a worker works with.
+#[derive(Clone)]
+pub struct Deps {
+    /// The queue.
+    pub queue: Arc<dyn Queue>,
+    /// The clock.
+    pub clock: Arc<dyn Clock>,
+    /// Jitter.
+    pub entropy: Arc<Entropy>,
+    /// Its policy.
+    pub policy: Policy,
+}
+
+/// The worker of one route.
+pub struct Worker {
+    spec: RouteSpec,
+    deps: Deps,
+    board: Arc<Board>,
+    suspects: Mutex<Suspects>,
+}
+
+impl Worker {
+    /// A worker that does nothing before it is [run](Self::run).
+    pub fn new(spec: RouteSpec, deps: Deps) -> Arc<Self> {
+        let board = Board::new(deps.clock.clone());
+        Arc::new(Self { spec, deps, board, suspects: Mutex::default() })
+    }
+
+    /// Its route.
+    pub fn spec(&self) -> &RouteSpec {
+        &self.spec
+    }
+
+    /// What it is doing, and did of late.
+    pub fn report(&self) -> Report {
+        self.board.report()
+    }
+
+    /// Works until `stop`, then claims no more and returns when what is in flight has been copied and settled; or until
+    /// `abort`, which cancels the copies in flight, releases their claims, and settles what was copied already.
+    pub async fn run(self: Arc<Self>, stop: CancellationToken, abort: CancellationToken) {
+        Run::new(self).until_drained(&stop, &abort).await;
+    }
+
+    fn suspects(&self) -> MutexGuard<'_, Suspects> {
+        self.suspects.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,494 @@
+//! The loop of a worker: it picks one event at a time and applies it.
+
+use super::judge::Permits;
+use super::lanes::{Lanes, index};
+use super::report::{Activity, ShownCopy};
+use super::{Deps, Worker};
+use crate::copy::{Copied, CopyError, CopyJob, Progress, copy_blob};
+use crate::fault::FaultKind;
+use crate::peer::{Admission, Peer};
+use crate::queue::{Claim, Entry, Lane, Outcome, QueueError};
+use futures::future::BoxFuture;
+use std::cmp::Reverse;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+/// Among so many entries a probe is chosen.
+const PROBE_CHOICE: usize = 16;
+
+/// How long to leave the queue alone after it failed.
+const QUEUE_PAUSE: Duration = Duration::from_secs(1);
+
+/// The shortest rest; whatever the clocks say, the loop never spins.
+const SHORTEST_REST: Duration = Duration::from_millis(5);
+
+/// How often the peers of an idle route are asked whether they are there.
+const IDLE_CHECK: Duration = Duration::from_secs(15);
+
+/// The state of the loop.
+pub(super) struct Run {
+    worker: Arc<Worker>,
+    copies: JoinSet<Finished>,
+    slots: Arc<Slots>,
+    lanes: Lanes,
+    filling: Option<BoxFuture<'static, Fill>>,
+    // Copied, and not yet being settled.
+    judged: Vec<Judged>,
+    settling: Option<BoxFuture<'static, Settled>>,
+    // Between fills: what ends the pause.
+    rest: Option<Rest>,
+    checked_peers: Option<Duration>,
+}
+
+/// A pause between fills. The state of a peer ends it in any case.
+#[derive(Clone, Copy, Debug)]
+struct Rest {
+    until: Instant,
+    // Whether news from the queue end it.
+    on_queue: bool,
+}
+
+/// How many copies of each lane there are.
+#[derive(Debug, Default)]
+struct Slots([AtomicUsize; 2]);
+
+struct Slot {
+    slots: Arc<Slots>,
+    lane: Lane,
+}
+
+impl Slot {
+    fn take(slots: &Arc<Slots>, lane: Lane) -> Self {
+        slots.0[index(lane)].fetch_add(1, Ordering::Relaxed);
+        Self { slots: slots.clone(), lane }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.slots.0[index(self.lane)].fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The end of one copy.
+struct Finished {
+    claim: Claim,
+    result: Result<Copied, CopyError>,
+    permits: Arc<Permits>,
+    progress: Arc<Progress>,
+    shown: ShownCopy,
+}
+
+/// A copy whose outcome is to be recorded.
+struct Judged {
+    claim: Claim,
+    outcome: Outcome,
+    shown: ShownCopy,
+}
+
+/// The end of a settlement.
+struct Settled {
+    result: Result<(), QueueError>,
+    notes: Vec<Note>,
+}
+
+/// What is remembered of an entry while it is being settled.
+struct Note {
+    entry: Entry,
+    // Size, and whether bytes were sent; absent where it was not confirmed.
+    confirmed: Option<(u64, bool)>,
+    _shown: ShownCopy,
+}
+
+/// What a fill brought.
+struct Fill {
+    claims: Vec<Claim>,
+    // Absent where nothing was claimed.
+    permits: Option<Arc<Permits>>,
+    activity: Activity,
+    rest: Option<Rest>,
+    checked_peers: bool,
+}
+
+impl Fill {
+    fn nothing(activity: Activity, rest: Duration, on_queue: bool) -> Self {
+        let rest = Rest { until: Instant::now() + rest.max(SHORTEST_REST), on_queue };
+        Self { claims: Vec::new(), permits: None, activity, rest: Some(rest), checked_peers: false }
+    }
+}
+
+impl Run {
+    pub(super) fn new(worker: Arc<Worker>) -> Self {
+        Self {
+            worker,
+            copies: JoinSet::new(),
+            slots: Arc::default(),
+            lanes: Lanes::default(),
+            filling: None,
+            judged: Vec::new(),
+            settling: None,
+            rest: None,
+            checked_peers: None,
+        }
+    }
+
+    pub(super) async fn until_drained(mut self, stop: &CancellationToken, abort: &CancellationToken) {
+        let spec = &self.worker.clone().spec;
+        let mut queue = self.worker.deps.queue.subscribe(spec.id);
+        let mut from = spec.from.changes();
+        let mut to = spec.to.changes();
+        let mut stopping = stop.is_cancelled();
+        loop {
+            self.settle();
+            if stopping {
+                // Waiting may be dropped at any point; claims that it got are released.
+                self.filling = None;
+                if self.copies.is_empty() && self.settling.is_none() {
+                    break;
+                }
+            } else if self.wants_more() {
+                // What changes from here on ends the rest that this fill may lead to.
+                queue.mark_unchanged();
+                from.mark_unchanged();
+                to.mark_unchanged();
+                self.fill();
+            }
+            let rests = !stopping && self.filling.is_none() && self.rest.is_some();
+            let rest = self.rest.unwrap_or(Rest { until: Instant::now(), on_queue: false });
+            tokio::select! {
+                biased;
+                () = abort.cancelled() => {
+                    self.abort().await;
+                    break;
+                }
+                () = stop.cancelled(), if !stopping => stopping = true,
+                settled = maybe(&mut self.settling) => {
+                    self.settling = None;
+                    self.on_settled(settled);
+                }
+                Some(finished) = self.copies.join_next() => {
+                    self.on_finished(finished);
+                    while let Some(finished) = self.copies.try_join_next() {
+                        self.on_finished(finished);
+                    }
+                }
+                fill = maybe(&mut self.filling) => {
+                    self.filling = None;
+                    self.on_filled(fill);
+                }
+                () = changed(&mut from), if rests => self.rest = None,
+                () = changed(&mut to), if rests => self.rest = None,
+                () = changed(&mut queue), if rests && rest.on_queue => self.rest = None,
+                () = sleep_until(rest.until), if rests => self.rest = None,
+            }
+        }
+        self.worker.board.set_activity(Activity::Stopped);
+    }
+
+    fn free(&self) -> usize {
+        self.worker.spec.workers.max(1).saturating_sub(self.copies.len())
+    }
+
+    fn wants_more(&self) -> bool {
+        // When the queue writes slowly, copying must not run ahead of it without bound.
+        let unsettled = self.judged.len() < 2 * self.worker.spec.workers.max(32);
+        self.filling.is_none() && self.rest.is_none() && self.free() > 0 && unsettled
+    }
+
+    fn fill(&mut self) {
+        let counts = self.worker.deps.queue.counts(self.worker.spec.id);
+        let has_work =
+            [counts.fresh, counts.backfill].map(|lane| lane.ready.entries.saturating_add(lane.retrying.entries) > 0);
+        let in_flight = [0, 1].map(|lane: usize| self.slots.0[lane].load(Ordering::Relaxed));
+        let shares = self.lanes.share(self.worker.spec.workers.max(1), in_flight, has_work);
+        let now = self.worker.deps.clock.monotonic();
+        let check = self.checked_peers.is_none_or(|checked| now.saturating_sub(checked) >= IDLE_CHECK);
+        let order = FillOrder { shares, has_work, free: self.free(), check };
+        self.filling = Some(Box::pin(fill(self.worker.clone(), order)));
+    }
+
+    fn on_filled(&mut self, fill: Fill) {
+        if fill.checked_peers {
+            self.checked_peers = Some(self.worker.deps.clock.monotonic());
+        }
+        self.rest = fill.rest;
+        self.set_activity(fill.activity);
+        let Some(permits) = fill.permits else { return };
+        for claim in fill.claims {
+            let slot = Slot::take(&self.slots, claim.entry().lane);
+            self.copies.spawn(attempt(self.worker.clone(), claim, permits.clone(), slot));
+        }
+    }
+
+    fn set_activity(&self, activity: Activity) {
+        let name = &self.worker.spec.name;
+        let before = self.worker.board.set_activity(activity.clone());
+        match (before, activity) {
+            (before, Activity::QueueFailed(error)) if !matches!(before, Activity::QueueFailed(_)) => {
+                tracing::error!(route = %name, %error, "the queue fails, copying pauses");
+            }
+            (Activity::QueueFailed(_), Activity::Ready) => tracing::info!(route = %name, "the queue works again"),
+            _ => {}
+        }
+    }
+
+    fn on_finished(&mut self, finished: Result<Finished, tokio::task::JoinError>) {
+        let Finished { claim, result, permits, progress, shown } = match finished {
+            Ok(finished) => finished,
+            // The copier's own panics are caught closer by; this one released its claim as it unwound.
+            Err(error) => return tracing::error!(route = %self.worker.spec.name, %error, "a copy was lost"),
+        };
+        if let Some(outcome) = self.worker.judge(claim.entry(), &result, &permits, &progress) {
+            self.judged.push(Judged { claim, outcome, shown });
+        }
+    }
+
+    /// Settles what has been judged so far, unless a settlement is under way.
+    fn settle(&mut self) {
+        if self.settling.is_some() || self.judged.is_empty() {
+            return;
+        }
+        let mut notes = Vec::with_capacity(self.judged.len());
+        let mut settled = Vec::with_capacity(self.judged.len());
+        for Judged { claim, outcome, shown } in self.judged.drain(..) {
+            let confirmed = match &outcome {
+                Outcome::Confirmed { size, copied, .. } => Some((*size, *copied)),
+                _ => None,
+            };
+            notes.push(Note { entry: claim.entry().clone(), confirmed, _shown: shown });
+            settled.push((claim, outcome));
+        }
+        let queue = self.worker.deps.queue.clone();
+        self.settling = Some(Box::pin(async move { Settled { result: queue.settle(settled).await, notes } }));
+    }
+
+    fn on_settled(&mut self, settled: Settled) {
+        if let Err(error) = settled.result {
+            self.worker.board.queue_failed(&error.to_string());
+            self.set_activity(Activity::QueueFailed(error.to_string()));
+            self.filling = None;
+            self.rest = Some(Rest { until: Instant::now() + QUEUE_PAUSE, on_queue: false });
+            return;
+        }
+        let mut suspects = self.worker.suspects();
+        for Note { entry, confirmed, .. } in &settled.notes {
+            if let Some((size, copied)) = *confirmed {
+                suspects.forget(entry.seq);
+                self.worker.board.confirmed(entry.lane, entry.enqueue_time, size, copied);
+            }
+        }
+    }
+
+    /// Drops the copies in flight, which releases their claims, and records what was copied already.
+    async fn abort(&mut self) {
+        self.filling = None;
+        self.copies.abort_all();
+        while let Some(finished) = self.copies.join_next().await {
+            match finished {
+                Err(error) if error.is_cancelled() => {}
+                finished => self.on_finished(finished),
+            }
+        }
+        while self.settling.is_some() || !self.judged.is_empty() {
+            if let Some(settling) = self.settling.take() {
+                let settled = settling.await;
+                self.on_settled(settled);
+            }
+            self.settle();
+        }
+    }
+}
+
+/// What a fill is to bring.
+#[derive(Clone, Copy)]
+struct FillOrder {
+    shares: [usize; 2],
+    has_work: [bool; 2],
+    free: usize,
+    // Ask the peers whether they are there, even if there is nothing to do.
+    check: bool,
+}
+
+async fn fill(worker: Arc<Worker>, order: FillOrder) -> Fill {
+    let Worker { spec, deps, .. } = &*worker;
+    let poll = deps.policy.poll_interval;
+    let idle = order.has_work == [false, false];
+    let peers_closed = spec.from.is_closed() && spec.to.is_closed();
+    if idle && peers_closed && !order.check {
+        return Fill::nothing(Activity::Ready, poll, true);
+    }
+    // By name, so that two routes in opposite directions do not take a probe each, and wait for the other's.
+    let mut peers = [&spec.from, &spec.to];
+    peers.sort_by_key(|peer| peer.name().clone());
+    if let Some((peer, until)) = peers.iter().find_map(|peer| Some((peer, peer.wait_until()?))) {
+        return wait_for(deps, peer, until);
+    }
+    let mut permits = Vec::with_capacity(2);
+    let mut probing = false;
+    for peer in peers {
+        match peer.admit().await {
+            Admission::Go(permit) => permits.push(permit),
+            Admission::Probe(permit) => {
+                probing = true;
+                permits.push(permit);
+            }
+            Admission::Wait(until) => return wait_for(deps, peer, until),
+        }
+    }
+    let [Some(second), Some(first)] = [permits.pop(), permits.pop()] else {
+        return Fill::nothing(Activity::Ready, poll, true);
+    };
+    let from_is_first = Arc::ptr_eq(first.peer(), &spec.from);
+    let permits = if from_is_first { Permits { from: first, to: second } } else { Permits { from: second, to: first } };
+
+    let claimed = if probing { claim_probe(&worker).await } else { claim_shares(&worker, order).await };
+    let claims = match claimed {
+        Ok(claims) => claims,
+        Err(error) => {
+            worker.board.queue_failed(&error.to_string());
+            return Fill::nothing(Activity::QueueFailed(error.to_string()), QUEUE_PAUSE, false);
+        }
+    };
+    if claims.is_empty() && probing {
+        // There is nothing to probe with. Both have just said who they are, which must do.
+        permits.from.succeeded();
+        permits.to.succeeded();
+    }
+    let wanted = if probing { 1 } else { order.free };
+    let rest = if claims.len() < wanted { Some(rest_until_due(&worker, poll).await) } else { None };
+    Fill { claims, permits: Some(Arc::new(permits)), activity: Activity::Ready, rest, checked_peers: true }
+}
+
+fn wait_for(deps: &Deps, peer: &Arc<Peer>, until: Duration) -> Fill {
+    let pause = until.saturating_sub(deps.clock.monotonic());
+    Fill::nothing(Activity::WaitingForPeer(peer.name().clone()), pause, false)
+}
+
+/// Up to the ordered shares; what one lane cannot use goes to the other.
+async fn claim_shares(worker: &Worker, order: FillOrder) -> Result<Vec<Claim>, QueueError> {
+    let mut claims = Vec::new();
+    let mut exhausted = [!order.has_work[0], !order.has_work[1]];
+    for lane in Lane::ALL {
+        let share = order.shares[index(lane)];
+        if share > 0 {
+            let some = claim(worker, lane, share).await?;
+            exhausted[index(lane)] = some.len() < share;
+            claims.extend(some);
+        }
+    }
+    for lane in Lane::ALL {
+        let left = order.free.saturating_sub(claims.len());
+        if left > 0 && !exhausted[index(lane)] {
+            claims.extend(claim(worker, lane, left).await?);
+        }
+    }
+    Ok(claims)
+}
+
+/// One entry, and rather one that did not meet a peer's error yet: it may have been the cause.
+async fn claim_probe(worker: &Worker) -> Result<Vec<Claim>, QueueError> {
+    for lane in Lane::ALL {
+        let mut claims = claim(worker, lane, PROBE_CHOICE).await?;
+        if claims.is_empty() {
+            continue;
+        }
+        let suspects = worker.suspects();
+        // A stable sort: the last is the first among the least suspicious. The others are released.
+        claims.reverse();
+        claims.sort_by_key(|claim| Reverse(suspects.weight(claim.entry().seq)));
+        drop(suspects);
+        return Ok(claims.pop().into_iter().collect());
+    }
+    Ok(Vec::new())
+}
+
+async fn claim(worker: &Worker, lane: Lane, max: usize) -> Result<Vec<Claim>, QueueError> {
+    let Deps { queue, clock, .. } = &worker.deps;
+    queue.claim(worker.spec.id, lane, max, clock.now()).await
+}
+
+/// Rests until the next retry is due, and no longer than a poll interval.
+async fn rest_until_due(worker: &Worker, poll: Duration) -> Rest {
+    let Deps { queue, clock, .. } = &worker.deps;
+    let counts = queue.counts(worker.spec.id);
+    let mut pause = poll;
+    if counts.fresh.retrying.entries + counts.backfill.retrying.entries > 0
+        && let Ok(oldest) = queue.oldest(worker.spec.id).await
+        && let Some(due) = oldest.next_due
+    {
+        pause = pause.min(due.duration_since(clock.now()).unwrap_or_default());
+    }
+    Rest { until: Instant::now() + pause.max(SHORTEST_REST), on_queue: true }
+}
+
+/// Copies one entry's blob.
+async fn attempt(worker: Arc<Worker>, claim: Claim, permits: Arc<Permits>, slot: Slot) -> Finished {
+    let entry = claim.entry();
+    let spec = &worker.spec;
+    let progress = Arc::new(Progress::new(entry.size));
+    let shown = worker.board.show(entry, progress.clone());
+    let job = CopyJob {
+        blob: entry.blob,
+        size_hint: entry.size,
+        repair: entry.repair,
+        receive_only: spec.receive_only,
+        ask_first: asks_first(entry),
+        idle_timeout: worker.deps.policy.idle_timeout,
+    };
+    let queue_wait = waited(entry, worker.deps.clock.now());
+    // The entry's trace context is to be attached here: as a link, or as the parent, before the span is first entered.
+    let span = tracing::info_span!(
+        "process",
+        blob = %entry.blob,
+        route = %spec.name,
+        attempt = entry.attempts.saturating_add(1),
+        size = entry.size,
+        queue_wait_ms = u64::try_from(queue_wait.as_millis()).unwrap_or(u64::MAX),
+    );
+    let result = async {
+        let mut copy = pin!(copy_blob(&**spec.from.store(), &**spec.to.store(), &job, &progress));
+        loop {
+            tokio::select! {
+                biased;
+                result = &mut copy => break result,
+                () = progress.news() => permits.tell_heard(&progress),
+            }
+        }
+    };
+    let result = result.instrument(span).await;
+    progress.settling();
+    drop(slot);
+    Finished { claim, result, permits, progress, shown }
+}
+
+/// Whether the blob may have arrived by an earlier attempt whose answer was lost. A destination whose word was wrong is not
+/// asked for it.
+fn asks_first(entry: &Entry) -> bool {
+    entry.attempts > 0
+        && entry.failure.as_ref().is_none_or(|failure| failure.kind != FaultKind::DestinationConfirmedOther)
+}
+
+fn waited(entry: &Entry, now: SystemTime) -> Duration {
+    now.duration_since(entry.enqueue_time).unwrap_or_default()
+}
+
+async fn maybe<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {
+    match future {
+        Some(future) => future.await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn changed(news: &mut watch::Receiver<u64>) {
+    if news.changed().await.is_err() {
+        // Nobody is left to tell any.
+        std::future::pending().await
+    }
+}
