@@ -71,6 +71,12 @@ pub struct Backlog {
 }
 
 impl Backlog {
+    /// How many entries a route has in all, parked ones too.
+    pub fn with_parked(counts: &RouteCounts) -> u64 {
+        let backlog = Self::of(counts, None, SystemTime::UNIX_EPOCH).tally.entries;
+        backlog + counts.fresh.parked.entries + counts.backfill.parked.entries
+    }
+
     /// The backlog of a route with these figures, whose oldest fresh entry was pushed at `oldest`.
     pub fn of(counts: &RouteCounts, oldest: Option<SystemTime>, now: SystemTime) -> Self {
         let mut tally = Tally::default();

@@ -30,11 +30,12 @@ pub mod store;
 pub use drain::ExitSummary;
 pub use parts::Parts;
 
-use crate::announce::{Announcer, Gate, Route, RouteTable};
+use crate::announce::{Announcer, Backlog, Gate, Route, RouteTable};
 use crate::config::{Config, RouteConfig};
 use crate::grpc::{ServeSettings, base_routes, serve};
 use crate::peer::{Needs, Peer};
-use crate::queue::StateWrite;
+use crate::queue::rocks::KnownRoute;
+use crate::queue::{State, StateWrite};
 use crate::service::{SERVICE_NAMES, Service, ServiceParts};
 use crate::status::{Observer, ObserverParts, WatchedPeer, WatchedRoute};
 use crate::sync::{FullSyncs, SyncParts, SyncRoute, SyncSettings};
@@ -97,7 +98,7 @@ impl App {
             syncs: syncs.clone(),
             clock: parts.clock.clone(),
             gate: gate.clone(),
-            routes: watched_routes(config, &routes, &workers),
+            routes: watched_routes(config, &parts, &routes, &workers),
             peers: peers.iter().map(|(name, peer)| watched_peer(config, name, peer)).collect(),
             max_entries: config.queue.max_entries,
             reserve_bytes: config.queue.reserve_bytes,
@@ -262,13 +263,27 @@ async fn open_syncs(config: &Config, parts: &Parts, routes: &RouteTable) -> Resu
     Ok(FullSyncs::open(sync_parts, synced).await?)
 }
 
-fn watched_routes(config: &Config, routes: &RouteTable, workers: &[Arc<Worker>]) -> Vec<WatchedRoute> {
+/// The configured routes, and those that left the configuration and have entries still. The latter are shown, and not touched.
+fn watched_routes(config: &Config, parts: &Parts, routes: &RouteTable, workers: &[Arc<Worker>]) -> Vec<WatchedRoute> {
     let watched = routes.all().iter().map(|route| WatchedRoute {
         route: route.clone(),
+        orphaned: false,
         workers: config.routes.get(&*route.name).map_or(0, |settings| settings.workers),
         worker: workers.iter().find(|worker| worker.spec().id == route.id).cloned(),
     });
-    watched.collect()
+    let left = parts.known_routes.iter().filter(|known| !config.routes.contains_key(&known.name));
+    let orphans = left.filter_map(|known| {
+        let entries = Backlog::with_parked(&parts.queue.counts(known.id));
+        if entries == 0 {
+            return None;
+        }
+        let KnownRoute { id, name, from, to } = known;
+        tracing::warn!(route = %name, %from, %to, entries, "a route left the configuration; its entries are kept");
+        let (name, from, to) = (name.as_str().into(), from.as_str().into(), to.as_str().into());
+        let route = Route { name, id: *id, from, to, enabled: false };
+        Some(WatchedRoute { route, orphaned: true, workers: 0, worker: None })
+    });
+    watched.chain(orphans).collect()
 }
 
 fn watched_peer(config: &Config, name: &str, peer: &Arc<Peer>) -> WatchedPeer {
@@ -294,7 +309,7 @@ fn store_id_key(store: &str) -> String {
 }
 
 /// Records the id of a store when it is learned, so that another store in its place is noticed after a restart, too.
-async fn record_store_id(peer: Arc<Peer>, state: Arc<dyn crate::queue::State>, stop: CancellationToken) -> Result<()> {
+async fn record_store_id(peer: Arc<Peer>, state: Arc<dyn State>, stop: CancellationToken) -> Result<()> {
     let mut ids = peer.store_id();
     let record = async {
         // The one that was read at the start is recorded already.

@@ -10,8 +10,8 @@ mod full_sync;
 use crate::announce::{AnnounceError, Announced, Announcement, Announcer, Gate, RouteTable};
 use crate::blob::{BlobRef, DigestFunction, Excerpt, RefError, Verifier};
 use crate::grpc::{
-    CallLimit, MAX_DECODED_BYTES, MAX_ITEMS, MAX_MESSAGE_BYTES, Reason, STREAM_IDLE, mismatch_status, pump,
-    queue_status, read_header, store_status, trace_context,
+    CallLimit, MAX_DECODED_BYTES, MAX_ITEMS, MAX_MESSAGE_BYTES, Reason, STREAM_IDLE, invalid_field, mismatch_status,
+    pump, queue_status, read_header, store_status, trace_context,
 };
 use crate::pb::{reason_text, std_duration, v1};
 use crate::queue::Pushed;
@@ -33,8 +33,7 @@ use v1::blob_receiver_service_server::{BlobReceiverService, BlobReceiverServiceS
 use v1::replication_service_server::{ReplicationService, ReplicationServiceServer};
 
 /// The names by which health is asked for: both mean "announcements are accepted and written durably".
-pub const SERVICE_NAMES: [&str; 2] =
-    ["blobferry.v1.BlobReceiverService", "blobferry.v1.ReplicationService"];
+pub const SERVICE_NAMES: [&str; 2] = ["blobferry.v1.BlobReceiverService", "blobferry.v1.ReplicationService"];
 
 /// The time between two pictures of `WatchStatus`, where none is asked for.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -98,14 +97,14 @@ impl Service {
     }
 
     fn check_routes(&self, names: &[String]) -> Result<(), Status> {
-        for name in names.iter().filter(|name| !name.is_empty()) {
+        for name in names {
+            if name.is_empty() {
+                // Elsewhere it would mean the only route; in a list it is a slip.
+                return Err(invalid_field("routes", "a name is empty; leave the list empty to mean all routes"));
+            }
             self.parts.routes.route(name).map_err(|error| announce_status(&error))?;
         }
-        match names.iter().any(String::is_empty) {
-            // An empty name here would be the only route elsewhere; in a list it is a slip.
-            true => Err(crate::grpc::invalid_field("routes", "a name is empty; leave the list empty to mean all routes")),
-            false => Ok(()),
-        }
+        Ok(())
     }
 }
 
@@ -211,7 +210,7 @@ impl ReplicationService for Service {
         let interval = match &request.interval {
             None => WATCH_INTERVAL,
             Some(interval) => std_duration(interval)
-                .ok_or_else(|| crate::grpc::invalid_field("interval", "a span of time is not negative"))?
+                .ok_or_else(|| invalid_field("interval", "a span of time is not negative"))?
                 .clamp(*WATCH_INTERVALS.start(), *WATCH_INTERVALS.end()),
         };
         let watch = Watch { parts: self.parts.clone(), names: request.routes, interval, next: Next::Picture };
@@ -335,6 +334,3 @@ impl Watch {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -109,6 +109,8 @@ pub enum RouteState {
     Draining,
     /// Configured to do nothing.
     Disabled,
+    /// No longer configured; its entries are kept.
+    Orphaned,
 }
 
 impl RouteState {
@@ -123,6 +125,7 @@ impl RouteState {
             Self::Blocked => "blocked",
             Self::Draining => "draining",
             Self::Disabled => "disabled",
+            Self::Orphaned => "orphaned",
         }
     }
 }

@@ -69,9 +69,10 @@ impl Running {
             tracing::warn!("some response streams were still open");
         }
 
-        let queued = app.routes.all().iter().map(|route| {
-            Backlog::of(&app.parts.queue.counts(route.id), None, SystemTime::UNIX_EPOCH).tally.entries
-        });
+        let queued =
+            app.routes.all().iter().map(|route| {
+                Backlog::of(&app.parts.queue.counts(route.id), None, SystemTime::UNIX_EPOCH).tally.entries
+            });
         let summary = ExitSummary { cut, queued: queued.sum(), took: start.elapsed() };
         app.parts.close().await;
         match first {

@@ -3,7 +3,7 @@
 use crate::clock::{Clock, Entropy, SystemClock};
 use crate::config::{Config, StoreConfig};
 use crate::grpc::PeerEndpoint;
-use crate::queue::rocks::{RocksOptions, RocksQueue};
+use crate::queue::rocks::{KnownRoute, RocksOptions, RocksQueue};
 use crate::queue::{Queue, State};
 use crate::store::Store;
 use crate::store::remote::RemoteStore;
@@ -28,6 +28,8 @@ pub struct Parts {
     pub state: Arc<dyn State>,
     /// A store for each configured name.
     pub stores: BTreeMap<String, Arc<dyn Store>>,
+    /// The routes that the queue knows, configured or not.
+    pub known_routes: Vec<KnownRoute>,
     /// The folder whose free bytes matter to the queue; absent where it is on no disk.
     pub disk: Option<PathBuf>,
     /// What to do when all is over.
@@ -66,8 +68,9 @@ impl Parts {
             clock,
             entropy: Arc::new(Entropy::from_os()),
             queue: queue.clone(),
-            state: queue,
+            state: queue.clone(),
             stores,
+            known_routes: queue.routes(),
             disk: Some(dir),
             close: Some(Box::new(move || Box::pin(async move { closing.close().await }))),
         })

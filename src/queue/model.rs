@@ -96,6 +96,10 @@ impl ModelQueue {
 }
 
 impl Durable {
+    fn knows(&self, route: RouteId) -> bool {
+        usize::try_from(route.0).is_ok_and(|route| route < self.routes.len())
+    }
+
     fn queued(&self, route: RouteId, blob: BlobRef) -> Vec<u64> {
         self.by_ref.get(&(route, blob)).into_iter().flatten().copied().collect()
     }
@@ -145,6 +149,9 @@ impl Durable {
         max_entries: u64,
         now: SystemTime,
     ) -> Result<Pushed, QueueError> {
+        if !self.knows(push.route) {
+            return Err(QueueError::Read(format!("route number {} was never registered", push.route.0)));
+        }
         let queued = self.queued(push.route, push.blob);
         let sync = match push.origin {
             Origin::Sync(id) => Some(id),
@@ -344,7 +351,8 @@ impl Queue for ModelQueue {
         let mut inner = self.lock();
         let Inner { durable, claimed, .. } = &mut *inner;
         let most = u64::try_from(durable.items.len() + pushes.len()).unwrap_or(u64::MAX);
-        let before = (most > self.max_entries).then(|| durable.clone());
+        let before =
+            (most > self.max_entries || pushes.iter().any(|push| !durable.knows(push.route))).then(|| durable.clone());
         let pushed = pushes.iter().map(|push| durable.push(push, claimed, self.max_entries, now));
         let pushed = pushed.collect::<Result<_, _>>();
         if pushed.is_ok() {
@@ -379,6 +387,14 @@ impl Queue for ModelQueue {
 
     async fn settle(&self, settled: Vec<(Claim, Outcome)>) -> Result<(), QueueError> {
         let now = (self.wall)();
+        // Errors come first: they drop the claims, which takes the lock.
+        let chained = settled.iter().filter_map(|(_, outcome)| match outcome {
+            Outcome::Confirmed { chained, .. } => Some(chained),
+            _ => None,
+        });
+        if let Some(push) = chained.flatten().find(|push| !self.lock().durable.knows(push.route)) {
+            return Err(QueueError::Read(format!("route number {} was never registered", push.route.0)));
+        }
         let mut inner = self.lock();
         for (claim, outcome) in settled {
             let seq = claim.entry().seq.0;

@@ -145,8 +145,9 @@ impl RocksQueue {
     /// again when the queue is opened next.
     pub async fn close(&self) {
         let committer = self.stop();
-        // Whether it ended well is in the log.
-        drop(tokio::task::spawn_blocking(move || committer.map(JoinHandle::join)).await);
+        if tokio::task::spawn_blocking(move || join(committer)).await.is_err() {
+            tracing::error!("the wait for the queue's committer was broken off");
+        }
         self.shared.close();
         self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
@@ -185,12 +186,14 @@ impl RocksQueue {
 
 impl Drop for RocksQueue {
     fn drop(&mut self) {
-        if let Some(committer) = self.stop()
-            && committer.join().is_err()
-        {
-            tracing::error!("the queue's committer panicked");
-        }
+        join(self.stop());
         self.shared.close();
+    }
+}
+
+fn join(committer: Option<JoinHandle<()>>) {
+    if committer.is_some_and(|committer| committer.join().is_err()) {
+        tracing::error!("the queue's committer panicked");
     }
 }
 

@@ -69,7 +69,7 @@ macro_rules! conformance {
             sync_tallies_follow_every_state, state_is_written_with_the_push, settling_pushes_the_next_hops,
             full_queue_refuses_announcements_whole, one_ref_twice_in_a_push, routes_are_apart,
             routes_keep_their_stores, subscribers_are_woken, failures_keep_their_history, oldest_is_told,
-            sequences_are_never_used_twice
+            sequences_are_never_used_twice, unknown_routes_are_refused_whole
         );
     };
     (@ $make:path, $($case:ident),+) => {
@@ -708,4 +708,20 @@ pub(crate) async fn sequences_are_never_used_twice(make: Make) {
         bench.settle(claim, confirmed()).await;
         bench.subject.restart().await;
     }
+}
+
+pub(crate) async fn unknown_routes_are_refused_whole(make: Make) {
+    let bench = Bench::new(make).await;
+    let pushes = vec![announced(bench.route, 1), announced(RouteId(99), 1)];
+    assert!(matches!(bench.queue().push(pushes.clone(), vec![]).await, Err(QueueError::Read(_))));
+    assert_eq!(bench.states(), [0; 4]);
+    bench.announce(2).await;
+    let outcome = Outcome::Confirmed { size: 100, copied: true, chained: pushes };
+    let settled = bench.queue().settle(vec![(bench.claim(Lane::Fresh).await, outcome)]).await;
+    assert!(matches!(settled, Err(QueueError::Read(_))));
+    // Released, and nothing else.
+    assert_eq!(bench.states(), [1, 0, 0, 0]);
+    assert_eq!(bench.counts().confirmed, 0);
+    bench.settle(bench.claim(Lane::Fresh).await, confirmed()).await;
+    assert_eq!(bench.states(), [0; 4]);
 }

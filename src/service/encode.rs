@@ -72,6 +72,7 @@ fn route(status: &RouteStatus, now: SystemTime) -> v1::RouteStatus {
         RouteState::Blocked => v1::RouteState::Blocked,
         RouteState::Draining => v1::RouteState::Draining,
         RouteState::Disabled => v1::RouteState::Disabled,
+        RouteState::Orphaned => v1::RouteState::Orphaned,
     };
     let limiting = match status.limiting {
         None => v1::LimitingFactor::Unspecified,
@@ -127,11 +128,7 @@ fn lane_counts(counts: &LaneCounts) -> v1::LaneCounts {
 }
 
 fn tally(tally: &Tally) -> v1::Tally {
-    v1::Tally {
-        entries: Some(tally.entries),
-        bytes: Some(tally.bytes),
-        unknown_size_entries: Some(tally.unknown_size),
-    }
+    v1::Tally { entries: Some(tally.entries), bytes: Some(tally.bytes), unknown_size_entries: Some(tally.unknown_size) }
 }
 
 fn totals(totals: &Totals) -> v1::RouteTotals {

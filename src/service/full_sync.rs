@@ -47,10 +47,8 @@ pub(super) async fn get(
             Reason::SyncNotFound.status(format!("there was no full sync on the route {} yet", route.name))
         })?
     } else {
-        let id: SyncId = request
-            .id
-            .parse()
-            .map_err(|()| invalid_field("id", "an id is sync- and a number, such as sync-42"))?;
+        let id: SyncId =
+            request.id.parse().map_err(|()| invalid_field("id", "an id is sync- and a number, such as sync-42"))?;
         let found = parts.syncs.get(id).await.map_err(|error| queue_status(&error))?;
         found.ok_or_else(|| Reason::SyncNotFound.status(format!("there is no {id}, or it left the history")))?
     };

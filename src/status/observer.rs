@@ -21,7 +21,9 @@ pub struct WatchedRoute {
     pub route: Route,
     /// Copies that may run at a time.
     pub workers: usize,
-    /// Its worker; absent where it is disabled.
+    /// Whether it left the configuration and the queue still knows it.
+    pub orphaned: bool,
+    /// Its worker; absent where it is disabled or orphaned.
     pub worker: Option<Arc<Worker>>,
 }
 
@@ -117,8 +119,9 @@ impl Observer {
             let facts = self.facts(index, watched, draining).await;
             routes.push(route_status(facts, &all_peers, now));
         }
-        let touched =
-            |name: &str| names.is_empty() || routes.iter().any(|status| *status.route.from == *name || *status.route.to == *name);
+        let touched = |name: &str| {
+            names.is_empty() || routes.iter().any(|status| *status.route.from == *name || *status.route.to == *name)
+        };
         let peers: Vec<_> = all_peers.into_iter().filter(|peer| touched(&peer.snapshot.name)).collect();
         let queue = self.queue();
         let (state, summary) = overall(&routes, &peers, &queue, draining);
@@ -140,20 +143,36 @@ impl Observer {
         let worker = watched.worker.as_ref().map(|worker| worker.report());
         let newest_sync = self.parts.syncs.last(&route.name);
         let last_sync = if self.parts.syncs.running(&route.name).is_some() {
-            self.parts.syncs.list(&route.name, 2).await.ok().and_then(|mut list| (list.len() == 2).then(|| list.remove(1)))
+            self.parts
+                .syncs
+                .list(&route.name, 2)
+                .await
+                .ok()
+                .and_then(|mut list| (list.len() == 2).then(|| list.remove(1)))
         } else {
             None
         };
         let at_start = self.at_start[index];
         let workers = watched.workers;
-        RouteFacts { route, workers, counts, at_start, oldest, trend, worker, newest_sync, last_sync, draining }
+        let orphaned = watched.orphaned;
+        RouteFacts {
+            route,
+            orphaned,
+            workers,
+            counts,
+            at_start,
+            oldest,
+            trend,
+            worker,
+            newest_sync,
+            last_sync,
+            draining,
+        }
     }
 
     fn queue(&self) -> QueueStatus {
-        let entries = self.parts.routes.iter().map(|watched| {
-            let counts = self.parts.queue.counts(watched.route.id);
-            backlog(&counts) + counts.fresh.parked.entries + counts.backfill.parked.entries
-        });
+        let routes = self.parts.routes.iter();
+        let entries = routes.map(|watched| Backlog::with_parked(&self.parts.queue.counts(watched.route.id)));
         let free = Some(self.free_bytes.load(Ordering::Relaxed)).filter(|free| *free != UNKNOWN);
         let (max_entries, reserve) = (self.parts.max_entries, self.parts.reserve_bytes);
         queue_status(entries.sum(), max_entries, free, reserve, self.parts.announcer.trouble())

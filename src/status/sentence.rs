@@ -2,8 +2,8 @@
 
 use super::words::{bytes, number, rate, several, since, span, tally};
 use super::{
-    LimitingFactor, MAX_COPIES, PeerHealth, PeerStatus, QueueState, QueueStatus, ReplicatorState, RouteState, RouteStatus,
-    Totals, Trend,
+    LimitingFactor, MAX_COPIES, PeerHealth, PeerStatus, QueueState, QueueStatus, ReplicatorState, RouteState,
+    RouteStatus, Totals, Trend,
 };
 use crate::announce::{Backlog, Route};
 use crate::breaker::Phase;
@@ -21,6 +21,8 @@ const MAX_CAUSES: usize = 20;
 pub struct RouteFacts<'a> {
     /// The route.
     pub route: &'a Route,
+    /// Whether it is no longer configured.
+    pub orphaned: bool,
     /// The copies that may run at a time.
     pub workers: usize,
     /// The queue's figures now.
@@ -47,7 +49,19 @@ pub fn route_status(facts: RouteFacts<'_>, peers: &[PeerStatus], now: SystemTime
         Some(Activity::QueueFailed(why)) => Some(why.clone()),
         _ => None,
     };
-    let RouteFacts { route, workers, counts, at_start, oldest, trend, worker, newest_sync, last_sync, draining } = facts;
+    let RouteFacts {
+        route,
+        orphaned,
+        workers,
+        counts,
+        at_start,
+        oldest,
+        trend,
+        worker,
+        newest_sync,
+        last_sync,
+        draining,
+    } = facts;
     let backlog = Backlog::of(&counts, oldest.fresh, now);
     let (running_sync, last_sync) = match newest_sync {
         Some(sync) if sync.state == SyncState::Running => (Some(sync), last_sync),
@@ -59,7 +73,9 @@ pub fn route_status(facts: RouteFacts<'_>, peers: &[PeerStatus], now: SystemTime
         .filter(|peer| peer.snapshot.phase != Phase::Closed)
         .collect();
     let open = Open { counts: &counts, backlog, shut: &shut, syncing: running_sync.as_ref() };
-    let state = if !route.enabled {
+    let state = if orphaned {
+        RouteState::Orphaned
+    } else if !route.enabled {
         RouteState::Disabled
     } else if draining {
         RouteState::Draining
@@ -67,7 +83,8 @@ pub fn route_status(facts: RouteFacts<'_>, peers: &[PeerStatus], now: SystemTime
         open.state()
     };
     let mut detail = match state {
-        RouteState::Disabled => disabled(&counts, backlog),
+        RouteState::Disabled => format!(" by the configuration{}", kept(&counts, backlog)),
+        RouteState::Orphaned => format!(": no longer configured{}", kept(&counts, backlog)),
         RouteState::Draining => draining_text(&counts, backlog),
         _ => open.detail(state, &trend, oldest.next_due, now),
     };
@@ -194,17 +211,21 @@ fn sum(counts: &RouteCounts, part: impl Fn(&crate::queue::LaneCounts) -> Tally) 
     }
 }
 
-fn disabled(counts: &RouteCounts, backlog: Backlog) -> String {
-    let kept = backlog.tally.entries + sum(counts, |lane| lane.parked).entries;
-    match kept {
-        0 => " by the configuration: takes nothing, does nothing".to_owned(),
-        _ => format!(" by the configuration; {} stay queued", several(kept, "blob")),
+fn kept(counts: &RouteCounts, backlog: Backlog) -> String {
+    match backlog.tally.entries + sum(counts, |lane| lane.parked).entries {
+        0 => ", takes nothing, does nothing".to_owned(),
+        1 => "; 1 blob stays queued".to_owned(),
+        many => format!("; {} stay queued", several(many, "blob")),
     }
 }
 
 fn draining_text(counts: &RouteCounts, backlog: Backlog) -> String {
     let copying = sum(counts, |lane| lane.claimed).entries;
-    format!(": {} being finished, {} stay queued", number(copying), number(backlog.tally.entries.saturating_sub(copying)))
+    format!(
+        ": {} being finished, {} stay queued",
+        number(copying),
+        number(backlog.tally.entries.saturating_sub(copying))
+    )
 }
 
 fn limiting(
@@ -316,7 +337,10 @@ pub fn overall(
     draining: bool,
 ) -> (ReplicatorState, String) {
     if draining {
-        return (ReplicatorState::Draining, "draining: copies in progress are being finished, the rest stays queued".to_owned());
+        return (
+            ReplicatorState::Draining,
+            "draining: copies in progress are being finished, the rest stays queued".to_owned(),
+        );
     }
     if queue.state != QueueState::Ok {
         return (ReplicatorState::NotAccepting, format!("not accepting announcements: {}", queue.reason));

@@ -1,1 +1,128 @@
+#![allow(clippy::unwrap_used, reason = "tests")]
 
+use super::{
+    LimitingFactor, PeerStatus, ReplicatorState, RouteFacts, RouteState, RouteStatus, Trend, overall, peer_status,
+    queue_status, route_status,
+};
+use crate::announce::Route;
+use crate::breaker::{Phase, Reason};
+use crate::clock::from_unix_ms;
+use crate::fault::FaultKind;
+use crate::peer::PeerSnapshot;
+use crate::queue::{LaneCounts, Oldest, RouteCounts, RouteId, Tally};
+use std::time::{Duration, SystemTime};
+
+/// 2026-01-01 12:00 UTC.
+fn now() -> SystemTime {
+    from_unix_ms(1_767_225_600_000 + 43_200_000)
+}
+
+fn tally(entries: u64, bytes: u64) -> Tally {
+    Tally { entries, bytes, unknown_size: 0 }
+}
+
+fn peer(name: &str, reason: Option<&str>) -> PeerStatus {
+    let snapshot = PeerSnapshot {
+        name: name.into(),
+        store_id: None,
+        info: None,
+        phase: if reason.is_some() { Phase::Open } else { Phase::Closed },
+        reason: reason.map(|message| Reason::new(FaultKind::DestinationUnavailable, message)),
+        latched: false,
+        since: now() - Duration::from_secs(7080),
+        next_probe: Some(now() + Duration::from_secs(5)),
+        failures: 3,
+        last_error: None,
+        last_contact: None,
+    };
+    peer_status(snapshot, format!("http://{name}:7080"), now())
+}
+
+fn status(fresh: LaneCounts, peers: &[PeerStatus], change: impl FnOnce(&mut RouteFacts<'_>)) -> RouteStatus {
+    let (name, from, to) = ("primary_to_backup".into(), "primary".into(), "backup".into());
+    let route = Route { name, id: RouteId(1), from, to, enabled: true };
+    let mut facts = RouteFacts {
+        route: &route,
+        orphaned: false,
+        workers: 32,
+        counts: RouteCounts { fresh, ..RouteCounts::default() },
+        at_start: RouteCounts::default(),
+        oldest: Oldest { fresh: Some(now() - Duration::from_millis(2140)), ..Oldest::default() },
+        trend: Trend::default(),
+        worker: None,
+        newest_sync: None,
+        last_sync: None,
+        draining: false,
+    };
+    change(&mut facts);
+    route_status(facts, peers, now())
+}
+
+#[test]
+fn a_route_that_copies_says_how_far_behind_it_is_and_how_long_it_takes() {
+    let up = [peer("primary", None), peer("backup", None)];
+    let copying = LaneCounts { ready: tally(1172, 3_200_000), claimed: tally(32, 50_586), ..LaneCounts::default() };
+    let fast = Trend { done_per_second: 812.2, ..Trend::default() };
+    let route = status(copying, &up, |facts| facts.trend = fast);
+    assert_eq!(
+        route.summary,
+        "primary_to_backup: copying, 1,204 blobs (3.1 MiB) behind, lag 2.1 s, 812 blobs/s, done in about 1.4 s"
+    );
+    assert_eq!((route.state, route.limiting), (RouteState::Copying, Some(LimitingFactor::Workers)));
+    let in_sync = status(LaneCounts::default(), &up, |_| ());
+    assert_eq!(in_sync.summary, "primary_to_backup: in sync: everything announced is at the destination");
+    assert_eq!((in_sync.state, in_sync.limiting), (RouteState::InSync, Some(LimitingFactor::Idle)));
+}
+
+#[test]
+fn a_route_that_waits_names_the_peer_and_since_when() {
+    let peers = [peer("primary", None), peer("backup", Some("connection refused"))];
+    let waiting = LaneCounts { ready: tally(204, 1), ..LaneCounts::default() };
+    let route = status(waiting, &peers, |_| ());
+    assert_eq!(
+        route.summary,
+        "primary_to_backup: blocked: backup (http://backup:7080) is unreachable since 10:02 UTC: connection refused; \
+         204 blobs wait and are not charged"
+    );
+    assert_eq!((route.state, route.limiting), (RouteState::Blocked, Some(LimitingFactor::Breaker)));
+    let idle = status(LaneCounts::default(), &peers, |_| ());
+    assert_eq!(idle.state, RouteState::InSync);
+    assert!(idle.summary.contains("but backup (http://backup:7080) is unreachable"), "{}", idle.summary);
+    let queue = queue_status(0, 100, None, 0, None);
+    assert_eq!(overall(&[idle], &peers, &queue, false).0, ReplicatorState::Attention);
+}
+
+#[test]
+fn failed_and_parked_entries_are_told_apart() {
+    let up = [peer("primary", None), peer("backup", None)];
+    let retrying = LaneCounts { retrying: tally(3, 30), ..LaneCounts::default() };
+    let route = status(retrying, &up, |facts| facts.oldest.next_due = Some(now() + Duration::from_secs(40)));
+    assert_eq!(route.summary, "primary_to_backup: retrying: 3 blobs failed before, next attempt in 40 s");
+    assert_eq!(route.limiting, Some(LimitingFactor::Idle));
+    let parked = LaneCounts { parked: tally(1, 10), ..LaneCounts::default() };
+    let route = status(parked, &up, |_| ());
+    assert_eq!(route.summary, "primary_to_backup: parked: 1 blob was given up, see recent_faults");
+    assert_eq!(route.backlog.tally.entries, 0);
+    let (state, summary) = overall(&[route], &up, &queue_status(1, 100, None, 0, None), false);
+    assert_eq!(state, ReplicatorState::Attention);
+    assert!(summary.starts_with("attention: primary_to_backup: parked"), "{summary}");
+}
+
+#[test]
+fn a_queue_that_refuses_outweighs_its_routes_and_the_drain_outweighs_all() {
+    let full = queue_status(100, 100, None, 0, None);
+    assert_eq!(
+        full.summary,
+        "full: 100 entries, announcements are refused: it holds its 100 entries; copying makes room"
+    );
+    let low = queue_status(1, 100, Some(1 << 20), 1 << 30, None);
+    assert!(low.reason.contains("1.0 MiB left, less than the reserve of 1.0 GiB"), "{}", low.reason);
+    let failing = queue_status(1, 100, None, 0, Some("no".to_owned()));
+    for queue in [&full, &low, &failing] {
+        assert_eq!(overall(&[], &[], queue, false).0, ReplicatorState::NotAccepting);
+    }
+    assert_eq!(overall(&[], &[], &full, true).0, ReplicatorState::Draining);
+    let draining =
+        status(LaneCounts { ready: tally(2, 2), ..LaneCounts::default() }, &[], |facts| facts.draining = true);
+    assert_eq!(draining.summary, "primary_to_backup: draining: 0 being finished, 2 stay queued");
+}

@@ -63,13 +63,7 @@ impl Samples {
             self.kept.pop_front();
         }
         let done = counts.confirmed + counts.discarded;
-        self.kept.push_back(Sample {
-            at,
-            backlog,
-            done,
-            copied: counts.copied,
-            copied_bytes: counts.copied_bytes,
-        });
+        self.kept.push_back(Sample { at, backlog, done, copied: counts.copied, copied_bytes: counts.copied_bytes });
     }
 
     /// The trend up to now, with these figures as the newest.

@@ -97,7 +97,10 @@ mod tests {
     fn figures_are_short_and_have_units() {
         assert_eq!([0, 7, 999, 1_000, 1_234_567].map(number), ["0", "7", "999", "1,000", "1,234,567"]);
         assert_eq!((several(1, "blob"), several(0, "blob")), ("1 blob".into(), "0 blobs".into()));
-        assert_eq!([0, 1023, 1024, 3_250_586, u64::MAX].map(bytes), ["0 B", "1023 B", "1.0 KiB", "3.1 MiB", "16.0 EiB"]);
+        assert_eq!(
+            [0, 1023, 1024, 3_250_586, u64::MAX].map(bytes),
+            ["0 B", "1023 B", "1.0 KiB", "3.1 MiB", "16.0 EiB"]
+        );
         assert_eq!(bytes((1 << 20) - 1), "1.0 MiB");
         let spans = [0.0, 2.19, 9.99, 61.0, 240.0, 11_520.0, 525_600.0].map(|s| span(Duration::from_secs_f64(s)));
         assert_eq!(spans, ["0.0 s", "2.1 s", "9.9 s", "61 s", "4 min", "3 h 12 min", "6 d 2 h"]);

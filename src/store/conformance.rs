@@ -156,3 +156,6 @@ pub(crate) async fn assert_passes(store: &dyn Store) {
         results.iter().filter(|result| result.outcome != Outcome::Passed).map(ToString::to_string).collect();
     assert!(bad.is_empty(), "{}", bad.join("\n"));
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,13 +12,13 @@
 //!
 //! 1. its bytes come in and are verified (large: written to `incoming/`): a leftover there, removed at the next opening;
 //! 2. large: file synced, renamed, folder synced: a whole file that nobody sees, replaced when the blob comes again;
-//! 3. record (small: and bytes) in one synced batch of the [committer](commit): all or nothing;
+//! 3. record (small: and bytes) in one synced batch of the committer (`disk/commit.rs`): all or nothing;
 //! 4. the answer.
 //!
 //! A receiver dropped at any of these points leaves no more than a crash does, and its file in `incoming/` goes at once.
 //!
 //! Memory is bounded: two buffers of about 1 MiB for each blob that is received, two chunks for each one that is read, one
-//! page for each enumeration. Nothing blocks the runtime: [`io`] is the one way to the disk. An enumeration seeks anew for
+//! page for each enumeration. Nothing blocks the runtime: `disk/io.rs` is the one way to the disk. An enumeration seeks anew for
 //! each page, so that a slow reader holds neither a thread nor old files; as nothing is ever deleted, it still lists every
 //! blob that was there when it began.
 //!
@@ -90,6 +90,17 @@ impl DiskStore {
         let committer = Committer::start(shared.index.clone());
         let committer = committer.map_err(|error| StoreError::io("starting the writer of the index", error))?;
         Ok(Self { id, shared: Arc::new(shared), io, committer })
+    }
+
+    /// Closes the store, away from the runtime's threads: RocksDB first ends what it does in the background. A store that
+    /// is merely dropped is as safe.
+    pub async fn close(self) -> Result<(), StoreError> {
+        let io = self.io.clone();
+        io.run(move || {
+            drop(self);
+            Ok(())
+        })
+        .await
     }
 
     /// Receives a blob that is, or may be, too large for the index; `head` is what came of it already.
@@ -171,7 +182,11 @@ async fn next_chunk(io: &Io, job: Job<ReadChunk>) -> Result<(Bytes, Option<Job<R
 
 fn open(folder: &Path) -> Result<(String, Shared), StoreError> {
     let at = |error| StoreError::io(format!("opening the store in {}", folder.display()), error);
-    files::create_folder(folder).map_err(at)?;
+    match files::create_folder(folder) {
+        // The folder above may be closed to us; whoever made this one answers for its entry there.
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied && folder.is_dir() => {}
+        made => made.map_err(at)?,
+    }
     let format = files::read_whole(&folder.join("format")).map_err(at)?;
     match &format {
         Some(format) if format == FORMAT => {}

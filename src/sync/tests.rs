@@ -2,6 +2,7 @@
 
 mod ledger;
 mod shelf;
+mod whole;
 
 use super::record::SyncRecord;
 use super::{

@@ -71,6 +71,8 @@ pub struct InProgress {
     pub start: SystemTime,
     /// Which attempt this is, counted from 1; only charged ones count.
     pub attempt: u32,
+    /// Whether wrong bytes at the destination are being replaced.
+    pub repair: bool,
 }
 
 /// Errors of one cause.
@@ -138,6 +140,7 @@ struct Shown {
     lane: Lane,
     start: SystemTime,
     attempt: u32,
+    repair: bool,
     progress: Arc<Progress>,
 }
 
@@ -179,6 +182,7 @@ impl Board {
             lane: entry.lane,
             start: self.clock.now(),
             attempt: entry.attempts.saturating_add(1),
+            repair: entry.repair,
             progress,
         };
         self.state().in_progress.insert(entry.seq, shown);
@@ -253,6 +257,7 @@ impl Board {
             bytes: shown.progress.bytes(),
             start: shown.start,
             attempt: shown.attempt,
+            repair: shown.repair,
         });
         Report {
             activity: state.activity.clone(),
@@ -362,7 +367,7 @@ mod tests {
         assert!((meter.rate(now, 60).entries - 5.0).abs() < 0.2, "{:?}", meter.rate(now, 60));
         assert!((meter.rate(now, 10).bytes - 500.0).abs() < 60.0, "{:?}", meter.rate(now, 10));
         assert!(meter.seconds.len() <= 62);
-        assert_eq!(meter.rate(now + Duration::from_secs(61), 60).bytes as u64, 0);
+        assert!(meter.rate(now + Duration::from_secs(61), 60).bytes < 0.1);
         let mut young = Meter::new(start);
         (0..20).for_each(|_| young.add(start + Duration::from_secs(1), 1));
         assert!((young.rate(start + Duration::from_secs(2), 60).entries - 10.0).abs() < 0.1);

@@ -7,15 +7,22 @@ use crate::clock::{Clock, Entropy};
 use crate::fault::FaultKind;
 use crate::peer::{Needs, Peer};
 use crate::queue::model::ModelQueue;
-use crate::queue::{Lane, LaneCounts, Origin, Push, Queue, RouteCounts, SyncId};
+use crate::queue::{
+    Claim, Lane, LaneCounts, Oldest, Origin, Outcome, Push, Pushed, Queue, QueueError, RouteCounts, RouteId,
+    StateWrite, SyncId, SyncTally,
+};
 use crate::store::faulty::{FaultyStore, Trouble};
 use crate::store::memory::MemoryStore;
 use crate::store::{Disposition, PeerKind, Put, Store, StoreInfo};
+use crate::telemetry::TraceContext;
+use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -41,9 +48,64 @@ struct Place {
     peer: Arc<Peer>,
 }
 
+/// A queue whose claims and settlements fail while it is told to.
+struct FlakyQueue {
+    inner: Arc<ModelQueue>,
+    fails: AtomicBool,
+    failures: AtomicU64,
+}
+
+impl FlakyQueue {
+    fn check(&self) -> Result<(), QueueError> {
+        if !self.fails.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        self.failures.fetch_add(1, Ordering::Relaxed);
+        Err(QueueError::Write("told to fail".to_owned()))
+    }
+}
+
+#[async_trait]
+impl Queue for FlakyQueue {
+    async fn register(&self, name: &str, from: &str, to: &str) -> Result<RouteId, QueueError> {
+        self.inner.register(name, from, to).await
+    }
+
+    async fn push(&self, pushes: Vec<Push>, state: Vec<StateWrite>) -> Result<Vec<Pushed>, QueueError> {
+        self.inner.push(pushes, state).await
+    }
+
+    async fn claim(&self, route: RouteId, lane: Lane, max: usize, now: SystemTime) -> Result<Vec<Claim>, QueueError> {
+        self.check()?;
+        self.inner.claim(route, lane, max, now).await
+    }
+
+    async fn settle(&self, settled: Vec<(Claim, Outcome)>) -> Result<(), QueueError> {
+        self.check()?;
+        self.inner.settle(settled).await
+    }
+
+    fn counts(&self, route: RouteId) -> RouteCounts {
+        self.inner.counts(route)
+    }
+
+    async fn oldest(&self, route: RouteId) -> Result<Oldest, QueueError> {
+        self.inner.oldest(route).await
+    }
+
+    fn sync_tally(&self, sync: SyncId) -> SyncTally {
+        self.inner.sync_tally(sync)
+    }
+
+    fn subscribe(&self, route: RouteId) -> watch::Receiver<u64> {
+        self.inner.subscribe(route)
+    }
+}
+
 /// Stores `a`, `b`, …, routes between them, and a worker for each route.
 struct Lab {
     queue: Arc<ModelQueue>,
+    flaky: Arc<FlakyQueue>,
     places: BTreeMap<String, Place>,
     workers: Vec<Arc<Worker>>,
     running: JoinSet<()>,
@@ -82,7 +144,9 @@ impl Lab {
             from: Arc::from(routes[index].0),
             to: Arc::from(routes[index].1),
         };
-        let deps = Deps { queue: queue.clone(), clock, entropy, policy: Policy::default() };
+        let (fails, failures) = (AtomicBool::new(false), AtomicU64::new(0));
+        let flaky = Arc::new(FlakyQueue { inner: queue.clone(), fails, failures });
+        let deps = Deps { queue: flaky.clone(), clock, entropy, policy: Policy::default() };
         let worker = |(index, (from, to)): (usize, &(&str, &str))| {
             let spec = RouteSpec {
                 name: hop(index).name,
@@ -97,7 +161,7 @@ impl Lab {
         };
         let workers = routes.iter().enumerate().map(worker).collect();
         let (stop, abort) = (CancellationToken::new(), CancellationToken::new());
-        Self { queue, places, workers, running: JoinSet::new(), stop, abort }
+        Self { queue, flaky, places, workers, running: JoinSet::new(), stop, abort }
     }
 
     fn start(&mut self) {
@@ -119,19 +183,31 @@ impl Lab {
         blob
     }
 
+    /// An announcement of a blob on the first route.
+    fn a_push(&self, blob: BlobRef) -> Push {
+        let spec = &self.workers[0].spec;
+        Push {
+            route: spec.id,
+            blob,
+            size: None,
+            lane: Lane::Fresh,
+            trace: None,
+            visited: vec![spec.from.name().clone()],
+            repair: false,
+            origin: Origin::Announced,
+        }
+    }
+
     /// Pushes blobs onto every route from a store.
     async fn push(&self, from: &str, lane: Lane, blobs: &[BlobRef]) {
         let routes = self.workers.iter().filter(|worker| &**worker.spec.from.name() == from);
         let pushes = routes.flat_map(|worker| {
             blobs.iter().map(|blob| Push {
                 route: worker.spec.id,
-                blob: *blob,
-                size: None,
                 lane,
-                trace: None,
-                visited: vec![Arc::from(from)],
-                repair: false,
                 origin: if lane == Lane::Fresh { Origin::Announced } else { Origin::Sync(SyncId(1)) },
+                visited: vec![Arc::from(from)],
+                ..self.a_push(*blob)
             })
         });
         self.queue.push(pushes.collect(), Vec::new()).await.unwrap();
@@ -541,4 +617,67 @@ async fn neither_lane_waits_for_the_other() {
     assert!((850..=900).contains(&left), "{left}");
     lab.drain().await;
     lab.stopped().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_that_fails_makes_it_pause_and_loses_nothing() {
+    let mut lab = Lab::new(&[("a", "b")]).await;
+    lab.announce("a", 0..100).await;
+    lab.place("a").faulty.set(Some(Trouble::Slow(Duration::from_millis(100))));
+    lab.start();
+    lab.until("some are copied", |lab| lab.counts(0).confirmed > 10).await;
+    lab.flaky.fails.store(true, Ordering::Relaxed);
+    sleep(Duration::from_mins(10)).await;
+    assert!(matches!(lab.workers[0].report().activity, Activity::QueueFailed(_)));
+    assert_eq!(lab.kinds(), [FaultKind::QueueWriteFailed]);
+    let failures = lab.flaky.failures.load(Ordering::Relaxed);
+    assert!(failures > 100 && failures < 1000, "{failures}");
+    assert_eq!(lab.fresh(0).ready.entries + lab.counts(0).confirmed, 100);
+    lab.flaky.fails.store(false, Ordering::Relaxed);
+    lab.drain().await;
+    assert_eq!(lab.workers[0].report().activity, Activity::Ready);
+    lab.stopped().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_no_retry_can_mend_is_parked_at_once() {
+    let mut lab = Lab::new(&[("a", "b")]).await;
+    let blob = lab.put("a", b"four").await;
+    let mut info = lab.place("b").memory.info().await.unwrap();
+    info.abilities.replace = false;
+    lab.place("b").faulty.set_info(Some(info));
+    let push = Push { repair: true, origin: Origin::Sync(SyncId(1)), ..lab.a_push(blob) };
+    lab.queue.push(vec![push], Vec::new()).await.unwrap();
+    lab.start();
+    lab.until("parked", |lab| lab.fresh(0).parked.entries == 1).await;
+    assert_eq!(lab.workers[0].report().errors[0].count, 1);
+    lab.stopped().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_chain_inherits_lane_trace_and_visited_stores_and_nothing_else() {
+    let mut lab = Lab::new(&[("a", "b"), ("b", "c"), ("b", "a"), ("c", "d")]).await;
+    let blob = lab.put("a", b"four").await;
+    let trace = TraceContext { traceparent: "00-11-22-01".to_owned(), tracestate: String::new() };
+    let push = Push {
+        repair: true,
+        trace: Some(trace.clone()),
+        lane: Lane::Backfill,
+        origin: Origin::Sync(SyncId(1)),
+        ..lab.a_push(blob)
+    };
+    lab.queue.push(vec![push], Vec::new()).await.unwrap();
+    // The next hop's destination is away, so that its entry can be looked at.
+    lab.place("c").faulty.set_down(true);
+    lab.start();
+    lab.until("chained", |lab| lab.counts(1).backfill.ready.entries == 1).await;
+    lab.stopped().await;
+    let route = lab.workers[1].spec.id;
+    let claims = lab.queue.claim(route, Lane::Backfill, 9, UNIX_EPOCH + Duration::from_secs(1 << 33)).await.unwrap();
+    let entry = claims[0].entry();
+    assert_eq!((entry.blob, entry.size, entry.lane, entry.repair), (blob, Some(4), Lane::Backfill, false));
+    assert_eq!(entry.trace.as_ref(), Some(&trace));
+    assert_eq!(entry.visited.iter().map(|store| &**store).collect::<Vec<_>>(), ["a", "b"]);
+    assert!(entry.syncs.is_empty());
+    assert_eq!(lab.left(), 1, "and nothing goes back to a");
 }

@@ -1,4 +1,6 @@
 //! What the committer, the readers and the claims have in common.
+//!
+//! Locks: under that of the claims, others may be taken; under any other, none.
 
 use super::claims::{BadRow, Claims, Picked};
 use super::keys;

@@ -5,7 +5,7 @@
 
 use super::Check;
 use super::lab::{Lab, Sample, Verdict, fail, random};
-use crate::blob::BlobMeta;
+use crate::blob::{BlobMeta, BlobRef};
 use crate::store::EnumerateRange;
 
 pub(super) const CHECKS: &[Check] = &[
@@ -39,6 +39,11 @@ pub(super) const CHECKS: &[Check] = &[
 /// Hex digits that the digests of a neighbourhood share.
 const SHARED: usize = 3;
 
+fn shared(blob: &BlobRef) -> (u8, u8) {
+    let digest = blob.digest();
+    (digest[0], digest[1] >> 4)
+}
+
 /// Blobs of one narrow part of all refs, in order.
 struct Neighbourhood {
     samples: Vec<Sample>,
@@ -49,15 +54,20 @@ struct Neighbourhood {
 impl Neighbourhood {
     async fn write(lab: &Lab<'_>, count: usize) -> Result<Self, super::Outcome> {
         let function = lab.function();
-        let text = function.ref_of(&random(16)).to_string();
-        let prefix = text[..function.name().len() + 1 + SHARED].to_owned();
+        let first = function.ref_of(&random(16));
+        let prefix = first.to_string()[..function.name().len() + 1 + SHARED].to_owned();
+        let salt = random(16);
         let mut samples: Vec<Sample> = Vec::new();
-        while samples.len() < count {
+        for number in 0u32.. {
             // Sizes differ, so that a size at the wrong blob is noticed.
-            let bytes = random(16 + samples.len());
+            let padding = &salt[..samples.len() % salt.len()];
+            let bytes = [&salt, number.to_be_bytes().as_slice(), padding].concat();
             let blob = function.ref_of(&bytes);
-            if blob.to_string().starts_with(&prefix) {
-                samples.push(Sample { blob, bytes });
+            if shared(&blob) == shared(&first) {
+                samples.push(Sample { blob, bytes: bytes.into() });
+                if samples.len() == count {
+                    break;
+                }
             }
         }
         samples.sort_unstable_by_key(|sample| sample.blob);
@@ -142,7 +152,8 @@ async fn limit(lab: &Lab<'_>) -> Verdict {
     lab.needs("enumerate")?;
     let here = Neighbourhood::write(lab, 12).await?;
     let range = here.range();
-    for limit in [1, 5] {
+    lab.list(&EnumerateRange { limit: Some(1), ..range.clone() }).await?;
+    for limit in [5, 100] {
         let mut range = EnumerateRange { limit: Some(limit), ..range.clone() };
         let mut all = Vec::new();
         loop {

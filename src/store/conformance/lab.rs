@@ -172,7 +172,7 @@ impl<'a> Lab<'a> {
 
     /// The blob must not be there, nor appear a moment later. Passes where nothing can tell.
     pub(super) async fn lacks(&self, what: &str, blob: BlobRef) -> Verdict {
-        for pause in [0, 200] {
+        for pause in [0, 50] {
             tokio::time::sleep(Duration::from_millis(pause)).await;
             match self.size_of(blob).await {
                 Ok(None) => {}

@@ -97,8 +97,7 @@ async fn fetch_ranges(lab: &Lab<'_>) -> Verdict {
                     return fail(format!("offset {offset}, length {length:?}: the size {size} is stated as {read}"));
                 }
                 let end = length.map_or(size, |length| size.min(offset.saturating_add(length)));
-                let right = sample.bytes.iter().skip(index(offset)).take(index(end - offset));
-                if !bytes.iter().eq(right) {
+                if bytes != sample.bytes.slice(index(offset)..index(end)) {
                     let came = bytes.len();
                     return fail(format!("offset {offset}, length {length:?} of {size} gives {came} wrong bytes"));
                 }
