@@ -271,10 +271,7 @@ pub async fn run(cli: Cli, stop: CancellationToken) -> Result<Exit, Failure> {
 }
 
 /// Gives up when told to stop. Commands that ask or write idempotently may be cut at any point.
-async fn until(
-    stop: CancellationToken,
-    command: impl Future<Output = Result<Exit, Failure>>,
-) -> Result<Exit, Failure> {
+async fn until(stop: CancellationToken, command: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
     stop.run_until_cancelled(command).await.unwrap_or_else(|| Err(Failure::interrupted()))
 }
 

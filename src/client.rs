@@ -287,7 +287,9 @@ mod tests {
         ] {
             assert_eq!(Address::new(given, None).unwrap().url(), url);
         }
-        for wrong in ["", "localhost", "http://localhost", "ftp://x:1", "http://x:1/path", "http://u@x:1", "http://x:1?a"] {
+        for wrong in
+            ["", "localhost", "http://localhost", "ftp://x:1", "http://x:1/path", "http://u@x:1", "http://x:1?a"]
+        {
             let error = Address::new(wrong, None).unwrap_err();
             assert!(error.to_string().contains("is no address: "), "{error}");
         }

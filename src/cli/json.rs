@@ -179,7 +179,11 @@ mod tests {
                     lag: Some(Duration { seconds: 1, nanos: 500_000_000 }),
                     backlog_growing: Some(false),
                     copied_blobs_per_second: Some(2.5),
-                    limits: Some(v1::RouteLimits { workers: Some(32), bytes_per_second: Some(0), blobs_per_second: None }),
+                    limits: Some(v1::RouteLimits {
+                        workers: Some(32),
+                        bytes_per_second: Some(0),
+                        blobs_per_second: None,
+                    }),
                     ..v1::RouteStatus::default()
                 },
                 v1::RouteStatus { name: "b_to_c".to_owned(), ..v1::RouteStatus::default() },
@@ -208,10 +212,7 @@ mod tests {
     fn packed_enums_and_unknown_values_are_shown() {
         let info = v1::PeerInfo { abilities: vec![1, 3, 99], kind: 1, ..v1::PeerInfo::default() };
         let shown = Encoder::new().unwrap().encode("PeerInfo", &info).unwrap();
-        assert_eq!(
-            shown,
-            json!({"kind": "PEER_KIND_STORE", "abilities": ["ABILITY_STAT", "ABILITY_FETCH", 99]})
-        );
+        assert_eq!(shown, json!({"kind": "PEER_KIND_STORE", "abilities": ["ABILITY_STAT", "ABILITY_FETCH", 99]}));
     }
 
     #[test]

@@ -19,9 +19,9 @@ pub(crate) struct Board {
 impl Board {
     /// Bars if stderr is a terminal, plain lines otherwise.
     pub(crate) fn new() -> Self {
-        let bars = std::io::stderr().is_terminal().then(|| {
-            MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(10))
-        });
+        let bars = std::io::stderr()
+            .is_terminal()
+            .then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(10)));
         Self { bars, quiet: false }
     }
 

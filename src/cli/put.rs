@@ -109,8 +109,7 @@ pub(super) async fn put(args: PutArgs) -> Result<Exit, Failure> {
     };
 
     let (mut tally, mut fatal) = (Tally::default(), None);
-    let plan =
-        Plan { function: args.function, streams: usize::from(args.streams), skip_present: info.abilities.stat };
+    let plan = Plan { function: args.function, streams: usize::from(args.streams), skip_present: info.abilities.stat };
     let mut line = board.line("put");
     let uploads = upload_all(&store, ReceiverStream::new(paths), plan);
     let mut uploads = std::pin::pin!(uploads);

@@ -41,9 +41,8 @@ impl ConfigArg {
         };
         let file = file.as_ref().map(|(name, text)| (name.as_str(), text.as_str()));
         // A variable that is no text cannot be one of ours.
-        let env = std::env::vars_os().filter_map(|(name, value)| {
-            Some((name.into_string().ok()?, value.into_string().ok()?))
-        });
+        let env =
+            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
         Config::load(file, env, &self.overrides).map_err(|error| {
             let name = self.config.as_ref().map_or_else(|| "it".to_owned(), |path| path.display().to_string());
             let problems = if error.problems.len() == 1 { "problem" } else { "problems" };

@@ -41,8 +41,7 @@ pub(super) struct SyncArgs {
 pub(super) async fn sync(args: SyncArgs) -> Result<Exit, Failure> {
     let mut replicator = Replicator::at(&args.replicator.address()?)?;
     let request_id = Entropy::from_os().id(SystemClock::new().now());
-    let (mut sync, already_running) =
-        replicator.trigger_full_sync(args.route.unwrap_or_default(), request_id).await?;
+    let (mut sync, already_running) = replicator.trigger_full_sync(args.route.unwrap_or_default(), request_id).await?;
     let board = if args.json { Board::quiet() } else { Board::new() };
     if args.watch {
         let how = if already_running { "was running already" } else { "started" };

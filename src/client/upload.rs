@@ -4,6 +4,7 @@
 //! between is noticed by the store, which verifies, and fails alone.
 
 use crate::blob::{BlobMeta, BlobRef, DigestFunction, Hasher};
+use crate::store::conformance::is_mismatch;
 use crate::store::{ByteStream, Disposition, Put, Store, StoreError};
 use bytes::Bytes;
 use futures::stream::{self, Stream, StreamExt as _};
@@ -185,7 +186,7 @@ pub async fn send(store: &dyn Store, file: LocalFile) -> Result<Uploaded, Upload
             return Ok(Uploaded { file, was_sent: true });
         }
         Ok(_) => UploadCause::Unconfirmed,
-        Err(StoreError::Mismatch(_)) => UploadCause::Changed,
+        Err(error) if is_mismatch(&error) => UploadCause::Changed,
         Err(error) => UploadCause::Store(error),
     };
     Err(UploadError { path: file.path, cause })
@@ -229,10 +230,7 @@ pub fn upload_all<'a>(
 }
 
 /// Which of these files' blobs the store holds, in the same size. Where it cannot tell, the page's first file stands for it.
-async fn present(
-    store: &dyn Store,
-    page: &[Result<LocalFile, UploadError>],
-) -> Result<HashSet<BlobRef>, UploadError> {
+async fn present(store: &dyn Store, page: &[Result<LocalFile, UploadError>]) -> Result<HashSet<BlobRef>, UploadError> {
     let files = || page.iter().filter_map(|file| file.as_ref().ok());
     let blobs: Vec<BlobRef> = files().map(|file| file.meta.blob).collect();
     let Some(first) = files().next() else {
@@ -245,5 +243,94 @@ async fn present(
             Ok(present.map(|file| file.meta.blob).collect())
         }
         Err(error) => Err(UploadError { path: first.path.clone(), cause: UploadCause::Store(error) }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{KEPT_BYTES, LocalFile, Plan, UploadCause, UploadError, Uploaded, identify, send, upload_all};
+    use crate::blob::DigestFunction;
+    use crate::store::memory::MemoryStore;
+    use crate::store::{ByteRange, PeerError, Store, StoreError};
+    use bytes::Bytes;
+    use futures::stream::{self, StreamExt as _};
+    use std::path::{Path, PathBuf};
+    use tonic::Code;
+
+    const PLAN: Plan = Plan { function: DigestFunction::Sha256, streams: 4, skip_present: true };
+
+    fn files(dir: &Path) -> Vec<PathBuf> {
+        let sizes = [0, 1, 1, KEPT_BYTES, KEPT_BYTES + 1, 3_000_000];
+        let write = |(number, size): (usize, u64)| {
+            let path = dir.join(number.to_string());
+            std::fs::write(&path, vec![7; usize::try_from(size).unwrap()]).unwrap();
+            path
+        };
+        sizes.into_iter().enumerate().map(write).collect()
+    }
+
+    async fn upload(store: &dyn Store, paths: Vec<PathBuf>) -> Vec<Result<Uploaded, UploadError>> {
+        upload_all(store, stream::iter(paths), PLAN).collect().await
+    }
+
+    #[tokio::test]
+    async fn files_of_all_sizes_arrive_and_are_sent_once() {
+        let (dir, store) = (tempfile::tempdir().unwrap(), MemoryStore::new(1 << 30));
+        let paths = files(dir.path());
+        let first = upload(&store, paths.clone()).await;
+        assert_eq!(first.len(), paths.len());
+        for uploaded in first {
+            let file = uploaded.unwrap().file;
+            let fetched = store.fetch(file.meta.blob, ByteRange::default()).await.unwrap();
+            let chunks: Vec<_> = fetched.bytes.map(Result::unwrap).collect().await;
+            assert_eq!(chunks.concat(), std::fs::read(&file.path).unwrap());
+        }
+        let again = upload(&store, paths).await;
+        assert!(again.into_iter().all(|uploaded| !uploaded.unwrap().was_sent));
+    }
+
+    #[tokio::test]
+    async fn one_unreadable_file_fails_alone() {
+        let (dir, store) = (tempfile::tempdir().unwrap(), MemoryStore::new(1 << 30));
+        let mut paths = files(dir.path());
+        paths.insert(0, dir.path().join("none"));
+        let (good, bad): (Vec<_>, Vec<_>) = upload(&store, paths).await.into_iter().partition(Result::is_ok);
+        assert_eq!((good.len(), bad.len()), (6, 1));
+        assert!(bad.into_iter().all(|error| error.unwrap_err().is_of_one_file()));
+    }
+
+    #[tokio::test]
+    async fn a_file_that_changes_after_it_was_hashed_is_not_stored() {
+        let (dir, store) = (tempfile::tempdir().unwrap(), MemoryStore::new(1 << 30));
+        let path = dir.path().join("large");
+        for changed in [vec![2; 100_000], vec![1; 99_999], vec![1; 100_001]] {
+            std::fs::write(&path, vec![1; 100_000]).unwrap();
+            let file = identify(path.clone(), DigestFunction::Sha256).await.unwrap();
+            std::fs::write(&path, changed).unwrap();
+            let blob = file.meta.blob;
+            let error = send(&store, file).await.unwrap_err();
+            assert!(matches!(error.cause, UploadCause::Changed), "{error}");
+            assert!(error.is_of_one_file());
+            assert!(store.stat(&[blob]).await.unwrap().is_empty());
+        }
+        let piece = LocalFile::from_bytes("piece".into(), DigestFunction::Blake3, Bytes::from_static(b"x"));
+        assert!(send(&store, piece).await.unwrap().was_sent);
+    }
+
+    #[test]
+    fn the_peers_own_errors_are_not_of_one_file() {
+        let error = |code, reason: Option<&str>| UploadError {
+            path: PathBuf::new(),
+            cause: UploadCause::Store(StoreError::Peer(PeerError {
+                code,
+                reason: reason.map(Into::into),
+                message: String::new(),
+            })),
+        };
+        assert!(error(Code::InvalidArgument, Some("DIGEST_MISMATCH")).is_of_one_file());
+        assert!(error(Code::OutOfRange, Some("BLOB_TOO_LARGE")).is_of_one_file());
+        assert!(!error(Code::InvalidArgument, None).is_of_one_file());
+        assert!(!error(Code::Unavailable, None).is_of_one_file());
+        assert!(!error(Code::ResourceExhausted, Some("NO_SPACE")).is_of_one_file());
     }
 }

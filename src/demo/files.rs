@@ -118,9 +118,8 @@ impl Place {
 
     /// Fails unless the disk has room for this many bytes in each of two stores.
     pub(super) fn check_space(&self, bytes: u64) -> Result<(), Failure> {
-        let disk = rustix::fs::statvfs(&self.path).map_err(|error| {
-            Failure::new(Exit::Failed, format!("{}: {error}", self.path.display()))
-        })?;
+        let disk = rustix::fs::statvfs(&self.path)
+            .map_err(|error| Failure::new(Exit::Failed, format!("{}: {error}", self.path.display())))?;
         let free = disk.f_bavail.saturating_mul(disk.f_frsize);
         let needed = bytes.saturating_mul(2).saturating_add(OVERHEAD_BYTES);
         if free >= needed {
@@ -128,8 +127,11 @@ impl Place {
         }
         let (needed, free) = (text::bytes(needed), text::bytes(free));
         let at = self.path.display();
-        Err(Failure::new(Exit::Failed, format!("two copies of these files need about {needed}, but {at} has {free} free"))
-            .hint("name a folder on a larger disk with --data, or fewer files"))
+        Err(Failure::new(
+            Exit::Failed,
+            format!("two copies of these files need about {needed}, but {at} has {free} free"),
+        )
+        .hint("name a folder on a larger disk with --data, or fewer files"))
     }
 
     /// Removes a temporary folder; other ones stay.

@@ -125,14 +125,8 @@ impl Report {
                     text::span(self.lags.p99)
                 ),
             ),
-            (
-                "full sync",
-                format!("found {} of {} unannounced", text::count(self.found), text::count(self.hidden)),
-            ),
-            (
-                "verified",
-                format!("{} of {}", text::count(self.verified_blobs), text::count(self.total_blobs)),
-            ),
+            ("full sync", format!("found {} of {} unannounced", text::count(self.found), text::count(self.hidden))),
+            ("verified", format!("{} of {}", text::count(self.verified_blobs), text::count(self.total_blobs))),
         ];
         if self.skipped > 0 {
             lines.push(("skipped", format!("{} that could not be read", text::counted(self.skipped, "file"))));
@@ -215,7 +209,9 @@ mod tests {
     #[test]
     fn the_closing_words_have_all_figures() {
         let said = report().closing();
-        for part in ["450 blobs", "2.00 MiB", "220 blobs/s", "p50 50 ms, p99 250 ms", "10 of 10", "450 of 450", "bit for"] {
+        for part in
+            ["450 blobs", "2.00 MiB", "220 blobs/s", "p50 50 ms, p99 250 ms", "10 of 10", "450 of 450", "bit for"]
+        {
             assert!(said.contains(part), "{part}: {said}");
         }
         assert!(!said.contains("skipped"));

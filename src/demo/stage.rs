@@ -94,14 +94,13 @@ impl Stage {
         let total = files.len() as u64;
         let (announcements, queue) = mpsc::channel(AHEAD);
         let announcing = async {
-            let announced = announce(self.replicator.clone(), String::new(), queue, Entropy::from_os(), |event| {
-                match event {
+            let announced =
+                announce(self.replicator.clone(), String::new(), queue, Entropy::from_os(), |event| match event {
                     Event::Accepted(blobs) => locked(curves).enqueued(Instant::now(), blobs),
                     Event::Retrying(error, delay) => {
                         self.board.say(&format!("{error} (trying again in {})", text::span(delay)));
                     }
-                }
-            });
+                });
             match announced.await? {
                 announced if announced.refused > 0 => Err(Failure::new(
                     Exit::Failed,
@@ -203,7 +202,10 @@ impl Stage {
         report.found = counts.missing().saturating_add(counts.differing());
         report.found_confirmed = counts.confirmed();
         if sync.state() != v1::FullSyncState::Completed {
-            return Err(Failure::new(Exit::Failed, format!("the full sync did not complete: {}", sync_line(&sync, None))));
+            return Err(Failure::new(
+                Exit::Failed,
+                format!("the full sync did not complete: {}", sync_line(&sync, None)),
+            ));
         }
         blobs.extend(hidden);
         Ok(())

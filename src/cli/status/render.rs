@@ -217,7 +217,8 @@ fn queue(queue: Option<&v1::QueueStatus>) -> String {
         return "queue unknown".to_owned();
     };
     let state = word(queue.state().as_str_name(), "QUEUE_STATE_");
-    let entries = if queue.entries() == 1 { "1 entry".to_owned() } else { format!("{} entries", count(queue.entries())) };
+    let entries =
+        if queue.entries() == 1 { "1 entry".to_owned() } else { format!("{} entries", count(queue.entries())) };
     let free = queue.free_bytes.map_or_else(String::new, |free| format!(", {} free", bytes(free)));
     let reason = if queue.reason.is_empty() { String::new() } else { format!(": {}", said(&queue.reason)) };
     format!("queue {state}, {entries}{free}{reason}")
