@@ -173,7 +173,7 @@ impl<'a> Run<'a> {
         let mut stream = match open {
             Some(open) if open.read >= oldest => open.stream,
             _ => {
-                let after = self.merge.open(side).map(|blob| blob.to_string()).unwrap_or_default();
+                let after = self.merge.open(side).unwrap_or_default();
                 let limit = Some(self.parts.settings.window.max(1));
                 let store = match side {
                     Side::Source => &self.slot.route.source,
