@@ -8,16 +8,22 @@
 //! | `sync/ROUTE/ID` | the record, a versioned protobuf message |
 //! | `sync_route/ID` | the route's name |
 //! | `sync_running/ROUTE` | the id of the sync that runs there, in decimal |
-//! | `sync_request/ROUTE/REQUEST_ID` | the id of the sync that answered this request, in decimal |
+//! | `sync_request/REQUEST_ID` | the id of the sync that answered this request, in decimal |
 //! | `sync_request_of/ID/REQUEST_ID` | empty: finds the requests of a record that leaves the history |
 
 mod wire;
 
 use crate::blob::BlobRef;
-use crate::fault::FaultKind;
+use crate::fault::{FaultKind, Side};
 use crate::queue::{QueueError, StateWrite, SyncId, SyncTally};
 use crate::store::code_name;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
+
+/// Unknown digest functions that a record tells apart.
+const FUNCTIONS: usize = 16;
+
+/// Stands for all further ones. No function's name has a `-`.
+const OTHER_FUNCTIONS: &str = "other-functions";
 
 /// What a full sync does with what it finds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -119,8 +125,18 @@ pub struct SyncCounts {
     pub enqueued: u64,
     /// The sum of their sizes at the source, in bytes.
     pub enqueued_bytes: u64,
-    /// Refs, on either side, of digest functions that are not known here. Not filled in yet: stores hand on parsed refs only.
-    pub unknown_refs: u64,
+}
+
+/// Refs of a digest function that is not known here. They are counted, and not copied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnknownFunction {
+    /// The function's name, at most 64 printable ASCII characters of it; `other-functions` stands for all those behind the
+    /// first 16 that the sync met.
+    pub function: String,
+    /// Such refs at the source.
+    pub source_blobs: u64,
+    /// Such refs at the destination.
+    pub destination_blobs: u64,
 }
 
 /// A full sync, running or past.
@@ -154,16 +170,23 @@ pub struct SyncRecord {
     pub tally: SyncTally,
     /// The last ref of the source that was compared.
     pub cursor: Option<BlobRef>,
+    /// Digest functions that are not known here, in the order in which the sync met them; 17 at most.
+    pub unknown: Vec<UnknownFunction>,
+    /// How long it has compared, waits for the backlog included; whole milliseconds of monotonic time.
+    pub comparing: Duration,
+    /// How long the copies that it waits for will still take, as fast as they went since it waits for nothing else. Absent
+    /// while it compares (nobody knows how much lies ahead), before that is known, and at the end. Not kept over restarts.
+    pub eta: Option<Duration>,
 }
 
 impl SyncRecord {
     /// A record of a sync that was just asked for.
-    pub(super) fn new(id: SyncId, route: &str, mode: SyncMode, now: SystemTime) -> Self {
+    pub(super) fn new(id: SyncId, route: &str, mode: SyncMode, prefix: &str, now: SystemTime) -> Self {
         Self {
             id,
             route: route.to_owned(),
             mode,
-            prefix: String::new(),
+            prefix: prefix.to_owned(),
             state: SyncState::Running,
             phase: SyncPhase::default(),
             failure: None,
@@ -174,6 +197,51 @@ impl SyncRecord {
             counts: SyncCounts::default(),
             tally: SyncTally::default(),
             cursor: None,
+            unknown: Vec::new(),
+            comparing: Duration::ZERO,
+            eta: None,
+        }
+    }
+
+    /// The parts that the space of refs was cut into: one, so far.
+    pub const fn ranges_total(&self) -> u64 {
+        1
+    }
+
+    /// Those of them that were compared whole.
+    pub const fn ranges_done(&self) -> u64 {
+        if self.compared_time.is_some() { 1 } else { 0 }
+    }
+
+    /// Blobs of the source compared in a second, over the whole time of comparing so far; absent until there was some.
+    pub fn compared_blobs_per_second(&self) -> Option<f64> {
+        (!self.comparing.is_zero()).then(|| self.counts.source_blobs as f64 / self.comparing.as_secs_f64())
+    }
+
+    /// Refs of unknown digest functions, on both sides together.
+    pub fn unknown_refs(&self) -> u64 {
+        self.unknown.iter().map(|unknown| unknown.source_blobs.saturating_add(unknown.destination_blobs)).sum()
+    }
+
+    /// Adds refs of unknown digest functions that a side's page left out.
+    pub(super) fn add_unknown(&mut self, side: Side, unknown: Vec<(String, u64)>) {
+        for (function, count) in unknown {
+            let known = |list: &[UnknownFunction], name: &str| list.iter().position(|entry| entry.function == name);
+            let at = match known(&self.unknown, &function) {
+                Some(at) => Some(at),
+                None if self.unknown.len() < FUNCTIONS => None,
+                None => known(&self.unknown, OTHER_FUNCTIONS),
+            };
+            let at = at.unwrap_or_else(|| {
+                let function = if self.unknown.len() < FUNCTIONS { function } else { OTHER_FUNCTIONS.to_owned() };
+                self.unknown.push(UnknownFunction { function, source_blobs: 0, destination_blobs: 0 });
+                self.unknown.len() - 1
+            });
+            let entry = &mut self.unknown[at];
+            match side {
+                Side::Source => entry.source_blobs += count,
+                Side::Destination => entry.destination_blobs += count,
+            }
         }
     }
 
@@ -181,8 +249,14 @@ impl SyncRecord {
     pub fn summary(&self) -> String {
         let SyncCounts { source_blobs, missing, differing, in_flight, .. } = self.counts;
         let SyncTally { pending, confirmed, parked, discarded } = self.tally;
-        let found =
-            format!("{source_blobs} blobs compared: {missing} missing, {differing} differing, {in_flight} in flight");
+        let mut found = format!("{source_blobs} blobs compared");
+        if !self.prefix.is_empty() {
+            found += &format!(" that begin with {:?}", self.prefix);
+        }
+        found += &format!(": {missing} missing, {differing} differing, {in_flight} in flight");
+        if !self.unknown.is_empty() {
+            found += &format!(", {} of unknown digest functions left aside", self.unknown_refs());
+        }
         match (self.state, self.phase, &self.failure) {
             (SyncState::Running, SyncPhase::Comparing, _) => format!("comparing; {found}"),
             (SyncState::Running, SyncPhase::WaitingForBacklog, _) => {
@@ -233,8 +307,8 @@ pub(super) fn running_key(route: &str) -> String {
     format!("{RUNNING}{route}")
 }
 
-pub(super) fn request_key(route: &str, request_id: &str) -> String {
-    format!("sync_request/{route}/{request_id}")
+pub(super) fn request_key(request_id: &str) -> String {
+    format!("sync_request/{request_id}")
 }
 
 pub(super) fn requests_of(id: SyncId) -> String {

@@ -1,10 +1,11 @@
 //! A record as it is written: a versioned protobuf message.
 
-use super::{SyncCounts, SyncFailure, SyncMode, SyncPhase, SyncRecord, SyncState, record_key};
+use super::{SyncCounts, SyncFailure, SyncMode, SyncPhase, SyncRecord, SyncState, UnknownFunction, record_key};
 use crate::clock::{from_unix_ms, to_unix_ms};
 use crate::fault::FaultKind;
 use crate::queue::{QueueError, StateWrite, SyncId, SyncTally};
 use prost::Message;
+use std::time::Duration;
 
 /// The layout of [`Wire`]. A higher number is a record of a later release that this one must not guess at.
 const VERSION: u32 = 1;
@@ -40,6 +41,20 @@ struct Wire {
     tally: WireTally,
     #[prost(string, tag = "14")]
     cursor: String,
+    #[prost(message, repeated, tag = "15")]
+    unknown: Vec<WireUnknown>,
+    #[prost(uint64, tag = "16")]
+    comparing_ms: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct WireUnknown {
+    #[prost(string, tag = "1")]
+    function: String,
+    #[prost(uint64, tag = "2")]
+    source_blobs: u64,
+    #[prost(uint64, tag = "3")]
+    destination_blobs: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -74,8 +89,6 @@ struct WireCounts {
     enqueued: u64,
     #[prost(uint64, tag = "9")]
     enqueued_bytes: u64,
-    #[prost(uint64, tag = "10")]
-    unknown_refs: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Message)]
@@ -107,7 +120,6 @@ impl SyncRecord {
             extra,
             enqueued,
             enqueued_bytes,
-            unknown_refs,
         } = self.counts;
         let SyncTally { pending, confirmed, parked, discarded } = self.tally;
         let wire = Wire {
@@ -147,10 +159,19 @@ impl SyncRecord {
                 extra,
                 enqueued,
                 enqueued_bytes,
-                unknown_refs,
             },
             tally: WireTally { pending, confirmed, parked, discarded },
             cursor: self.cursor.map(|blob| blob.to_string()).unwrap_or_default(),
+            unknown: self
+                .unknown
+                .iter()
+                .map(|unknown| WireUnknown {
+                    function: unknown.function.clone(),
+                    source_blobs: unknown.source_blobs,
+                    destination_blobs: unknown.destination_blobs,
+                })
+                .collect(),
+            comparing_ms: u64::try_from(self.comparing.as_millis()).unwrap_or(u64::MAX),
         };
         wire.encode_to_vec()
     }
@@ -203,7 +224,6 @@ impl SyncRecord {
                 extra: wire.counts.extra,
                 enqueued: wire.counts.enqueued,
                 enqueued_bytes: wire.counts.enqueued_bytes,
-                unknown_refs: wire.counts.unknown_refs,
             },
             tally: SyncTally {
                 pending: wire.tally.pending,
@@ -212,6 +232,17 @@ impl SyncRecord {
                 discarded: wire.tally.discarded,
             },
             cursor: wire.cursor.parse().ok(),
+            unknown: wire
+                .unknown
+                .into_iter()
+                .map(|unknown| UnknownFunction {
+                    function: unknown.function,
+                    source_blobs: unknown.source_blobs,
+                    destination_blobs: unknown.destination_blobs,
+                })
+                .collect(),
+            comparing: Duration::from_millis(wire.comparing_ms),
+            eta: None,
         })
     }
 }
@@ -220,15 +251,16 @@ impl SyncRecord {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
 
-    use super::{SyncCounts, SyncFailure, SyncMode, SyncRecord, SyncState};
+    use super::{SyncCounts, SyncFailure, SyncMode, SyncRecord, SyncState, UnknownFunction};
     use crate::blob::DigestFunction;
     use crate::clock::from_unix_ms;
     use crate::fault::FaultKind;
     use crate::queue::{SyncId, SyncTally};
+    use std::time::Duration;
 
     #[test]
     fn records_round_trip_and_foreign_ones_are_refused_by_name() {
-        let mut record = SyncRecord::new(SyncId(7), "a_to_b", SyncMode::Copy, from_unix_ms(1_000));
+        let mut record = SyncRecord::new(SyncId(7), "a_to_b", SyncMode::Copy, "sha256-0", from_unix_ms(1_000));
         let write = record.write();
         assert_eq!(write.key, "sync/a_to_b/00000000000000000007");
         assert_eq!(SyncRecord::decode(&write.key, &write.value.unwrap()).unwrap(), record);
@@ -252,10 +284,13 @@ mod tests {
             extra: 7,
             enqueued: 8,
             enqueued_bytes: 9,
-            unknown_refs: 10,
         };
         record.tally = SyncTally { pending: 1, confirmed: 2, parked: 3, discarded: 4 };
         record.cursor = Some(DigestFunction::Sha256.ref_of(b"x"));
+        let unknown =
+            |function: &str| UnknownFunction { function: function.into(), source_blobs: 1, destination_blobs: 2 };
+        record.unknown = vec![unknown("md5"), unknown("")];
+        record.comparing = Duration::from_millis(499);
         let value = record.write().value.unwrap();
         assert_eq!(SyncRecord::decode("k", &value).unwrap(), record);
         let mut later = value.clone();
