@@ -302,17 +302,25 @@ impl Announcer {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// A durable write has succeeded: announcements may again.
+    pub fn recovered(&self) {
+        if self.trouble.lock().unwrap_or_else(PoisonError::into_inner).take().is_some() {
+            tracing::info!("announcements are written again");
+        }
+    }
+
     async fn push(&self, pushes: Vec<Push>) -> Result<Vec<Pushed>, QueueError> {
         let pushed = self.queue.push(pushes, Vec::new()).await;
-        let trouble = match &pushed {
-            Err(error @ (QueueError::Write(_) | QueueError::Read(_))) => Some(error.to_string()),
-            _ => None,
-        };
-        let was = std::mem::replace(&mut *self.trouble.lock().unwrap_or_else(PoisonError::into_inner), trouble.clone());
-        match (was, trouble) {
-            (None, Some(trouble)) => tracing::error!("announcements are refused: {trouble}"),
-            (Some(_), None) => tracing::info!("announcements are written again"),
-            _ => {}
+        match &pushed {
+            Err(error @ (QueueError::Write(_) | QueueError::Read(_))) => {
+                let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+                if trouble.replace(error.to_string()).is_none() {
+                    tracing::error!("announcements are refused: {error}");
+                }
+            }
+            Ok(_) => self.recovered(),
+            // A limit was reached, or it is closed: nothing is known of its writes.
+            Err(_) => {}
         }
         pushed
     }

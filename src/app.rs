@@ -63,6 +63,9 @@ const RECORD_PAUSE: Duration = Duration::from_secs(5);
 /// The key in the queue's state of this replicator's own id.
 const REPLICATOR_ID: &str = "replicator/id";
 
+/// The key that is deleted, and never there, to find out whether the queue can write again.
+const WRITE_PROBE: &str = "replicator/write_probe";
+
 /// A replicator, ready to run.
 pub struct App {
     parts: Parts,
@@ -74,6 +77,7 @@ pub struct App {
     workers: Vec<Arc<Worker>>,
     routes: Arc<RouteTable>,
     syncs: FullSyncs,
+    announcer: Arc<Announcer>,
     observer: Arc<Observer>,
     service: Service,
 }
@@ -105,7 +109,7 @@ impl App {
         }));
         let service = Service::new(ServiceParts {
             replicator_id: replicator_id(&parts).await?,
-            announcer,
+            announcer: announcer.clone(),
             routes: routes.clone(),
             syncs: syncs.clone(),
             observer: observer.clone(),
@@ -117,7 +121,7 @@ impl App {
             max_connections: config.server.max_connections,
             drain_timeout: config.server.drain_timeout,
         };
-        Ok(Self { parts, serve, gate, draining, tasks, peers, workers, routes, syncs, observer, service })
+        Ok(Self { parts, serve, gate, draining, tasks, peers, workers, routes, syncs, announcer, observer, service })
     }
 
     /// What each enabled route's worker tells of itself, by the route's name; also while the app runs.
@@ -134,15 +138,21 @@ impl App {
         let address = listener.local_addr().context("the listener has no address")?;
         let (base, health) = base_routes()?;
         let grpc = self.service.add_to(base);
-        self.observer.sample();
         let (stop, abort, server_stop) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
 
         let mut background = Crew::new();
-        background.spawn("watch", {
-            let disk = self.parts.disk.clone();
-            let routes = self.routes.clone();
-            watch(self.observer.clone(), routes, health, disk, self.draining.clone())
-        });
+        let watch = Watch {
+            observer: self.observer.clone(),
+            announcer: self.announcer.clone(),
+            state: self.parts.state.clone(),
+            routes: self.routes.clone(),
+            disk: self.parts.disk.clone(),
+            health,
+        };
+        // Whoever connects first finds health known.
+        watch.look().await;
+        watch.set_routes(true).await;
+        background.spawn("watch", watch.run(self.draining.clone()));
         for peer in self.peers.values() {
             let (peer, parts) = (peer.clone(), self.parts.state.clone());
             background.spawn(&format!("store id of {}", peer.name()), record_store_id(peer, parts, stop.clone()));
@@ -336,35 +346,58 @@ async fn record_store_id(peer: Arc<Peer>, state: Arc<dyn State>, stop: Cancellat
     Ok(())
 }
 
-/// Samples figures and keeps health up to date; the only one who sets it. Ends with the drain.
-async fn watch(
+/// Samples figures and keeps health up to date; the only one who sets it.
+struct Watch {
     observer: Arc<Observer>,
+    announcer: Arc<Announcer>,
+    state: Arc<dyn State>,
     routes: Arc<RouteTable>,
-    health: HealthReporter,
     disk: Option<PathBuf>,
-    draining: CancellationToken,
-) -> Result<()> {
-    let route_names = || routes.all().iter().map(|route| (format!("route/{}", route.name), route.enabled));
-    for (name, enabled) in route_names() {
-        health.set_service_status(name, serving(enabled)).await;
+    health: HealthReporter,
+}
+
+impl Watch {
+    /// Ends with the drain.
+    async fn run(self, draining: CancellationToken) -> Result<()> {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while draining.run_until_cancelled(tick.tick()).await.is_some() {
+            draining.run_until_cancelled(self.look()).await;
+        }
+        self.set_services(false).await;
+        self.set_routes(false).await;
+        Ok(())
     }
-    let mut tick = tokio::time::interval(TICK);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    while draining.run_until_cancelled(tick.tick()).await.is_some() {
-        if let Some(disk) = &disk
+
+    async fn look(&self) {
+        if let Some(disk) = &self.disk
             && let Some(free) = free_bytes(disk).await
         {
-            observer.set_free_bytes(free);
+            self.observer.set_free_bytes(free);
         }
-        observer.sample();
+        // While health says that announcements are refused nobody may send any: somebody else has to find out.
+        if self.announcer.trouble().is_some() {
+            let probe = StateWrite { key: WRITE_PROBE.to_owned(), value: None };
+            if self.state.write(vec![probe]).await.is_ok() {
+                self.announcer.recovered();
+            }
+        }
+        self.observer.sample();
+        self.set_services(self.observer.can_ack()).await;
+    }
+
+    async fn set_services(&self, serve: bool) {
         for name in SERVICE_NAMES {
-            health.set_service_status(name, serving(observer.can_ack())).await;
+            self.health.set_service_status(name, serving(serve)).await;
         }
     }
-    for name in SERVICE_NAMES.into_iter().map(str::to_owned).chain(route_names().map(|(name, _)| name)) {
-        health.set_service_status(name, ServingStatus::NotServing).await;
+
+    async fn set_routes(&self, serve: bool) {
+        for route in self.routes.all() {
+            let name = format!("route/{}", route.name);
+            self.health.set_service_status(name, serving(serve && route.enabled)).await;
+        }
     }
-    Ok(())
 }
 
 fn serving(yes: bool) -> ServingStatus {

@@ -167,8 +167,12 @@ pub struct EnumeratePage {
     /// Blobs in strictly ascending order, all after those of earlier pages.
     pub blobs: Vec<BlobMeta>,
     /// Refs in this page's place that are left out because their digest function is not known here: the function's name,
-    /// quoted and escaped, and how many.
+    /// at most 64 printable ASCII characters of it, and how many. A name may come more than once.
     pub unknown: Vec<(String, u64)>,
+    /// The text of the last ref that `unknown` counts; printable ASCII that does for a bound. Absent where there is none. A
+    /// listing goes on after the greater of this and the last of `blobs`: what a limit cut may have been unknown to its
+    /// last ref, or altogether.
+    pub last_unknown: Option<String>,
     /// Set on the last page, and only there.
     pub end: Option<EnumerateEnd>,
 }
@@ -176,9 +180,9 @@ pub struct EnumeratePage {
 /// How an enumeration ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EnumerateEnd {
-    /// The number of blobs in all pages.
+    /// The number of blobs in all pages; refs of unknown functions are not among them.
     pub count: u64,
-    /// Whether nothing further lies in the range; false: cut by the limit.
+    /// Whether nothing further lies in the range; false: cut by the limit, towards which refs of unknown functions count.
     pub complete: bool,
 }
 

@@ -25,18 +25,22 @@
 //!   held longer than a window of refs either: it goes on after the last ref with a new one.
 //! - **Memory is bounded** by the pages under way and one batch of findings, not by the stores.
 //!
-//! Deliberately absent so far: COMPARE and VERIFY, a prefix, ranges in parallel, going on from a checkpoint, cancelling.
-//! The record has room for all of them, and [`SyncStartError`] names what is refused.
+//! - **Refs of digest functions that are not known here** are counted, by function and side, and passed over, even where
+//!   a whole window has nothing else: a stream goes on after the last text that its store gave, whatever that was.
+//!
+//! Deliberately absent so far: COMPARE and VERIFY, ranges in parallel, going on from a checkpoint, cancelling. The record
+//! has room for all of them, and [`SyncStartError`] names what is refused.
 
 mod diff;
 mod driver;
 mod history;
+mod prefix;
 mod record;
 mod run;
 
 pub use diff::{Finding, ListingError, ListingFault, Merge, Need, Seen};
 pub use driver::{FullSyncs, Started, SyncParts, SyncRequest, SyncRoute, SyncSettings, SyncStartError};
-pub use record::{SyncCounts, SyncFailure, SyncMode, SyncPhase, SyncRecord, SyncState};
+pub use record::{SyncCounts, SyncFailure, SyncMode, SyncPhase, SyncRecord, SyncState, UnknownFunction};
 
 #[cfg(test)]
 mod tests;

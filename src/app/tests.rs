@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod announcing;
+mod failing;
 mod on_disk;
 mod running;
 
@@ -15,6 +16,7 @@ use crate::store::memory::MemoryStore;
 use crate::store::{Put, Store};
 use anyhow::Result;
 use bytes::Bytes;
+use failing::FailingQueue;
 use futures::{StreamExt, stream};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,6 +33,7 @@ use v1::replication_service_client::ReplicationServiceClient;
 /// A replicator over a model queue and stores in memory, served on loopback.
 struct World {
     stores: BTreeMap<&'static str, (Arc<MemoryStore>, Arc<FaultyStore>)>,
+    queue: Arc<FailingQueue>,
     channel: Channel,
     shutdown: CancellationToken,
     running: JoinSet<Result<ExitSummary>>,
@@ -63,12 +66,13 @@ impl World {
         let config = Config::load(Some(("test", &toml)), std::iter::empty(), &[]).unwrap();
         let clock = Arc::new(SystemClock::new());
         let wall = clock.clone();
-        let queue = Arc::new(ModelQueue::new(50, Duration::from_secs(60), Arc::new(move || wall.now())));
+        let model = ModelQueue::new(50, Duration::from_secs(60), Arc::new(move || wall.now()));
+        let queue = Arc::new(FailingQueue::new(model));
         let parts = Parts {
             clock,
             entropy: Arc::new(Entropy::seeded(1)),
             queue: queue.clone(),
-            state: queue,
+            state: queue.clone(),
             stores: stores
                 .iter()
                 .map(|(name, (_, store))| ((*name).to_owned(), store.clone() as Arc<dyn Store>))
@@ -83,7 +87,7 @@ impl World {
         let shutdown = CancellationToken::new();
         let mut running = JoinSet::new();
         running.spawn(app.run(listener, shutdown.clone()));
-        Self { stores, channel: endpoint.connect_lazy(), shutdown, running }
+        Self { stores, queue, channel: endpoint.connect_lazy(), shutdown, running }
     }
 
     fn receiver(&self) -> BlobReceiverServiceClient<Channel> {

@@ -403,7 +403,7 @@ impl Cursor {
             }
             next => {
                 let end = EnumerateEnd { count: self.count, complete: next.is_none() };
-                Ok((EnumeratePage { blobs: page.blobs, unknown: Vec::new(), end: Some(end) }, None))
+                Ok((EnumeratePage { blobs: page.blobs, end: Some(end), ..EnumeratePage::default() }, None))
             }
         }
     }

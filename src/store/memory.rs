@@ -212,7 +212,7 @@ impl Store for MemoryStore {
             if end.is_none() {
                 next = page.next;
             }
-            Some(Ok(EnumeratePage { blobs: page.blobs, unknown: Vec::new(), end }))
+            Some(Ok(EnumeratePage { blobs: page.blobs, end, ..EnumeratePage::default() }))
         });
         Ok(stream::iter(pages).boxed())
     }

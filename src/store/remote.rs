@@ -46,6 +46,12 @@ const CHUNK_OVERHEAD: usize = 64;
 /// The longest store id, in bytes.
 const MAX_STORE_ID: usize = 128;
 
+/// The longest ref of a digest function that is not known here, in bytes: as long as a bound may be.
+const MAX_REF: usize = 1024;
+
+/// What is kept of the name of such a function, in characters.
+const MAX_FUNCTION: usize = 64;
+
 /// The longest version text that is kept, in characters.
 const MAX_VERSION: usize = 100;
 
@@ -349,13 +355,19 @@ impl Listing {
                 Ok(blob) => {
                     page.blobs.push(BlobMeta { blob, size: stated("EnumerateBlobs", meta.size_bytes)? });
                 }
-                Err(RefError::UnknownFunction(function)) => {
-                    self.left_out += 1;
-                    let function = function.to_string();
-                    match page.unknown.iter_mut().find(|(known, _)| *known == function) {
-                        Some((_, count)) => *count += 1,
-                        None => page.unknown.push((function, 1)),
+                Err(RefError::UnknownFunction(_)) => {
+                    if text.len() > MAX_REF || text.bytes().any(|byte| !(b' '..=b'~').contains(&byte)) {
+                        let what = "EnumerateBlobs: a ref is at most 1,024 printable ASCII characters, not";
+                        return Err(StoreError::protocol_with(what, &text));
                     }
+                    self.left_out += 1;
+                    let function: String = text.chars().take_while(|c| *c != '-').take(MAX_FUNCTION).collect();
+                    // In order, the refs of a function stand together.
+                    match page.unknown.last_mut() {
+                        Some((last, count)) if *last == function => *count += 1,
+                        _ => page.unknown.push((function, 1)),
+                    }
+                    page.last_unknown = Some(text.clone());
                 }
                 Err(error) => return Err(StoreError::Protocol(format!("EnumerateBlobs: {error}"))),
             }

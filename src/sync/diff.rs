@@ -47,8 +47,8 @@ pub enum ListingFault {
         /// The blobs that came in this stream.
         found: u64,
     },
-    /// It claims that there is more, and gives nothing.
-    #[error("says that it was cut by the limit, but gave no blob")]
+    /// It claims that there is more, and gives no ref, not even an unknown one.
+    #[error("says that it was cut by the limit, but gave no ref")]
     NoProgress,
     /// The answer to "which of these do you hold" names one that was not asked for.
     #[error("answered for {0}, which was not asked for")]
@@ -105,16 +105,19 @@ pub struct Seen {
 struct Listing {
     side: Side,
     waiting: VecDeque<BlobMeta>,
-    // The last ref of all pages; the listing goes on after it.
+    // The last ref of all pages, and the last one of a digest function that is not known here.
     last: Option<BlobRef>,
-    // Blobs in the stream that is open now.
+    last_unknown: Option<String>,
+    // Where the stream that is open now began, and the blobs in it.
+    opened_after: Option<String>,
     in_stream: u64,
     whole: bool,
 }
 
 impl Listing {
     fn new(side: Side) -> Self {
-        Self { side, waiting: VecDeque::new(), last: None, in_stream: 0, whole: false }
+        let (last, last_unknown, opened_after) = (None, None, None);
+        Self { side, waiting: VecDeque::new(), last, last_unknown, opened_after, in_stream: 0, whole: false }
     }
 
     fn error(&self, what: ListingFault) -> ListingError {
@@ -133,20 +136,27 @@ impl Listing {
             }
         }
         let found = self.in_stream + page.blobs.len() as u64;
+        let last_unknown = page.last_unknown.as_ref().max(self.last_unknown.as_ref());
         if let Some(end) = page.end {
             if end.count != found {
                 return Err(self.error(ListingFault::Miscounted { stated: end.count, found }));
             }
-            if !end.complete && found == 0 {
+            if !end.complete && place(last, last_unknown) == self.opened_after {
                 return Err(self.error(ListingFault::NoProgress));
             }
             self.whole = end.complete;
         }
         self.last = last;
+        self.last_unknown = last_unknown.cloned();
         self.in_stream = found;
         self.waiting.extend(page.blobs);
         Ok(())
     }
+}
+
+/// The text up to and with which a listing is known. It only ever grows.
+fn place(last: Option<BlobRef>, last_unknown: Option<&String>) -> Option<String> {
+    last.map(|last| last.to_string()).max(last_unknown.cloned())
 }
 
 /// A merge in progress.
@@ -196,11 +206,13 @@ impl Merge {
         }
     }
 
-    /// A new stream of this side begins: its end counts from here. Answers the ref that it goes on after, if there is one.
-    pub fn open(&mut self, side: Side) -> Option<BlobRef> {
+    /// A new stream of this side begins: its end counts from here. Answers the text of the ref that it goes on after, if
+    /// there is one; it may be of a digest function that is not known here.
+    pub fn open(&mut self, side: Side) -> Option<String> {
         let listing = self.listing_mut(side);
         listing.in_stream = 0;
-        listing.last
+        listing.opened_after = place(listing.last, listing.last_unknown.as_ref());
+        listing.opened_after.clone()
     }
 
     /// Takes the next page of the source.

@@ -1,6 +1,7 @@
 //! The owner of all syncs: which may start, where their records are, and what a restart makes of them.
 
 use super::history::{end_writes, fail, past, pruned, read_list, read_record, recover, request_writes};
+use super::prefix::is_valid;
 use super::record::{
     LAST_ID, SyncFailure, SyncMode, SyncPhase, SyncRecord, SyncState, read_id, request_key, route_key, running_key,
     write_id,
@@ -103,9 +104,9 @@ pub struct SyncRequest {
     pub route: String,
     /// What to do.
     pub mode: SyncMode,
-    /// Only refs that begin with this; empty: all.
+    /// Only refs that begin with this; ASCII, at most 256 characters; empty: all.
     pub prefix: String,
-    /// Makes a retry safe; empty: no such safety. 1 to 128 printable ASCII characters.
+    /// Makes a retry safe, on whatever route it was used; empty: no such safety. 1 to 128 printable ASCII characters.
     pub request_id: String,
 }
 
@@ -132,14 +133,14 @@ pub enum SyncStartError {
     /// The mode is not offered.
     #[error("full syncs in mode {} are not offered by this version; use copy", .0.as_str())]
     ModeUnsupported(SyncMode),
-    /// A prefix is not offered.
-    #[error("full syncs of a prefix are not offered by this version; leave the prefix empty")]
-    PrefixUnsupported,
+    /// The prefix is not one.
+    #[error("a prefix is ASCII text of at most 256 characters")]
+    InvalidPrefix,
     /// The request id is not one.
     #[error("a request id is 1 to 128 printable ASCII characters")]
     InvalidRequestId,
     /// The request id was used for something else.
-    #[error("the request id was used before, for {0} of another mode or prefix")]
+    #[error("the request id was used before, for {0} of another route, mode or prefix")]
     RequestIdReused(SyncId),
     /// A sync of another mode or prefix runs on the route.
     #[error("{0} of another mode or prefix runs on the route; wait for its end")]
@@ -181,7 +182,8 @@ impl Slot {
 struct Inner {
     parts: SyncParts,
     slots: BTreeMap<String, Arc<Slot>>,
-    // The highest id given out. Held while it is written, so that the written ones ascend.
+    // The highest id given out. Held while it is written, so that the written ones ascend, and from the last look for a
+    // request's id to its write, so that one id does not start syncs of two routes.
     last_id: tokio::sync::Mutex<u64>,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -229,8 +231,8 @@ impl FullSyncs {
         if request.mode != SyncMode::Copy {
             return Err(SyncStartError::ModeUnsupported(request.mode));
         }
-        if !request.prefix.is_empty() {
-            return Err(SyncStartError::PrefixUnsupported);
+        if !is_valid(&request.prefix) {
+            return Err(SyncStartError::InvalidPrefix);
         }
         let printable = request.request_id.bytes().all(|byte| (b' '..=b'~').contains(&byte));
         if !printable || request.request_id.len() > MAX_REQUEST_ID {
@@ -303,6 +305,11 @@ impl Begun {
     }
 }
 
+/// Whether this sync does what the request asks for.
+fn is_answer(record: &SyncRecord, request: &SyncRequest) -> bool {
+    record.route == request.route && record.mode == request.mode && record.prefix == request.prefix
+}
+
 impl Inner {
     /// A running record with the present figures of its entries.
     fn counted(&self, mut record: SyncRecord) -> SyncRecord {
@@ -323,29 +330,37 @@ impl Inner {
         Ok(read_record(&self.parts, &String::from_utf8_lossy(&route), id).await?.map(past))
     }
 
+    /// The answer to a request whose id was used before, as long as that sync is in the history.
+    async fn answered_before(&self, request: &SyncRequest) -> Result<Option<Begun>, SyncStartError> {
+        if request.request_id.is_empty() {
+            return Ok(None);
+        }
+        let key = request_key(&request.request_id);
+        let Some(value) = self.parts.state.get(&key).await? else {
+            return Ok(None);
+        };
+        match self.get(read_id(&key, &value)?).await? {
+            Some(record) if is_answer(&record, request) => Ok(Some(Begun::known(record))),
+            Some(record) => Err(SyncStartError::RequestIdReused(record.id)),
+            None => Ok(None),
+        }
+    }
+
     /// Writes the record of a new sync, unless one that exists answers the request.
     async fn begin(&self, slot: &Slot, request: &SyncRequest) -> Result<Begun, SyncStartError> {
         let _one_at_a_time = slot.starting.lock().await;
         let route = &slot.route.name;
         let state = &self.parts.state;
-        let same = |record: &SyncRecord| record.mode == request.mode && record.prefix == request.prefix;
-        if !request.request_id.is_empty() {
-            let key = request_key(route, &request.request_id);
-            let before = match state.get(&key).await? {
-                Some(value) => self.get(read_id(&key, &value)?).await?,
-                None => None,
-            };
-            if let Some(record) = before {
-                return if same(&record) {
-                    Ok(Begun::known(record))
-                } else {
-                    Err(SyncStartError::RequestIdReused(record.id))
-                };
-            }
+        if let Some(begun) = self.answered_before(request).await? {
+            return Ok(begun);
         }
         if let Some(running) = slot.newest().filter(|record| record.state == SyncState::Running) {
-            if !same(&running) {
+            if !is_answer(&running, request) {
                 return Err(SyncStartError::OtherRunning(running.id));
+            }
+            let _writing = self.last_id.lock().await;
+            if let Some(begun) = self.answered_before(request).await? {
+                return Ok(begun);
             }
             state.write(request_writes(request, running.id)).await?;
             return Ok(Begun::known(self.counted(running)));
@@ -362,10 +377,13 @@ impl Inner {
         }
         let record = {
             let mut last_id = self.last_id.lock().await;
+            if let Some(begun) = self.answered_before(request).await? {
+                return Ok(begun);
+            }
             // Counted up before the write: one that fails may be on disk all the same.
             *last_id += 1;
             let id = SyncId(*last_id);
-            let record = SyncRecord::new(id, route, request.mode, self.parts.clock.now());
+            let record = SyncRecord::new(id, route, request.mode, &request.prefix, self.parts.clock.now());
             writes.push(write_id(LAST_ID.to_owned(), id));
             writes.push(StateWrite { key: route_key(id), value: Some(route.clone().into_bytes()) });
             writes.push(write_id(running_key(route), id));
@@ -375,7 +393,9 @@ impl Inner {
             record
         };
         slot.set_newest(record.clone());
-        tracing::info!(sync = %record.id, route = %route, mode = record.mode.as_str(), "full sync started");
+        tracing::info!(
+            sync = %record.id, route = %route, mode = record.mode.as_str(), prefix = ?record.prefix, "full sync started"
+        );
         Ok(Begun { answer: Started { record, already_running: false }, is_new: true })
     }
 
@@ -400,6 +420,7 @@ impl Inner {
             ),
         }
         record.phase = SyncPhase::default();
+        record.eta = None;
         record.end_time = Some(self.parts.clock.now());
         match &record.failure {
             Some(failure) => tracing::warn!(
@@ -409,7 +430,8 @@ impl Inner {
             None => tracing::info!(
                 sync = %record.id, route = %record.route, state = record.state.as_str(),
                 compared = record.counts.source_blobs, missing = record.counts.missing,
-                differing = record.counts.differing, confirmed = record.tally.confirmed, "full sync ended"
+                differing = record.counts.differing, confirmed = record.tally.confirmed,
+                unknown = record.unknown_refs(), "full sync ended"
             ),
         }
         self.write_end(&record).await;

@@ -34,10 +34,7 @@ pub(super) fn request_writes(request: &SyncRequest, id: SyncId) -> Vec<StateWrit
         return Vec::new();
     }
     let index = format!("{}{}", requests_of(id), request.request_id);
-    vec![
-        write_id(request_key(&request.route, &request.request_id), id),
-        StateWrite { key: index, value: Some(Vec::new()) },
-    ]
+    vec![write_id(request_key(&request.request_id), id), StateWrite { key: index, value: Some(Vec::new()) }]
 }
 
 /// A record as it stands on the disk.
@@ -111,7 +108,7 @@ pub(super) async fn pruned(parts: &SyncParts, route: &str) -> Result<Vec<StateWr
             let requests = requests_of(id);
             for (index, _) in state.list(&requests, MANY).await? {
                 let request_id = index.strip_prefix(&requests).unwrap_or_default();
-                deletes.push(StateWrite { key: request_key(route, request_id), value: None });
+                deletes.push(StateWrite { key: request_key(request_id), value: None });
                 deletes.push(StateWrite { key: index, value: None });
             }
             deletes.push(StateWrite { key: route_key(id), value: None });

@@ -8,19 +8,22 @@
 //! | `sync/ROUTE/ID` | the record, a versioned protobuf message |
 //! | `sync_route/ID` | the route's name |
 //! | `sync_running/ROUTE` | the id of the sync that runs there, in decimal |
-//! | `sync_request/ROUTE/REQUEST_ID` | the id of the sync that answered this request, in decimal |
+//! | `sync_request/REQUEST_ID` | the id of the sync that answered this request, in decimal |
 //! | `sync_request_of/ID/REQUEST_ID` | empty: finds the requests of a record that leaves the history |
 
+mod wire;
+
 use crate::blob::BlobRef;
-use crate::clock::{from_unix_ms, to_unix_ms};
-use crate::fault::FaultKind;
+use crate::fault::{FaultKind, Side};
 use crate::queue::{QueueError, StateWrite, SyncId, SyncTally};
 use crate::store::code_name;
-use prost::Message;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-/// The layout of [`Wire`]. A higher number is a record of a later release that this one must not guess at.
-const VERSION: u32 = 1;
+/// Unknown digest functions that a record tells apart.
+const FUNCTIONS: usize = 16;
+
+/// Stands for all further ones. No function's name has a `-`.
+const OTHER_FUNCTIONS: &str = "other-functions";
 
 /// What a full sync does with what it finds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -122,8 +125,18 @@ pub struct SyncCounts {
     pub enqueued: u64,
     /// The sum of their sizes at the source, in bytes.
     pub enqueued_bytes: u64,
-    /// Refs, on either side, of digest functions that are not known here. Not filled in yet: stores hand on parsed refs only.
-    pub unknown_refs: u64,
+}
+
+/// Refs of a digest function that is not known here. They are counted, and not copied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnknownFunction {
+    /// The function's name, at most 64 printable ASCII characters of it; `other-functions` stands for all those behind the
+    /// first 16 that the sync met.
+    pub function: String,
+    /// Such refs at the source.
+    pub source_blobs: u64,
+    /// Such refs at the destination.
+    pub destination_blobs: u64,
 }
 
 /// A full sync, running or past.
@@ -157,97 +170,23 @@ pub struct SyncRecord {
     pub tally: SyncTally,
     /// The last ref of the source that was compared.
     pub cursor: Option<BlobRef>,
-}
-
-/// What is written of a [`SyncRecord`]. Numbers are durable.
-#[derive(Clone, PartialEq, Message)]
-struct Wire {
-    #[prost(uint32, tag = "1")]
-    version: u32,
-    #[prost(uint64, tag = "2")]
-    id: u64,
-    #[prost(string, tag = "3")]
-    route: String,
-    #[prost(uint32, tag = "4")]
-    mode: u32,
-    #[prost(string, tag = "5")]
-    prefix: String,
-    #[prost(uint32, tag = "6")]
-    state: u32,
-    #[prost(message, optional, tag = "7")]
-    failure: Option<WireFailure>,
-    #[prost(uint64, tag = "8")]
-    create_ms: u64,
-    #[prost(uint64, optional, tag = "9")]
-    start_ms: Option<u64>,
-    #[prost(uint64, optional, tag = "10")]
-    compared_ms: Option<u64>,
-    #[prost(uint64, optional, tag = "11")]
-    end_ms: Option<u64>,
-    #[prost(message, required, tag = "12")]
-    counts: WireCounts,
-    #[prost(message, required, tag = "13")]
-    tally: WireTally,
-    #[prost(string, tag = "14")]
-    cursor: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct WireFailure {
-    #[prost(uint32, tag = "1")]
-    kind: u32,
-    #[prost(string, tag = "2")]
-    peer: String,
-    #[prost(int32, optional, tag = "3")]
-    code: Option<i32>,
-    #[prost(string, tag = "4")]
-    message: String,
-}
-
-#[derive(Clone, Copy, PartialEq, Message)]
-struct WireCounts {
-    #[prost(uint64, tag = "1")]
-    source_blobs: u64,
-    #[prost(uint64, tag = "2")]
-    destination_blobs: u64,
-    #[prost(uint64, tag = "3")]
-    missing: u64,
-    #[prost(uint64, tag = "4")]
-    missing_bytes: u64,
-    #[prost(uint64, tag = "5")]
-    differing: u64,
-    #[prost(uint64, tag = "6")]
-    in_flight: u64,
-    #[prost(uint64, tag = "7")]
-    extra: u64,
-    #[prost(uint64, tag = "8")]
-    enqueued: u64,
-    #[prost(uint64, tag = "9")]
-    enqueued_bytes: u64,
-    #[prost(uint64, tag = "10")]
-    unknown_refs: u64,
-}
-
-#[derive(Clone, Copy, PartialEq, Message)]
-struct WireTally {
-    #[prost(uint64, tag = "1")]
-    pending: u64,
-    #[prost(uint64, tag = "2")]
-    confirmed: u64,
-    #[prost(uint64, tag = "3")]
-    parked: u64,
-    #[prost(uint64, tag = "4")]
-    discarded: u64,
+    /// Digest functions that are not known here, in the order in which the sync met them; 17 at most.
+    pub unknown: Vec<UnknownFunction>,
+    /// How long it has compared, waits for the backlog included; whole milliseconds of monotonic time.
+    pub comparing: Duration,
+    /// How long the copies that it waits for will still take, as fast as they went since it waits for nothing else. Absent
+    /// while it compares (nobody knows how much lies ahead), before that is known, and at the end. Not kept over restarts.
+    pub eta: Option<Duration>,
 }
 
 impl SyncRecord {
     /// A record of a sync that was just asked for.
-    pub(super) fn new(id: SyncId, route: &str, mode: SyncMode, now: SystemTime) -> Self {
+    pub(super) fn new(id: SyncId, route: &str, mode: SyncMode, prefix: &str, now: SystemTime) -> Self {
         Self {
             id,
             route: route.to_owned(),
             mode,
-            prefix: String::new(),
+            prefix: prefix.to_owned(),
             state: SyncState::Running,
             phase: SyncPhase::default(),
             failure: None,
@@ -258,6 +197,51 @@ impl SyncRecord {
             counts: SyncCounts::default(),
             tally: SyncTally::default(),
             cursor: None,
+            unknown: Vec::new(),
+            comparing: Duration::ZERO,
+            eta: None,
+        }
+    }
+
+    /// The parts that the space of refs was cut into: one, so far.
+    pub const fn ranges_total(&self) -> u64 {
+        1
+    }
+
+    /// Those of them that were compared whole.
+    pub const fn ranges_done(&self) -> u64 {
+        if self.compared_time.is_some() { 1 } else { 0 }
+    }
+
+    /// Blobs of the source compared in a second, over the whole time of comparing so far; absent until there was some.
+    pub fn compared_blobs_per_second(&self) -> Option<f64> {
+        (!self.comparing.is_zero()).then(|| self.counts.source_blobs as f64 / self.comparing.as_secs_f64())
+    }
+
+    /// Refs of unknown digest functions, on both sides together.
+    pub fn unknown_refs(&self) -> u64 {
+        self.unknown.iter().map(|unknown| unknown.source_blobs.saturating_add(unknown.destination_blobs)).sum()
+    }
+
+    /// Adds refs of unknown digest functions that a side's page left out.
+    pub(super) fn add_unknown(&mut self, side: Side, unknown: Vec<(String, u64)>) {
+        for (function, count) in unknown {
+            let known = |list: &[UnknownFunction], name: &str| list.iter().position(|entry| entry.function == name);
+            let at = match known(&self.unknown, &function) {
+                Some(at) => Some(at),
+                None if self.unknown.len() < FUNCTIONS => None,
+                None => known(&self.unknown, OTHER_FUNCTIONS),
+            };
+            let at = at.unwrap_or_else(|| {
+                let function = if self.unknown.len() < FUNCTIONS { function } else { OTHER_FUNCTIONS.to_owned() };
+                self.unknown.push(UnknownFunction { function, source_blobs: 0, destination_blobs: 0 });
+                self.unknown.len() - 1
+            });
+            let entry = &mut self.unknown[at];
+            match side {
+                Side::Source => entry.source_blobs += count,
+                Side::Destination => entry.destination_blobs += count,
+            }
         }
     }
 
@@ -265,8 +249,14 @@ impl SyncRecord {
     pub fn summary(&self) -> String {
         let SyncCounts { source_blobs, missing, differing, in_flight, .. } = self.counts;
         let SyncTally { pending, confirmed, parked, discarded } = self.tally;
-        let found =
-            format!("{source_blobs} blobs compared: {missing} missing, {differing} differing, {in_flight} in flight");
+        let mut found = format!("{source_blobs} blobs compared");
+        if !self.prefix.is_empty() {
+            found += &format!(" that begin with {:?}", self.prefix);
+        }
+        found += &format!(": {missing} missing, {differing} differing, {in_flight} in flight");
+        if !self.unknown.is_empty() {
+            found += &format!(", {} of unknown digest functions left aside", self.unknown_refs());
+        }
         match (self.state, self.phase, &self.failure) {
             (SyncState::Running, SyncPhase::Comparing, _) => format!("comparing; {found}"),
             (SyncState::Running, SyncPhase::WaitingForBacklog, _) => {
@@ -285,130 +275,6 @@ impl SyncRecord {
             (SyncState::Failed, _, None) => "failed".to_owned(),
             (SyncState::Cancelled, ..) => format!("cancelled; {found}"),
         }
-    }
-
-    /// The write that keeps it.
-    pub(super) fn write(&self) -> StateWrite {
-        StateWrite { key: record_key(&self.route, self.id), value: Some(self.encode()) }
-    }
-
-    fn encode(&self) -> Vec<u8> {
-        let SyncCounts {
-            source_blobs,
-            destination_blobs,
-            missing,
-            missing_bytes,
-            differing,
-            in_flight,
-            extra,
-            enqueued,
-            enqueued_bytes,
-            unknown_refs,
-        } = self.counts;
-        let SyncTally { pending, confirmed, parked, discarded } = self.tally;
-        let wire = Wire {
-            version: VERSION,
-            id: self.id.0,
-            route: self.route.clone(),
-            mode: match self.mode {
-                SyncMode::Copy => 1,
-                SyncMode::Compare => 2,
-                SyncMode::Verify => 3,
-            },
-            prefix: self.prefix.clone(),
-            state: match self.state {
-                SyncState::Running => 1,
-                SyncState::Completed => 2,
-                SyncState::CompletedWithFailures => 3,
-                SyncState::Failed => 4,
-                SyncState::Cancelled => 5,
-            },
-            failure: self.failure.as_ref().map(|failure| WireFailure {
-                kind: failure.kind.map_or(0, |kind| u32::from(kind.number())),
-                peer: failure.peer.clone(),
-                code: failure.code.map(i32::from),
-                message: failure.message.clone(),
-            }),
-            create_ms: to_unix_ms(self.create_time),
-            start_ms: self.start_time.map(to_unix_ms),
-            compared_ms: self.compared_time.map(to_unix_ms),
-            end_ms: self.end_time.map(to_unix_ms),
-            counts: WireCounts {
-                source_blobs,
-                destination_blobs,
-                missing,
-                missing_bytes,
-                differing,
-                in_flight,
-                extra,
-                enqueued,
-                enqueued_bytes,
-                unknown_refs,
-            },
-            tally: WireTally { pending, confirmed, parked, discarded },
-            cursor: self.cursor.map(|blob| blob.to_string()).unwrap_or_default(),
-        };
-        wire.encode_to_vec()
-    }
-
-    /// The record that was written under `key`; an unreadable one is an error that names the key.
-    pub(super) fn decode(key: &str, value: &[u8]) -> Result<Self, QueueError> {
-        let unreadable = |why: &str| QueueError::Read(format!("the record {key} is unreadable: {why}"));
-        let wire = Wire::decode(value).map_err(|error| unreadable(&error.to_string()))?;
-        if wire.version != VERSION {
-            return Err(unreadable(&format!("its version is {}, known is {VERSION}", wire.version)));
-        }
-        let mode = match wire.mode {
-            1 => SyncMode::Copy,
-            2 => SyncMode::Compare,
-            3 => SyncMode::Verify,
-            _ => return Err(unreadable("unknown mode")),
-        };
-        let state = match wire.state {
-            1 => SyncState::Running,
-            2 => SyncState::Completed,
-            3 => SyncState::CompletedWithFailures,
-            4 => SyncState::Failed,
-            5 => SyncState::Cancelled,
-            _ => return Err(unreadable("unknown state")),
-        };
-        Ok(Self {
-            id: SyncId(wire.id),
-            route: wire.route,
-            mode,
-            prefix: wire.prefix,
-            state,
-            phase: SyncPhase::default(),
-            failure: wire.failure.map(|failure| SyncFailure {
-                kind: u8::try_from(failure.kind).ok().and_then(FaultKind::from_number),
-                peer: failure.peer,
-                code: failure.code.map(tonic::Code::from),
-                message: failure.message,
-            }),
-            create_time: from_unix_ms(wire.create_ms),
-            start_time: wire.start_ms.map(from_unix_ms),
-            compared_time: wire.compared_ms.map(from_unix_ms),
-            end_time: wire.end_ms.map(from_unix_ms),
-            counts: SyncCounts {
-                source_blobs: wire.counts.source_blobs,
-                destination_blobs: wire.counts.destination_blobs,
-                missing: wire.counts.missing,
-                missing_bytes: wire.counts.missing_bytes,
-                differing: wire.counts.differing,
-                in_flight: wire.counts.in_flight,
-                extra: wire.counts.extra,
-                enqueued: wire.counts.enqueued,
-                enqueued_bytes: wire.counts.enqueued_bytes,
-                unknown_refs: wire.counts.unknown_refs,
-            },
-            tally: SyncTally {
-                pending: wire.tally.pending,
-                confirmed: wire.tally.confirmed,
-                parked: wire.tally.parked,
-                discarded: wire.tally.discarded,
-            },
-            cursor: wire.cursor.parse().ok(),
-        })
     }
 }
 
@@ -441,8 +307,8 @@ pub(super) fn running_key(route: &str) -> String {
     format!("{RUNNING}{route}")
 }
 
-pub(super) fn request_key(route: &str, request_id: &str) -> String {
-    format!("sync_request/{route}/{request_id}")
+pub(super) fn request_key(request_id: &str) -> String {
+    format!("sync_request/{request_id}")
 }
 
 pub(super) fn requests_of(id: SyncId) -> String {
@@ -461,55 +327,4 @@ pub(super) fn read_id(key: &str, value: &[u8]) -> Result<SyncId, QueueError> {
         .and_then(|text| text.parse().ok())
         .map(SyncId)
         .ok_or_else(|| QueueError::Read(format!("{key} is not a number")))
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "tests")]
-
-    use super::{SyncCounts, SyncFailure, SyncMode, SyncRecord, SyncState};
-    use crate::blob::DigestFunction;
-    use crate::clock::from_unix_ms;
-    use crate::fault::FaultKind;
-    use crate::queue::{SyncId, SyncTally};
-
-    #[test]
-    fn records_round_trip_and_foreign_ones_are_refused_by_name() {
-        let mut record = SyncRecord::new(SyncId(7), "a_to_b", SyncMode::Copy, from_unix_ms(1_000));
-        let write = record.write();
-        assert_eq!(write.key, "sync/a_to_b/00000000000000000007");
-        assert_eq!(SyncRecord::decode(&write.key, &write.value.unwrap()).unwrap(), record);
-        record.state = SyncState::Failed;
-        record.failure = Some(SyncFailure {
-            kind: Some(FaultKind::SourceUnavailable),
-            peer: "a".into(),
-            code: Some(tonic::Code::Unavailable),
-            message: "gone".into(),
-        });
-        record.start_time = Some(from_unix_ms(2_000));
-        record.compared_time = Some(from_unix_ms(2_500));
-        record.end_time = Some(from_unix_ms(3_000));
-        record.counts = SyncCounts {
-            source_blobs: 1,
-            destination_blobs: 2,
-            missing: 3,
-            missing_bytes: 4,
-            differing: 5,
-            in_flight: 6,
-            extra: 7,
-            enqueued: 8,
-            enqueued_bytes: 9,
-            unknown_refs: 10,
-        };
-        record.tally = SyncTally { pending: 1, confirmed: 2, parked: 3, discarded: 4 };
-        record.cursor = Some(DigestFunction::Sha256.ref_of(b"x"));
-        let value = record.write().value.unwrap();
-        assert_eq!(SyncRecord::decode("k", &value).unwrap(), record);
-        let mut later = value.clone();
-        later[1] = 2;
-        for broken in [&later[..], &value[..value.len() - 1], b"", b"\xff"] {
-            let error = SyncRecord::decode("sync/a/1", broken).unwrap_err().to_string();
-            assert!(error.contains("sync/a/1"), "{error}");
-        }
-    }
 }

@@ -5,9 +5,10 @@
 
 use super::diff::{Finding, ListingError, Merge, Need};
 use super::driver::{Slot, SyncParts, SyncRoute};
+use super::prefix::range_of;
 use super::record::{SyncFailure, SyncPhase, SyncRecord};
 use crate::fault::{FaultKind, Side};
-use crate::queue::{Lane, Origin, Push, Pushed, QueueError};
+use crate::queue::{Lane, Origin, Push, Pushed, QueueError, SyncTally};
 use crate::store::{EnumerateRange, Enumeration, PeerKind, StoreError, StoreInfo};
 use futures::StreamExt;
 use std::future::Future;
@@ -42,7 +43,10 @@ pub(super) struct Run<'a> {
     merge: Merge,
     source: Option<Open>,
     destination: Option<Open>,
-    // The monotonic time of the record's last write.
+    // The part of both stores that is compared.
+    range: EnumerateRange,
+    // The monotonic times of the start, and of the record's last write.
+    began: Duration,
     written: Duration,
 }
 
@@ -98,9 +102,10 @@ fn choose_method(route: &SyncRoute, info: &StoreInfo) -> Result<Method, SyncFail
 
 impl<'a> Run<'a> {
     pub(super) fn new(parts: &'a SyncParts, slot: &'a Slot, stop: &'a CancellationToken, record: SyncRecord) -> Self {
-        let written = parts.clock.monotonic();
+        let began = parts.clock.monotonic();
         let waits = Waits { parts, route: &slot.route, stop };
-        Self { parts, slot, waits, record, merge: Merge::new(), source: None, destination: None, written }
+        let (merge, range) = (Merge::new(), range_of(&record.prefix));
+        Self { parts, slot, waits, record, merge, source: None, destination: None, range, began, written: began }
     }
 
     pub(super) fn into_record(self) -> SyncRecord {
@@ -111,16 +116,31 @@ impl<'a> Run<'a> {
     pub(super) async fn finish(&mut self) -> Result<(), SyncFailure> {
         let method = self.look_at_peers().await?;
         self.record.start_time = Some(self.parts.clock.now());
+        self.began = self.parts.clock.monotonic();
         self.compare(method).await?;
         self.source = None;
         self.destination = None;
+        self.note_time();
         self.record.compared_time = Some(self.parts.clock.now());
         self.enter(SyncPhase::WaitingForCopies);
         self.checkpoint().await?;
-        while self.parts.queue.sync_tally(self.record.id).pending > 0 {
+        self.wait_for_copies().await
+    }
+
+    async fn wait_for_copies(&mut self) -> Result<(), SyncFailure> {
+        let settled = |tally: &SyncTally| tally.confirmed + tally.parked + tally.discarded;
+        let began = self.parts.clock.monotonic();
+        let before = settled(&self.parts.queue.sync_tally(self.record.id));
+        loop {
+            let tally = self.parts.queue.sync_tally(self.record.id);
+            if tally.pending == 0 {
+                return Ok(());
+            }
+            let took = self.parts.clock.monotonic().saturating_sub(began);
+            self.record.eta = eta(tally.pending, settled(&tally).saturating_sub(before), took);
+            self.show();
             self.waits.queue().await?;
         }
-        Ok(())
     }
 
     async fn look_at_peers(&mut self) -> Result<Method, SyncFailure> {
@@ -160,7 +180,14 @@ impl<'a> Run<'a> {
         self.record.counts.destination_blobs = seen.destination;
         self.record.counts.extra = seen.extra;
         self.record.cursor = self.merge.cursor();
+        self.note_time();
         self.show();
+    }
+
+    /// How long it compares, in whole milliseconds, as it is kept.
+    fn note_time(&mut self) {
+        let comparing = self.parts.clock.monotonic().saturating_sub(self.began);
+        self.record.comparing = comparing - Duration::from_nanos(u64::from(comparing.subsec_nanos() % 1_000_000));
     }
 
     /// Takes the next page of a side, from the open stream or a new one.
@@ -173,22 +200,24 @@ impl<'a> Run<'a> {
         let mut stream = match open {
             Some(open) if open.read >= oldest => open.stream,
             _ => {
-                let after = self.merge.open(side).map(|blob| blob.to_string()).unwrap_or_default();
+                let EnumerateRange { after, until, .. } = self.range.clone();
+                let after = self.merge.open(side).unwrap_or(after);
                 let limit = Some(self.parts.settings.window.max(1));
                 let store = match side {
                     Side::Source => &self.slot.route.source,
                     Side::Destination => &self.slot.route.destination,
                 };
-                let range = EnumerateRange { after, until: String::new(), limit };
+                let range = EnumerateRange { after, until, limit };
                 self.waits.answer(side, "listed", store.enumerate(range)).await?
             }
         };
         let next = async { stream.next().await.transpose() };
-        let Some(page) = self.waits.answer(side, "listed", next).await? else {
+        let Some(mut page) = self.waits.answer(side, "listed", next).await? else {
             return Err(self.waits.listing_failed(self.merge.cut_short(side)));
         };
-        let ended = page.end.is_some();
+        let (ended, unknown) = (page.end.is_some(), std::mem::take(&mut page.unknown));
         self.merge.push(side, page).map_err(|error| self.waits.listing_failed(error))?;
+        self.record.add_unknown(side, unknown);
         if !ended {
             let open = Some(Open { stream, read: self.parts.clock.monotonic() });
             match side {
@@ -279,6 +308,8 @@ impl<'a> Run<'a> {
         self.enter(SyncPhase::WaitingForBacklog);
         while self.backlog() > mark / 4 * 3 {
             self.waits.queue().await?;
+            self.note_time();
+            self.show();
         }
         self.enter(SyncPhase::Comparing);
         Ok(())
@@ -375,6 +406,14 @@ impl Waits<'_> {
         let message = format!("the {name} store {peer} {what}; run it again");
         SyncFailure { kind: Some(kind), peer: peer.to_string(), code, message }
     }
+}
+
+/// How long `pending` entries take as fast as `settled` ones went in this time; absent where that is no measure.
+fn eta(pending: u64, settled: u64, took: Duration) -> Option<Duration> {
+    if settled == 0 || took < Duration::from_secs(1) {
+        return None;
+    }
+    Duration::try_from_secs_f64(took.as_secs_f64() * pending as f64 / settled as f64).ok()
 }
 
 const fn unavailable(side: Side) -> FaultKind {

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod ledger;
+mod parts;
 mod shelf;
 mod whole;
 
@@ -25,6 +26,7 @@ struct Bench {
     source: Arc<Shelf>,
     destination: Arc<Shelf>,
     syncs: FullSyncs,
+    clock: Arc<ManualClock>,
     settings: SyncSettings,
     receive_only: bool,
 }
@@ -55,14 +57,15 @@ impl Bench {
             destination: Arc::new(Shared(Arc::clone(&destination))),
             receive_only,
         };
+        let clock = Arc::new(ManualClock::default());
         let parts = SyncParts {
             queue: Arc::clone(&ledger) as _,
             state: Arc::clone(&ledger) as _,
-            clock: Arc::new(ManualClock::default()),
+            clock: Arc::clone(&clock) as _,
             settings,
         };
         let syncs = FullSyncs::open(parts, vec![route]).await.unwrap();
-        Self { ledger, source, destination, syncs, settings, receive_only }
+        Self { ledger, source, destination, syncs, clock, settings, receive_only }
     }
 
     /// A new process over what the old one left on disk.
@@ -421,8 +424,10 @@ async fn what_is_not_offered_is_refused_by_name() {
         let error = start(SyncRequest { mode, ..request("") }).await.unwrap_err();
         assert!(matches!(error, SyncStartError::ModeUnsupported(refused) if refused == mode));
     }
-    let error = start(SyncRequest { prefix: "sha256-0".into(), ..request("") }).await.unwrap_err();
-    assert!(matches!(error, SyncStartError::PrefixUnsupported));
+    for prefix in ["ä".to_owned(), "s".repeat(257)] {
+        let error = start(SyncRequest { prefix, ..request("") }).await.unwrap_err();
+        assert!(matches!(error, SyncStartError::InvalidPrefix));
+    }
     assert_eq!(bench.syncs.last(ROUTE), None);
     assert_eq!(bench.syncs.get(SyncId(1)).await.unwrap(), None);
 }

@@ -4,7 +4,7 @@ use super::RemoteStore;
 use crate::blob::{BlobRef, DigestFunction};
 use crate::grpc::{PeerEndpoint, ServeSettings, serve};
 use crate::pb::v1;
-use crate::store::{ByteRange, Disposition, EnumerateRange, PeerKind, Put, Received, Store, StoreError};
+use crate::store::{ByteRange, Disposition, EnumerateEnd, EnumerateRange, PeerKind, Put, Received, Store, StoreError};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -218,6 +218,8 @@ async fn an_enumeration_that_breaks_the_protocol_is_named() {
         (&all, vec![page(&[a], Some((1, false)))], "incomplete"),
         (&limit, vec![page(&[a, b], Some((2, true)))], "limit"),
         (&all, vec![page(&["nonsense"], None)], "not a ref"),
+        (&all, vec![page(&["md5-\n"], None)], "printable"),
+        (&all, vec![page(&[&format!("md5-{}", "0".repeat(1021))], None)], "printable"),
         (&all, vec![sizeless], "size"),
         (&all, vec![endless], "without saying how"),
     ] {
@@ -233,8 +235,25 @@ async fn an_enumeration_that_breaks_the_protocol_is_named() {
     let pages: Vec<_> = store.enumerate(all).await.unwrap().map(Result::unwrap).collect().await;
     assert_eq!(pages.iter().map(|page| page.blobs.len()).sum::<usize>(), 2);
     let unknown: Vec<_> = pages.iter().flat_map(|page| page.unknown.clone()).collect();
-    assert_eq!(unknown, [("\"md5\"".to_owned(), 1), ("\"zzz\"".to_owned(), 1)]);
+    assert_eq!(unknown, [("md5".to_owned(), 1), ("zzz".to_owned(), 1)]);
+    let places: Vec<_> = pages.iter().map(|page| page.last_unknown.as_deref()).collect();
+    assert_eq!(places, [Some(md5), None, Some(zzz)]);
     assert_eq!(pages.last().unwrap().end.unwrap().count, 2);
+}
+
+#[tokio::test]
+async fn a_limit_that_cuts_among_unknown_refs_tells_where_to_go_on() {
+    let texts = [format!("{}-1", "m".repeat(70)), format!("{}-1", "m".repeat(71)), format!("{}-2", "m".repeat(71))];
+    let page = v1::EnumerateBlobsResponse {
+        blobs: texts.iter().map(|text| meta(text, Some(1))).collect(),
+        end: Some(v1::EnumerateEnd { count: Some(3), complete: Some(false) }),
+    };
+    let (store, _up) = facing(Rogue { pages: vec![page], ..Rogue::default() }).await;
+    let range = EnumerateRange { limit: Some(3), ..EnumerateRange::default() };
+    let pages: Vec<_> = store.enumerate(range).await.unwrap().map(Result::unwrap).collect().await;
+    assert_eq!(pages[0].unknown, [("m".repeat(64), 3)]);
+    assert_eq!(pages[0].last_unknown.as_ref(), Some(&texts[2]));
+    assert_eq!(pages[0].end, Some(EnumerateEnd { count: 0, complete: false }));
 }
 
 #[tokio::test]

@@ -43,7 +43,7 @@ impl Listed {
     fn next(&mut self, merge: &mut Merge, side: Side) {
         if self.in_window == 0 {
             let after = merge.open(side);
-            assert_eq!(after, self.at.checked_sub(1).map(|last| self.blobs[last].blob));
+            assert_eq!(after, self.at.checked_sub(1).map(|last| self.blobs[last].blob.to_string()));
         }
         let take = self.page.min(self.window - self.in_window).min(self.blobs.len() - self.at);
         let blobs = self.blobs[self.at..self.at + take].to_vec();
@@ -199,4 +199,26 @@ fn a_cut_destination_does_not_pass_where_the_source_is_at_its_end() {
     merge.push_source(page(&[], Some((0, true)))).unwrap();
     merge.push_destination(page(&[7], None)).unwrap();
     assert_eq!(merge.advance(&mut Vec::new(), 9), Need::Page(Side::Destination));
+}
+
+#[test]
+fn a_listing_goes_on_after_refs_of_unknown_functions() {
+    let unknown = |text: &str, end| EnumeratePage {
+        unknown: vec![("md5".to_owned(), 1)],
+        last_unknown: Some(text.to_owned()),
+        ..page(&[], end)
+    };
+    for side in [Side::Source, Side::Destination] {
+        let mut merge = Merge::new();
+        assert_eq!(merge.open(side), None);
+        merge.push(side, unknown("md5-1", Some((0, false)))).unwrap();
+        assert_eq!(merge.open(side).as_deref(), Some("md5-1"));
+        merge.push(side, EnumeratePage { last_unknown: Some("md5-2".to_owned()), ..page(&[1], None) }).unwrap();
+        merge.push(side, page(&[], Some((1, false)))).unwrap();
+        assert_eq!(merge.open(side), Some(blob(1).to_string()));
+        let before = merge.push(side, unknown("md5-2", Some((0, false)))).unwrap_err();
+        assert_eq!(before.what, ListingFault::NoProgress);
+        merge.push(side, unknown("zzz-1", Some((0, true)))).unwrap();
+        assert!(merge.is_whole(side));
+    }
 }

@@ -61,7 +61,7 @@ impl Ledger {
 }
 
 impl Pages {
-    fn confirm(&mut self, blob: BlobRef) {
+    pub(crate) fn confirm(&mut self, blob: BlobRef) {
         for sync in self.entries.remove(&blob).unwrap().syncs {
             *self.confirmed.entry(sync).or_default() += 1;
         }

@@ -28,9 +28,26 @@ pub(crate) enum Trouble {
     IsDown,
 }
 
+#[derive(Clone, Debug)]
+enum Item {
+    /// A blob's number and size.
+    Known(u64, u64),
+    /// A ref that is not known here.
+    Unknown(String),
+}
+
+impl Item {
+    fn text(&self) -> String {
+        match self {
+            Self::Known(number, _) => blob(*number).to_string(),
+            Self::Unknown(text) => text.clone(),
+        }
+    }
+}
+
 pub(crate) struct Shelf {
-    // Numbers of blobs and their sizes, ascending.
-    blobs: Vec<(u64, u64)>,
+    // In the order of their texts.
+    items: Vec<Item>,
     pub(crate) kind: PeerKind,
     pub(crate) abilities: Abilities,
     trouble: Mutex<Option<Trouble>>,
@@ -47,12 +64,8 @@ pub(crate) fn blob(number: u64) -> BlobRef {
     BlobRef::new(DigestFunction::Sha256, &digest).unwrap()
 }
 
-fn meta((number, size): (u64, u64)) -> BlobMeta {
+fn meta(number: u64, size: u64) -> BlobMeta {
     BlobMeta { blob: blob(number), size }
-}
-
-fn number(blob: &BlobRef) -> u64 {
-    u64::from_be_bytes(blob.digest()[..8].try_into().unwrap())
 }
 
 pub(crate) fn unavailable() -> StoreError {
@@ -63,6 +76,7 @@ struct Stream {
     shelf: Arc<Shelf>,
     at: usize,
     until: usize,
+    in_range: usize,
     count: u64,
     ended: bool,
 }
@@ -76,7 +90,7 @@ impl Drop for Stream {
 impl Shelf {
     pub(crate) fn of(blobs: impl IntoIterator<Item = (u64, u64)>) -> Self {
         Self {
-            blobs: blobs.into_iter().collect(),
+            items: blobs.into_iter().map(|(number, size)| Item::Known(number, size)).collect(),
             kind: PeerKind::Store,
             abilities: Abilities { stat: true, enumerate: true, ..Abilities::default() },
             trouble: Mutex::new(None),
@@ -90,6 +104,13 @@ impl Shelf {
     /// Blobs 0 to `count`, of 10 bytes each.
     pub(crate) fn full(count: u64) -> Self {
         Self::of((0..count).map(|number| (number, 10)))
+    }
+
+    /// And so many refs of a function that is not known here.
+    pub(crate) fn and_unknown(mut self, function: &str, count: u64) -> Self {
+        self.items.extend((0..count).map(|number| Item::Unknown(format!("{function}-{number:08x}"))));
+        self.items.sort_by_cached_key(Item::text);
+        self
     }
 
     pub(crate) fn with(self, trouble: Trouble) -> Self {
@@ -114,10 +135,19 @@ impl Stream {
         }
         let page = self.shelf.pages.fetch_add(1, Ordering::SeqCst);
         let to = self.until.min(self.at + PAGE);
-        let mut blobs: Vec<_> = self.shelf.blobs[self.at..to].iter().copied().map(meta).collect();
+        let (mut blobs, mut unknown, mut last_unknown) = (Vec::new(), Vec::new(), None);
+        for item in &self.shelf.items[self.at..to] {
+            match item {
+                Item::Known(number, size) => blobs.push(meta(*number, *size)),
+                Item::Unknown(text) => {
+                    unknown.push((text.split_once('-').unwrap().0.to_owned(), 1));
+                    last_unknown = Some(text.clone());
+                }
+            }
+        }
         self.count += blobs.len() as u64;
         self.at = to;
-        let complete = to == self.shelf.blobs.len();
+        let complete = to == self.in_range;
         self.ended = to == self.until;
         let mut end = self.ended.then_some(EnumerateEnd { count: self.count, complete });
         match self.shelf.trouble() {
@@ -130,7 +160,7 @@ impl Stream {
             Some(Trouble::Miscounts(at)) if at == page => end = Some(EnumerateEnd { count: 1, complete }),
             _ => {}
         }
-        Some((Ok(EnumeratePage { blobs, end, ..EnumeratePage::default() }), self))
+        Some((Ok(EnumeratePage { blobs, unknown, last_unknown, end }), self))
     }
 }
 
@@ -157,11 +187,17 @@ impl Store for Shared {
     async fn stat(&self, blobs: &[BlobRef]) -> Result<Vec<BlobMeta>, StoreError> {
         self.0.questions.lock().unwrap().push(blobs.len());
         if self.0.trouble() == Some(Trouble::Babbles) {
-            return Ok(vec![meta((u64::MAX, 1))]);
+            return Ok(vec![meta(u64::MAX, 1)]);
         }
-        let held = &self.0.blobs;
-        let places = blobs.iter().filter_map(|blob| held.binary_search_by_key(&number(blob), |entry| entry.0).ok());
-        Ok(places.map(|at| meta(held[at])).collect())
+        let held = |number: u64| match self.0.items.binary_search_by_key(&blob(number).to_string(), Item::text) {
+            Ok(at) => match self.0.items[at] {
+                Item::Known(number, size) => Some(meta(number, size)),
+                Item::Unknown(_) => None,
+            },
+            Err(_) => None,
+        };
+        let number = |blob: &BlobRef| u64::from_be_bytes(blob.digest()[..8].try_into().unwrap());
+        Ok(blobs.iter().map(number).filter_map(held).collect())
     }
 
     async fn fetch(&self, _: BlobRef, _: ByteRange) -> Result<Fetched, StoreError> {
@@ -176,13 +212,12 @@ impl Store for Shared {
         let shelf = Arc::clone(&self.0);
         shelf.streams.fetch_add(1, Ordering::SeqCst);
         shelf.open.fetch_add(1, Ordering::SeqCst);
-        let at = match range.after.parse() {
-            Ok(after) => shelf.blobs.partition_point(|entry| entry.0 <= number(&after)),
-            Err(_) => 0,
-        };
+        let up_to = |text: &str| shelf.items.partition_point(|item| item.text().as_str() <= text);
+        let at = up_to(&range.after);
+        let in_range = if range.until.is_empty() { shelf.items.len() } else { up_to(&range.until).max(at) };
         let limit = usize::try_from(range.limit.unwrap_or(u64::MAX)).unwrap();
-        let until = shelf.blobs.len().min(at.saturating_add(limit));
-        let stream = Stream { shelf, at, until, count: 0, ended: false };
+        let until = in_range.min(at.saturating_add(limit));
+        let stream = Stream { shelf, at, until, in_range, count: 0, ended: false };
         Ok(futures::stream::unfold(stream, Stream::next).boxed())
     }
 }
