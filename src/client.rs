@@ -9,6 +9,7 @@
 pub mod announcer;
 pub mod upload;
 
+use crate::blob::Excerpt;
 use crate::grpc::{Channels, EndpointError, PeerEndpoint, peer_error};
 use crate::pb;
 use crate::pb::v1;
@@ -29,9 +30,9 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// The address makes no sense.
-    #[error("{url:?} is no address: {problem}")]
+    #[error("{url} is no address: {problem}")]
     Address {
-        /// The address as it was given.
+        /// The address as it was given, quoted; without it where it carries credentials.
         url: String,
         /// What is wrong with it.
         problem: String,
@@ -110,7 +111,9 @@ impl Address {
     /// # Errors
     /// [`ClientError::Address`] where it is none of these.
     pub fn new(url: &str, ca_file: Option<PathBuf>) -> Result<Self, ClientError> {
-        let wrong = |problem: &str| ClientError::Address { url: url.to_owned(), problem: problem.to_owned() };
+        // Credentials must not reach a log, not even by the message that refuses them.
+        let shown = if url.contains('@') { "the URL".to_owned() } else { Excerpt::of(url).to_string() };
+        let wrong = |problem: &str| ClientError::Address { url: shown.clone(), problem: problem.to_owned() };
         let full = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
         let uri: Uri = full.parse().map_err(|error: http::uri::InvalidUri| wrong(&error.to_string()))?;
         let scheme = uri.scheme_str();
@@ -292,6 +295,7 @@ mod tests {
         {
             let error = Address::new(wrong, None).unwrap_err();
             assert!(error.to_string().contains("is no address: "), "{error}");
+            assert!(!error.to_string().contains("u@"), "{error}");
         }
         assert!(Address::new("http://x:1", Some("ca.pem".into())).is_err());
     }
