@@ -12,7 +12,7 @@ use crate::status::{
     RouteStatus, Totals,
 };
 use crate::store::{Abilities, PeerKind, StoreInfo, code_name};
-use crate::sync::{SyncMode, SyncRecord, SyncState};
+use crate::sync::{SyncMode, SyncRecord, SyncState, UnknownFunction};
 use crate::worker::{ErrorGroup, InProgress};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -56,13 +56,13 @@ pub(super) fn replicator(status: &ReplicatorStatus) -> v1::ReplicatorStatus {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         start_time: Some(timestamp(status.start_time)),
         snapshot_time: Some(timestamp(status.snapshot_time)),
-        routes: status.routes.iter().map(|route| self::route(route, status.snapshot_time)).collect(),
+        routes: status.routes.iter().map(route).collect(),
         peers: status.peers.iter().map(peer).collect(),
         queue: Some(queue(&status.queue)),
     }
 }
 
-fn route(status: &RouteStatus, now: SystemTime) -> v1::RouteStatus {
+fn route(status: &RouteStatus) -> v1::RouteStatus {
     let state = match status.state {
         RouteState::InSync => v1::RouteState::InSync,
         RouteState::Copying => v1::RouteState::Copying,
@@ -113,8 +113,8 @@ fn route(status: &RouteStatus, now: SystemTime) -> v1::RouteStatus {
             bytes_per_second: None,
             blobs_per_second: None,
         }),
-        running_sync: status.running_sync.as_ref().map(|sync| full_sync(sync, now)),
-        last_sync: status.last_sync.as_ref().map(|sync| full_sync(sync, now)),
+        running_sync: status.running_sync.as_ref().map(full_sync),
+        last_sync: status.last_sync.as_ref().map(full_sync),
     }
 }
 
@@ -270,7 +270,7 @@ fn queue(status: &QueueStatus) -> v1::QueueStatus {
     }
 }
 
-pub(super) fn full_sync(record: &SyncRecord, now: SystemTime) -> v1::FullSync {
+pub(super) fn full_sync(record: &SyncRecord) -> v1::FullSync {
     let state = match record.state {
         SyncState::Running => v1::FullSyncState::Running,
         SyncState::Completed => v1::FullSyncState::Completed,
@@ -319,15 +319,22 @@ pub(super) fn full_sync(record: &SyncRecord, now: SystemTime) -> v1::FullSync {
             parked: Some(tally.parked),
             discarded: Some(tally.discarded),
         }),
-        compared_blobs_per_second: compared_rate(record, now),
-        eta: None,
-        unknown_functions: Vec::new(),
+        compared_blobs_per_second: compared_rate(record),
+        eta: record.eta.map(duration),
+        unknown_functions: record.unknown.iter().map(unknown_function).collect(),
+    }
+}
+
+fn unknown_function(unknown: &UnknownFunction) -> v1::UnknownFunction {
+    v1::UnknownFunction {
+        function: unknown.function.clone(),
+        source_blobs: Some(unknown.source_blobs),
+        destination_blobs: Some(unknown.destination_blobs),
     }
 }
 
 /// Blobs of the source compared in a second, over the time of comparing; absent until there is some.
-fn compared_rate(record: &SyncRecord, now: SystemTime) -> Option<f64> {
-    let end = record.compared_time.or(record.end_time).unwrap_or(now);
-    let took = end.duration_since(record.start_time?).ok().filter(|took| *took >= Duration::from_millis(1))?;
-    Some(record.counts.source_blobs as f64 / took.as_secs_f64())
+fn compared_rate(record: &SyncRecord) -> Option<f64> {
+    let took = record.comparing;
+    (took > Duration::ZERO).then(|| record.counts.source_blobs as f64 / took.as_secs_f64())
 }

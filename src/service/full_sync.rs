@@ -30,9 +30,8 @@ pub(super) async fn trigger(
     let request =
         SyncRequest { route: route.name.to_string(), mode, prefix: request.prefix, request_id: request.request_id };
     let started = parts.syncs.start(request).await.map_err(|error| start_status(&error))?;
-    let now = parts.observer.now();
     Ok(v1::TriggerFullSyncResponse {
-        full_sync: Some(encode::full_sync(&started.record, now)),
+        full_sync: Some(encode::full_sync(&started.record)),
         already_running: started.already_running,
     })
 }
@@ -52,7 +51,7 @@ pub(super) async fn get(
         let found = parts.syncs.get(id).await.map_err(|error| queue_status(&error))?;
         found.ok_or_else(|| Reason::SyncNotFound.status(format!("there is no {id}, or it left the history")))?
     };
-    Ok(v1::GetFullSyncResponse { full_sync: Some(encode::full_sync(&record, parts.observer.now())) })
+    Ok(v1::GetFullSyncResponse { full_sync: Some(encode::full_sync(&record)) })
 }
 
 fn route<'a>(parts: &'a ServiceParts, name: &str) -> Result<&'a Route, Status> {
@@ -66,7 +65,7 @@ fn start_status(error: &SyncStartError) -> Status {
             Reason::UnknownRoute.status_with(message, [("known", known.join(", "))])
         }
         SyncStartError::ModeUnsupported(_) => Reason::ModeUnsupported.status(message),
-        SyncStartError::PrefixUnsupported => invalid_field("prefix", &message),
+        SyncStartError::InvalidPrefix => invalid_field("prefix", &message),
         SyncStartError::InvalidRequestId => invalid_field("request_id", &message),
         SyncStartError::RequestIdReused(_) => Reason::RequestIdReused.status(message),
         SyncStartError::OtherRunning(id) => {

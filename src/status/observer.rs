@@ -78,11 +78,6 @@ impl Observer {
         observer
     }
 
-    /// The wall clock.
-    pub fn now(&self) -> SystemTime {
-        self.parts.clock.now()
-    }
-
     /// Remembers the present figures, for rates. To be called about every second.
     pub fn sample(&self) {
         let now = self.parts.clock.monotonic();
