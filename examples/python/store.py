@@ -119,8 +119,6 @@ class Store(receiver_grpc.BlobReceiverServiceServicer, reader_grpc.BlobReaderSer
                         fail(context, code_pb2.INVALID_ARGUMENT, "SIZE_MISMATCH", f"more than the stated {stated} bytes came")
                     digest.update(request.chunk)
                     file.write(request.chunk)
-                if not context.is_active():
-                    return receiver.ReceiveBlobResponse()  # the stream was cut: nobody reads the answer
                 if stated is not None and size < stated:
                     fail(context, code_pb2.INVALID_ARGUMENT, "SIZE_MISMATCH", f"{size} of the stated {stated} bytes came")
                 actual = f"{function}-{digest.hexdigest()}"
@@ -128,6 +126,9 @@ class Store(receiver_grpc.BlobReceiverServiceServicer, reader_grpc.BlobReaderSer
                     fail(context, code_pb2.INVALID_ARGUMENT, "DIGEST_MISMATCH", f"the bytes are those of {actual}")
                 file.flush()
                 os.fsync(file.fileno())
+            # A stream that was cut looks like one that ended, until gRPC has told this call so. Cut ones commit nothing.
+            if not context.is_active():
+                return receiver.ReceiveBlobResponse()
             with self.commit:
                 target = self.blobs / header.ref
                 was_new = not target.exists()

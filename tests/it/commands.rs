@@ -20,8 +20,7 @@ fn said(arguments: &[&str]) -> String {
 fn put_ls_stat_get_status_sync_and_health() {
     let world = World::new();
     let (source, destination) = (world.store("source"), world.store("destination"));
-    let replicator =
-        world.replicator(&[("a", &source.url()), ("b", &destination.url())], &[("a", "b")]);
+    let replicator = world.replicator(&[("a", &source.url()), ("b", &destination.url())], &[("a", "b")]);
     let folder = world.path("files");
     fs::create_dir_all(folder.join("deep/er")).unwrap();
     fs::write(folder.join("hello"), "hello").unwrap();
@@ -69,7 +68,7 @@ fn config_check_reports_every_problem_at_once_and_print_can_be_loaded_again() {
     let wrong = run(&["config", "check", "--config", file.to_str().unwrap()]);
     assert_eq!(wrong.status.code(), Some(2));
     let said_of = String::from_utf8_lossy(&wrong.stderr);
-    for part in ["stores.a.endpoint", "routes.r.to", "routes.r.worker", "stores.B"] {
+    for part in ["stores.a.endpoint", "routes.r.to", "routes.r.worker", "stores.\"B\""] {
         assert!(said_of.contains(part), "{part}: {said_of}");
     }
     fs::write(
@@ -102,8 +101,19 @@ fn the_demo_ferries_a_folder_and_proves_it() {
 #[test]
 fn every_help_text_has_an_example() {
     let commands: &[&[&str]] = &[
-        &["serve"], &["store"], &["demo"], &["conformance"], &["status"], &["sync"], &["put"], &["get"], &["ls"],
-        &["stat"], &["health"], &["config", "check"], &["config", "print"],
+        &["serve"],
+        &["store"],
+        &["demo"],
+        &["conformance"],
+        &["status"],
+        &["sync"],
+        &["put"],
+        &["get"],
+        &["ls"],
+        &["stat"],
+        &["health"],
+        &["config", "check"],
+        &["config", "print"],
     ];
     for command in commands {
         let help = said(&[command, &["--help"][..]].concat());

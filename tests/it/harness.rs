@@ -181,7 +181,8 @@ impl World {
         let file = self.path(&format!("{name}.toml"));
         let data = self.text(&format!("{name}-data"));
         // A test is not to wait for the backoff that a real outage calls for.
-        let config = format!("{config}\n[server]\ndata_dir = \"{data}\"\n[retry]\ninitial = \"50ms\"\nmax = \"500ms\"\n");
+        let config =
+            format!("{config}\n[server]\ndata_dir = \"{data}\"\n[retry]\ninitial = \"50ms\"\nmax = \"500ms\"\n");
         fs::write(&file, config).unwrap();
         let args = ["serve", "--config", file.to_str().unwrap(), "--set", "server.listen={}"];
         Server::start(program(), &args, 4, &self.path(&format!("{name}.log")))
@@ -236,11 +237,7 @@ pub(crate) fn blob(seed: u64, size: usize) -> (BlobRef, Vec<u8>) {
 
 /// The messages of a whole `ReceiveBlob` stream.
 pub(crate) fn messages(blob: BlobRef, bytes: &[u8], chunk: usize) -> Vec<pb::ReceiveBlobRequest> {
-    let header = pb::BlobHeader {
-        r#ref: blob.to_string(),
-        size_bytes: Some(bytes.len() as u64),
-        ..Default::default()
-    };
+    let header = pb::BlobHeader { r#ref: blob.to_string(), size_bytes: Some(bytes.len() as u64), ..Default::default() };
     std::iter::once(header_message(header)).chain(bytes.chunks(chunk).map(chunk_message)).collect()
 }
 

@@ -3,3 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends with a panic")]
 
 mod architecture;
+mod commands;
+mod foreign;
+mod harness;
+mod main_job;
+mod outages;
+mod refusals;

@@ -1,6 +1,8 @@
 //! Announced, copied, verified, seen.
 
-use crate::harness::{self, World, announce, blob, fetch, held, queued, reader, receiver, replication, route, send, until};
+use crate::harness::{
+    self, World, announce, blob, fetch, held, queued, reader, receiver, replication, route, send, until,
+};
 use blobferry::blob::{BlobRef, DigestFunction};
 use blobferry::pb::v1 as pb;
 
@@ -8,23 +10,11 @@ use blobferry::pb::v1 as pb;
 async fn blobs_of_every_telling_size_arrive_and_read_back_the_same() {
     let world = World::new();
     let (source, destination) = (world.store("source"), world.store("destination"));
-    let replicator =
-        world.replicator(&[("a", &source.url()), ("b", &destination.url())], &[("a", "b")]);
+    let replicator = world.replicator(&[("a", &source.url()), ("b", &destination.url())], &[("a", "b")]);
     let mut to_source = receiver(&source).await;
     let mut to_replicator = receiver(&replicator).await;
     let chunk = 256 << 10;
-    let sizes = [
-        0,
-        1,
-        (64 << 10) - 1,
-        64 << 10,
-        (64 << 10) + 1,
-        chunk - 1,
-        chunk,
-        chunk + 1,
-        (1 << 20) + 1,
-        100 << 20,
-    ];
+    let sizes = [0, 1, (64 << 10) - 1, 64 << 10, (64 << 10) + 1, chunk - 1, chunk, chunk + 1, (1 << 20) + 1, 100 << 20];
     let mut blobs = Vec::new();
     for (seed, size) in sizes.into_iter().enumerate() {
         let (blob, bytes) = blob(seed as u64, size);
@@ -71,8 +61,7 @@ async fn blobs_of_every_telling_size_arrive_and_read_back_the_same() {
 async fn one_bad_ref_of_many_fails_alone() {
     let world = World::new();
     let (source, destination) = (world.store("source"), world.store("destination"));
-    let replicator =
-        world.replicator(&[("a", &source.url()), ("b", &destination.url())], &[("a", "b")]);
+    let replicator = world.replicator(&[("a", &source.url()), ("b", &destination.url())], &[("a", "b")]);
     let (good, bytes) = blob(1, 100);
     send(&mut receiver(&source).await, good, &bytes).await.unwrap();
     let mut operator = replication(&replicator).await;
@@ -93,8 +82,7 @@ async fn one_bad_ref_of_many_fails_alone() {
 async fn a_full_sync_finds_what_nobody_announced() {
     let world = World::new();
     let (source, destination) = (world.store("source"), world.store("destination"));
-    let replicator =
-        world.replicator(&[("a", &source.url()), ("b", &destination.url())], &[("a", "b")]);
+    let replicator = world.replicator(&[("a", &source.url()), ("b", &destination.url())], &[("a", "b")]);
     let (mut to_source, mut to_destination) = (receiver(&source).await, receiver(&destination).await);
     let mut all: Vec<BlobRef> = Vec::new();
     for seed in 0..1_001 {
@@ -166,6 +154,7 @@ async fn fan_out_goes_to_every_enabled_route_and_a_disabled_one_does_nothing() {
     }
     assert_eq!(held(&mut reader(&stores[3]).await, &[blob]).await, 0);
     let status = replication(&replicator).await.status(pb::StatusRequest::default()).await.unwrap().into_inner();
-    let states: Vec<_> = status.status.unwrap().routes.iter().map(|route| (route.name.clone(), route.state())).collect();
+    let states: Vec<_> =
+        status.status.unwrap().routes.iter().map(|route| (route.name.clone(), route.state())).collect();
     assert!(states.contains(&("a_to_d".to_owned(), pb::RouteState::Disabled)), "{states:?}");
 }

@@ -1,8 +1,6 @@
 //! Peers that are down, and the replicator's own restarts.
 
-use crate::harness::{
-    World, announce, blob, fetch, held, queued, reader, receiver, replication, route, send, until,
-};
+use crate::harness::{World, announce, blob, fetch, held, queued, reader, receiver, replication, route, send, until};
 use blobferry::blob::BlobRef;
 use blobferry::pb::v1 as pb;
 use rustix::process::Signal;
@@ -22,8 +20,7 @@ async fn both_stores_down_at_the_start_is_said_and_heals_without_a_restart() {
     source.kill();
     destination.kill();
 
-    let replicator =
-        world.replicator(&[("a", &source.url()), ("b", &destination.url())], &[("a", "b")]);
+    let replicator = world.replicator(&[("a", &source.url()), ("b", &destination.url())], &[("a", "b")]);
     let mut operator = replication(&replicator).await;
     announce(&mut operator, "", &refs).await.unwrap();
     let status = until("the outage is noticed", async || {
@@ -72,8 +69,7 @@ async fn both_stores_down_at_the_start_is_said_and_heals_without_a_restart() {
 async fn an_announcement_may_precede_the_write() {
     let world = World::new();
     let (source, destination) = (world.store("source"), world.store("destination"));
-    let replicator =
-        world.replicator(&[("a", &source.url()), ("b", &destination.url())], &[("a", "b")]);
+    let replicator = world.replicator(&[("a", &source.url()), ("b", &destination.url())], &[("a", "b")]);
     let (blob, bytes) = blob(7, 1_234);
     let mut operator = replication(&replicator).await;
     announce(&mut operator, "a", &[blob]).await.unwrap();
@@ -95,8 +91,7 @@ async fn an_announcement_may_precede_the_write() {
 async fn sigterm_and_sigint_drain_and_exit_with_zero() {
     let world = World::new();
     let (source, destination) = (world.store("source"), world.store("destination"));
-    let mut replicator =
-        world.replicator(&[("a", &source.url()), ("b", &destination.url())], &[("a", "b")]);
+    let mut replicator = world.replicator(&[("a", &source.url()), ("b", &destination.url())], &[("a", "b")]);
     let mut to_source = receiver(&source).await;
     let mut all = Vec::new();
     for (round, signal) in [Signal::TERM, Signal::INT].into_iter().enumerate() {
@@ -113,7 +108,7 @@ async fn sigterm_and_sigint_drain_and_exit_with_zero() {
         all.extend(refs);
         replicator.again();
     }
-    let mut operator = replication(&replicator).await;
+    let operator = replication(&replicator).await;
     until("all is copied", async || (queued(&route(&mut operator.clone()).await) == 0).then_some(())).await;
     assert_eq!(held(&mut reader(&destination).await, &all).await, all.len());
 
@@ -145,8 +140,7 @@ async fn a_second_replicator_on_the_same_queue_is_refused() {
 async fn every_acked_blob_arrives_through_ten_kills() {
     let world = World::new();
     let (source, destination) = (world.store("source"), world.store("destination"));
-    let mut replicator =
-        world.replicator(&[("a", &source.url()), ("b", &destination.url())], &[("a", "b")]);
+    let mut replicator = world.replicator(&[("a", &source.url()), ("b", &destination.url())], &[("a", "b")]);
     let mut to_source = receiver(&source).await;
     let mut blobs = Vec::new();
     for seed in 0..2_000u64 {
@@ -180,7 +174,7 @@ async fn every_acked_blob_arrives_through_ten_kills() {
         replicator = killer.await.unwrap();
     }
     assert!(acked.len() >= 1_500);
-    let mut operator = replication(&replicator).await;
+    let operator = replication(&replicator).await;
     until("the queue is empty", async || (queued(&route(&mut operator.clone()).await) == 0).then_some(())).await;
     let mut at_destination = reader(&destination).await;
     assert_eq!(held(&mut at_destination, &acked).await, acked.len());
@@ -212,7 +206,7 @@ async fn chains_and_rings_drain_through_kills() {
         replicator.kill();
         replicator.again();
     }
-    let mut operator = replication(&replicator).await;
+    let operator = replication(&replicator).await;
     until("all routes are drained", async || {
         let status = operator.clone().status(pb::StatusRequest::default()).await.unwrap().into_inner().status.unwrap();
         status.routes.iter().all(|route| queued(route) == 0).then_some(())

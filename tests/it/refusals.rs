@@ -2,7 +2,7 @@
 
 use crate::harness::{
     Receiver, World, bad_fields, blob, chunk_message, header_message, held, queued, reader, reason, receiver,
-    replication, route, send,
+    replication, route, send, until,
 };
 use blobferry::blob::{BlobRef, DigestFunction};
 use blobferry::pb::v1 as pb;
@@ -71,11 +71,12 @@ async fn refuses_bad_streams(mut to: Receiver) -> Vec<BlobRef> {
     let (cut, bytes) = blob(4, 100_000);
     let (go, gone) = tokio::sync::oneshot::channel::<()>();
     let first = vec![header(cut, Some(100_000)), chunk_message(&bytes)];
-    let stream = tokio_stream::iter(first).chain(tokio_stream::once(()).then(async move |()| {
+    let silence = async move {
         // All bytes were sent; the half-close never comes.
         let _held = go;
         std::future::pending::<pb::ReceiveBlobRequest>().await
-    }));
+    };
+    let stream = tokio_stream::iter(first).chain(futures::stream::once(silence));
     let call = to.receive_blob(stream);
     assert!(tokio::time::timeout(std::time::Duration::from_millis(300), call).await.is_err());
     assert!(gone.await.is_err(), "the stream was dropped");
@@ -88,7 +89,9 @@ async fn a_store_keeps_nothing_of_bad_streams() {
     let store = world.store("store");
     let refs = refuses_bad_streams(receiver(&store).await).await;
     let mut reader = reader(&store).await;
-    assert_eq!(held(&mut reader, &refs).await, 0);
+    for blob in &refs {
+        assert_eq!(held(&mut reader, &[*blob]).await, 0, "{blob} of {refs:?}");
+    }
     let request = pb::EnumerateBlobsRequest::default();
     let mut pages = reader.enumerate_blobs(request).await.unwrap().into_inner();
     let mut found = 0;
@@ -96,7 +99,9 @@ async fn a_store_keeps_nothing_of_bad_streams() {
         found += page.blobs.len();
     }
     assert_eq!(found, 0);
-    assert_eq!(std::fs::read_dir(world.path("store").join("incoming")).map_or(0, Iterator::count), 0);
+    let incoming = world.path("store").join("incoming");
+    let left = async || std::fs::read_dir(&incoming).unwrap().next().is_none().then_some(());
+    until("the cut stream's leftovers are gone", left).await;
 
     let bad = reader.fetch_blob(pb::FetchBlobRequest { r#ref: "x".into(), ..Default::default() }).await.unwrap_err();
     assert_eq!((bad.code(), reason(&bad).as_str()), (Code::InvalidArgument, "INVALID_REF"));
@@ -144,8 +149,7 @@ async fn a_replicator_queues_nothing_of_bad_streams() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_source_store_that_is_not_clear_must_be_named() {
     let world = World::new();
-    let nowhere =
-        [("a", "http://127.0.0.1:1"), ("b", "http://127.0.0.1:2"), ("c", "http://127.0.0.1:3")];
+    let nowhere = [("a", "http://127.0.0.1:1"), ("b", "http://127.0.0.1:2"), ("c", "http://127.0.0.1:3")];
     let replicator = world.replicator(&nowhere, &[("a", "c"), ("b", "c")]);
     let blob = DigestFunction::Sha256.ref_of(b"x");
     let status = send(&mut receiver(&replicator).await, blob, b"x").await.unwrap_err();
