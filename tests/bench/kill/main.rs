@@ -72,7 +72,7 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("kill: {error:?}");
+            eprintln!("kill: {error:#}");
             ExitCode::FAILURE
         }
     }

@@ -133,7 +133,7 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("wire: {error:?}");
+            eprintln!("wire: {error:#}");
             ExitCode::FAILURE
         }
     }
