@@ -5,7 +5,7 @@ SHELL := bash
 CARGO := scripts/cargo
 BIN := $(or $(CARGO_TARGET_DIR),target)/release/blobferry
 
-# Arguments for the demo: a folder to ferry, or --exit to leave nothing running.
+# Arguments for the demo (a folder to ferry, or --exit to leave nothing running) or the benchmark (--help tells).
 ARGS ?=
 # Kills of the replicator that `make kill` does.
 N ?= 100
@@ -29,7 +29,7 @@ kill: build ## Kill the replicator N times at random moments under load, and che
 	@BLOBFERRY_BIN=$(BIN) $(CARGO) bench --bench kill -- --cycles $(N)
 
 bench: build ## Measure speed and memory, each figure beside its floor.
-	@$(CARGO) bench --bench wire
+	@$(CARGO) bench --bench wire -- $(ARGS)
 
 lint: ## Check format and lints, as CI does.
 	@cargo fmt --check

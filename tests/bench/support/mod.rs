@@ -1,0 +1,4 @@
+//! What the benchmarks share: the programs that they start and end, and the calls that they make to them.
+
+pub(crate) mod api;
+pub(crate) mod process;
