@@ -14,7 +14,7 @@ use super::{
     Abilities, ByteRange, ByteStream, Disposition, EnumerateEnd, EnumeratePage, EnumerateRange, Enumeration, Fetched,
     PeerError, PeerKind, Put, Received, Store, StoreError, StoreInfo,
 };
-use crate::blob::{BlobMeta, BlobRef, DigestFunction, RefError};
+use crate::blob::{BlobMeta, BlobRef, DigestFunction, Mismatch, RefError};
 use crate::grpc::{
     CHUNK_BYTES, Channels, EndpointError, MAX_DECODED_BYTES, MAX_ITEMS, MAX_MESSAGE_BYTES, PeerEndpoint, store_error,
 };
@@ -312,7 +312,8 @@ fn fetched_bytes(messages: Streaming<v1::FetchBlobResponse>, blob: BlobRef, most
             Ok(Some(v1::FetchBlobResponse { part: Some(Part::Chunk(bytes)) })) => {
                 match left.checked_sub(bytes.len() as u64) {
                     Some(left) => return Some((Ok(bytes), Some((messages, left)))),
-                    None => StoreError::Protocol(format!("FetchBlob sent more than the {most} bytes of {blob}")),
+                    // A fault of this blob at this store; the next one may be well.
+                    None => StoreError::Mismatch(Mismatch::TooLong { stated: most }),
                 }
             }
             Ok(Some(v1::FetchBlobResponse { part: Some(Part::Header(_)) })) => {

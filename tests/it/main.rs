@@ -6,6 +6,7 @@ mod architecture;
 mod commands;
 mod foreign;
 mod harness;
+mod liars;
 mod main_job;
 mod outages;
 mod refusals;

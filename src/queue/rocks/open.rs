@@ -8,8 +8,8 @@ use super::shared::{Figures, Shared};
 use super::{RocksOptions, RocksQueue, WallClock};
 use crate::queue::{Lane, RouteId, SyncId};
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode, Direction, ErrorKind,
-    IteratorMode, Options, WriteBatch, WriteOptions,
+    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode,
+    Direction, ErrorKind, IteratorMode, Options, WriteBatch, WriteOptions,
 };
 use std::collections::BTreeSet;
 use std::fs::{File, TryLockError};
@@ -162,6 +162,12 @@ fn family_options(name: &str, cache: &Cache) -> Options {
     blocks.set_pin_l0_filter_and_index_blocks_in_cache(true);
     if matches!(name, keys::REF | keys::ENTRY) {
         blocks.set_bloom_filter(10.0, false);
+        // Each push asks for a random ref. Whole filters and indexes of a large backlog would not fit into the cache and be
+        // read anew each time; in parts, a look-up reads a few KiB at most.
+        blocks.set_partition_filters(true);
+        blocks.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+        blocks.set_metadata_block_size(4 << 10);
+        blocks.set_pin_top_level_index_and_filter(true);
     }
     let mut options = Options::default();
     // Digests do not compress.

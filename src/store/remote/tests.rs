@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use super::RemoteStore;
-use crate::blob::{BlobRef, DigestFunction};
+use crate::blob::{BlobRef, DigestFunction, Mismatch};
 use crate::grpc::{PeerEndpoint, ServeSettings, serve};
 use crate::pb::v1;
 use crate::store::{ByteRange, Disposition, EnumerateEnd, EnumerateRange, PeerKind, Put, Received, Store, StoreError};
@@ -172,11 +172,9 @@ async fn a_fetch_that_breaks_the_protocol_is_named() {
         let message = protocol(store.fetch(hello(), ByteRange::default()).await);
         assert!(message.contains(named), "{message}");
     }
-    for (messages, named) in [
-        (vec![right(), right()], "second header"),
-        (vec![right(), chunk(), chunk()], "more than"),
-        (vec![right(), Ok(v1::FetchBlobResponse { part: None })], "empty"),
-    ] {
+    for (messages, named) in
+        [(vec![right(), right()], "second header"), (vec![right(), Ok(v1::FetchBlobResponse { part: None })], "empty")]
+    {
         let (store, _up) = facing(Rogue { fetch: messages, ..Rogue::default() }).await;
         let fetched = store.fetch(hello(), ByteRange::default()).await.unwrap();
         let mut items: Vec<_> = fetched.bytes.collect().await;
@@ -184,6 +182,11 @@ async fn a_fetch_that_breaks_the_protocol_is_named() {
         assert!(message.contains(named), "{message}");
         assert!(items.iter().all(Result::is_ok));
     }
+    // Bytes beyond the stated size are no breach but this blob's fault, as wrong bytes are.
+    let (store, _up) = facing(Rogue { fetch: vec![right(), chunk(), chunk()], ..Rogue::default() }).await;
+    let fetched = store.fetch(hello(), ByteRange::default()).await.unwrap();
+    let last = fetched.bytes.collect::<Vec<_>>().await.pop();
+    assert!(matches!(last, Some(Err(StoreError::Mismatch(Mismatch::TooLong { stated: 5 })))), "{last:?}");
     let (store, _up) = facing(Rogue { fetch: vec![right(), Err(Status::unknown("gone"))], ..Rogue::default() }).await;
     let items: Vec<_> = store.fetch(hello(), ByteRange::default()).await.unwrap().bytes.collect().await;
     assert!(matches!(&items[..], [Err(StoreError::Peer(error))] if error.code == Code::Unknown));

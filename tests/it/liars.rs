@@ -1,0 +1,126 @@
+//! Peers that lie, over the wire: caught, named by kind in Status, and the entry stays queued.
+
+use crate::harness::{World, announce, blob, fetch, held, queued, reader, receiver, replication, route, send, until};
+use blobferry::app::store::StoreApp;
+use blobferry::blob::BlobRef;
+use blobferry::grpc::ServeSettings;
+use blobferry::pb::v1 as pb;
+use blobferry::store::Disposition;
+use blobferry::store::faulty::{FaultyStore, Trouble};
+use blobferry::store::memory::MemoryStore;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// A store of the production server over a store that can be told to lie.
+struct Liar {
+    store: Arc<FaultyStore>,
+    url: String,
+    _server: JoinSet<()>,
+}
+
+impl Liar {
+    async fn start() -> Self {
+        let store = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new(64 << 20))));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let app = StoreApp::of(store.clone(), ServeSettings::default());
+        let mut server = JoinSet::new();
+        server.spawn(async move { app.run(listener, CancellationToken::new()).await.unwrap() });
+        Self { store, url, _server: server }
+    }
+}
+
+/// Announces one blob while a side lies about it, and gives the kind that Status names; then the side turns honest, and the
+/// blob arrives.
+async fn caught(at_source: bool, lie: impl Fn(BlobRef) -> Trouble) -> pb::FaultKind {
+    let world = World::new();
+    let honest = world.store("honest");
+    let liar = Liar::start().await;
+    let (source, destination) =
+        if at_source { (liar.url.clone(), honest.url()) } else { (honest.url(), liar.url.clone()) };
+    let replicator = world.replicator(&[("a", &source), ("b", &destination)], &[("a", "b")]);
+    let (blob, bytes) = blob(1, 100_000);
+    let connect =
+        async |url: &str| tonic::transport::Channel::from_shared(url.to_owned()).unwrap().connect().await.unwrap();
+    send(&mut pb::blob_receiver_service_client::BlobReceiverServiceClient::new(connect(&source).await), blob, &bytes)
+        .await
+        .unwrap();
+
+    liar.store.set(Some(lie(blob)));
+    let operator = replication(&replicator).await;
+    announce(&mut operator.clone(), "a", &[blob]).await.unwrap();
+    let status = until("the lie is named", async || {
+        let status = route(&mut operator.clone()).await;
+        (!status.recent_faults.is_empty()).then_some(status)
+    })
+    .await;
+    assert_eq!(queued(&status), 1, "{status:?}");
+    let group = &status.recent_faults[0];
+    let fault = group.fault.as_ref().unwrap();
+    assert_eq!(fault.peer, if at_source { "a" } else { "b" });
+    assert!(!fault.message.is_empty());
+    assert_eq!(group.example_ref, blob.to_string());
+    if at_source {
+        assert_eq!(held(&mut reader(&honest).await, &[blob]).await, 0, "nothing wrong arrives");
+    }
+
+    liar.store.set(None);
+    until("it arrives from an honest peer", async || (queued(&route(&mut operator.clone()).await) == 0).then_some(()))
+        .await;
+    let mut reader = pb::blob_reader_service_client::BlobReaderServiceClient::new(connect(&destination).await);
+    assert!(fetch(&mut reader, blob).await.unwrap() == bytes);
+    fault.kind()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_that_lies_is_named_and_nothing_wrong_arrives() {
+    use pb::FaultKind::{MissingAtSource, ShortRead, SourceBytesCorrupt, SourceSizeMismatch};
+    assert_eq!(caught(true, |_| Trouble::WrongBytes).await, SourceBytesCorrupt);
+    assert_eq!(caught(true, |_| Trouble::StatedSize(99_999)).await, SourceSizeMismatch);
+    assert_eq!(caught(true, |_| Trouble::ExtraByte).await, SourceSizeMismatch);
+    assert_eq!(caught(true, |_| Trouble::ShortRead).await, ShortRead);
+    assert_eq!(caught(true, |_| Trouble::Missing).await, MissingAtSource);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_destination_that_confirms_something_else_settles_nothing() {
+    let (other, _) = blob(2, 10);
+    let lies = [
+        Trouble::ConfirmRef(other),
+        Trouble::ConfirmSize(1),
+        Trouble::Confirm(Disposition::Enqueued),
+        Trouble::Confirm(Disposition::Consumed),
+    ];
+    for lie in lies {
+        assert_eq!(caught(false, |_| lie.clone()).await, pb::FaultKind::DestinationConfirmedOther, "{lie:?}");
+    }
+    assert_eq!(caught(false, |_| Trouble::Reject).await, pb::FaultKind::DestinationRejected);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replicator_in_a_stores_place_stops_the_route_and_charges_nothing() {
+    let world = World::new();
+    let source = world.store("source");
+    let nowhere = [("x", "http://127.0.0.1:1"), ("y", "http://127.0.0.1:2")];
+    let config = nowhere.map(|(name, url)| format!("[stores.{name}]\nendpoint = \"{url}\"\n")).concat()
+        + "[routes.x_to_y]\nfrom = \"x\"\nto = \"y\"\n";
+    let other = world.replicator_with("other", &config);
+    let replicator = world.replicator(&[("a", &source.url()), ("b", &other.url())], &[("a", "b")]);
+    let (blob, bytes) = blob(1, 100);
+    send(&mut receiver(&source).await, blob, &bytes).await.unwrap();
+    let operator = replication(&replicator).await;
+    announce(&mut operator.clone(), "a", &[blob]).await.unwrap();
+    let peer = until("the wrong kind is noticed", async || {
+        let status = operator.clone().status(pb::StatusRequest::default()).await.unwrap().into_inner().status.unwrap();
+        status.peers.into_iter().find(|peer| peer.name == "b" && peer.health() == pb::PeerHealth::Unsuitable)
+    })
+    .await;
+    assert_eq!(peer.peer_info.unwrap().kind(), pb::PeerKind::Replicator);
+    assert_ne!(peer.breaker.unwrap().state(), pb::BreakerState::Closed);
+    let fresh = route(&mut operator.clone()).await.queued.unwrap().fresh.unwrap();
+    assert_eq!(fresh.retrying.unwrap().entries, Some(0));
+    assert_eq!(fresh.parked.unwrap().entries, Some(0));
+    assert_eq!(queued(&route(&mut replication(&other).await).await), 0, "nothing was announced there");
+}
