@@ -7,10 +7,10 @@ BIN := $(or $(CARGO_TARGET_DIR),target)/release/blobferry
 
 # Arguments for the demo (a folder to ferry, or --exit to leave nothing running) or the benchmark (--help tells).
 ARGS ?=
-# Kills of the replicator that `make kill` does.
-N ?= 100
+# How many kills `make kill` does, and how many blobs `make sync` compares.
+N ?=
 
-.PHONY: help build demo test kill bench lint proto-lint proto-baseline doc clean
+.PHONY: help build demo test kill sync bench lint proto-lint proto-baseline doc clean
 
 help: ## Show what can be made.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -26,7 +26,10 @@ test: build ## Run every test. Checks whose tools are missing are skipped aloud;
 	@$(MAKE) --no-print-directory proto-lint
 
 kill: build ## Kill the replicator N times at random moments under load, and check every ack (make kill N=1000).
-	@BLOBFERRY_BIN=$(BIN) $(CARGO) bench --bench kill -- --cycles $(N)
+	@BLOBFERRY_BIN=$(BIN) $(CARGO) bench --bench kill -- --cycles $(or $(N),100)
+
+sync: build ## Have a full sync compare two stores of N blobs each (make sync N=1000000).
+	@$(CARGO) bench --bench sync -- --blobs $(or $(N),1000000)
 
 bench: build ## Measure speed and memory, each figure beside its floor.
 	@$(CARGO) bench --bench wire -- $(ARGS)

@@ -290,6 +290,18 @@ pub(crate) async fn route(of: &mut Replication) -> pb::RouteStatus {
     status.routes.into_iter().next().unwrap()
 }
 
+/// Starts a full sync of the only route, and gives it when it has ended.
+pub(crate) async fn full_sync(operator: &mut Replication) -> pb::FullSync {
+    let started = operator.trigger_full_sync(pb::TriggerFullSyncRequest::default()).await.unwrap().into_inner();
+    let id = started.full_sync.unwrap().id;
+    until("the full sync has ended", async || {
+        let request = pb::GetFullSyncRequest { id: id.clone(), ..Default::default() };
+        let sync = operator.clone().get_full_sync(request).await.unwrap().into_inner().full_sync.unwrap();
+        (sync.state() != pb::FullSyncState::Running).then_some(sync)
+    })
+    .await
+}
+
 /// Entries of a route in all lanes and states.
 pub(crate) fn queued(route: &pb::RouteStatus) -> u64 {
     let counts = route.queued.as_ref().unwrap();

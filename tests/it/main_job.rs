@@ -1,10 +1,11 @@
 //! Announced, copied, verified, seen.
 
 use crate::harness::{
-    self, World, announce, blob, fetch, held, queued, reader, receiver, replication, route, send, until,
+    self, World, announce, blob, fetch, full_sync, held, queued, reader, receiver, replication, route, send, until,
 };
 use blobferry::blob::{BlobRef, DigestFunction};
 use blobferry::pb::v1 as pb;
+use futures::StreamExt;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn blobs_of_every_telling_size_arrive_and_read_back_the_same() {
@@ -97,14 +98,7 @@ async fn a_full_sync_finds_what_nobody_announced() {
     send(&mut to_destination, extra, &bytes).await.unwrap();
 
     let mut operator = replication(&replicator).await;
-    let started = operator.trigger_full_sync(pb::TriggerFullSyncRequest::default()).await.unwrap().into_inner();
-    let id = started.full_sync.unwrap().id;
-    let ended = until("the sync has ended", async || {
-        let request = pb::GetFullSyncRequest { id: id.clone(), ..Default::default() };
-        let sync = operator.clone().get_full_sync(request).await.unwrap().into_inner().full_sync.unwrap();
-        (sync.state() != pb::FullSyncState::Running).then_some(sync)
-    })
-    .await;
+    let ended = full_sync(&mut operator).await;
     assert_eq!(ended.state(), pb::FullSyncState::Completed, "{}", ended.summary);
     let counts = ended.counts.unwrap();
     let expected = all.len() as u64 - all.len().div_ceil(3) as u64;
@@ -115,14 +109,8 @@ async fn a_full_sync_finds_what_nobody_announced() {
     assert_eq!(held(&mut reader(&destination).await, &all).await, all.len());
 
     // A second one finds nothing; an unknown one is an error with a reason.
-    operator.trigger_full_sync(pb::TriggerFullSyncRequest::default()).await.unwrap();
-    let second = until("the second sync has ended", async || {
-        let request = pb::GetFullSyncRequest::default();
-        let sync = operator.clone().get_full_sync(request).await.unwrap().into_inner().full_sync.unwrap();
-        (sync.state() != pb::FullSyncState::Running).then_some(sync)
-    })
-    .await;
-    assert_ne!(second.id, id);
+    let second = full_sync(&mut operator).await;
+    assert_ne!(second.id, ended.id);
     assert_eq!(second.state(), pb::FullSyncState::Completed);
     assert_eq!(second.counts.unwrap().missing, Some(0));
     let request = pb::GetFullSyncRequest { id: "sync-999".into(), ..Default::default() };
@@ -157,4 +145,51 @@ async fn fan_out_goes_to_every_enabled_route_and_a_disabled_one_does_nothing() {
     let states: Vec<_> =
         status.status.unwrap().routes.iter().map(|route| (route.name.clone(), route.state())).collect();
     assert!(states.contains(&("a_to_d".to_owned(), pb::RouteState::Disabled)), "{states:?}");
+}
+
+/// Sizes at which a bounded channel, a page or a window could be exactly full.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_sync_ends_at_every_telling_size() {
+    let world = World::new();
+    let (source, destination) = (world.store("source"), world.store("destination"));
+    let replicator = world.replicator(&[("a", &source.url()), ("b", &destination.url())], &[("a", "b")]);
+    let mut operator = replication(&replicator).await;
+    let to_source = receiver(&source).await;
+    let mut held_by_both = 0;
+    for size in [0, 1, 999, 1_000, 1_001, 1_023, 5_000] {
+        let writes = futures::stream::iter(held_by_both..size).map(|seed| {
+            let mut to_source = to_source.clone();
+            async move {
+                let (blob, bytes) = blob(seed, 20);
+                send(&mut to_source, blob, &bytes).await.unwrap();
+            }
+        });
+        writes.buffer_unordered(64).collect::<Vec<()>>().await;
+        let ended = full_sync(&mut operator).await;
+        assert_eq!(ended.state(), pb::FullSyncState::Completed, "{size}: {}", ended.summary);
+        let counts = ended.counts.unwrap();
+        assert_eq!(counts.source_blobs, Some(size));
+        assert_eq!(counts.destination_blobs, Some(held_by_both));
+        assert_eq!(counts.confirmed, Some(size - held_by_both));
+        held_by_both = size;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_sync_fails_with_its_reason_and_can_be_run_again() {
+    let world = World::new();
+    let (source, mut destination) = (world.store("source"), world.store("destination"));
+    let replicator = world.replicator(&[("a", &source.url()), ("b", &destination.url())], &[("a", "b")]);
+    let (blob, bytes) = blob(1, 10);
+    send(&mut receiver(&source).await, blob, &bytes).await.unwrap();
+    let mut operator = replication(&replicator).await;
+    destination.kill();
+    let failed = full_sync(&mut operator).await;
+    assert_eq!(failed.state(), pb::FullSyncState::Failed);
+    let failure = failed.failure.unwrap();
+    assert_eq!((failure.kind(), failure.peer.as_str()), (pb::FaultKind::DestinationUnavailable, "b"));
+    destination.again();
+    let second = full_sync(&mut operator).await;
+    assert_eq!(second.state(), pb::FullSyncState::Completed, "{}", second.summary);
+    assert_eq!(held(&mut reader(&destination).await, &[blob]).await, 1);
 }
