@@ -169,8 +169,9 @@ impl<'a> Run<'a> {
         let source = self.waits.answer(Side::Source, "asked what it is", route.source.info()).await?;
         check_source(route, &source)?;
         let destination = self.waits.answer(Side::Destination, "asked what it is", route.destination.info()).await?;
+        let method = choose_method(route, &destination)?;
         check_store_id(route, Side::Destination, &destination)?;
-        choose_method(route, &destination)
+        Ok(method)
     }
 
     async fn compare(&mut self, method: Method) -> Result<(), SyncFailure> {
