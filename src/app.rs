@@ -38,7 +38,7 @@ use crate::queue::rocks::KnownRoute;
 use crate::queue::{State, StateWrite};
 use crate::service::{SERVICE_NAMES, Service, ServiceParts};
 use crate::status::{Observer, ObserverParts, WatchedPeer, WatchedRoute};
-use crate::sync::{FullSyncs, SyncParts, SyncRoute, SyncSettings};
+use crate::sync::{FullSyncs, StoreIds, SyncParts, SyncRoute, SyncSettings};
 use crate::worker::{Deps, NextHop, Policy, Report, RouteSpec, Worker};
 use anyhow::{Context, Result};
 use crew::Crew;
@@ -48,6 +48,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -93,7 +94,7 @@ impl App {
         let routes = Arc::new(register(config, &parts).await?);
         let peers = open_peers(config, &parts).await?;
         let workers = open_workers(config, &parts, &routes, &peers)?;
-        let syncs = open_syncs(config, &parts, &routes).await?;
+        let syncs = open_syncs(config, &parts, &routes, &peers).await?;
         let announcer =
             Arc::new(Announcer::new(parts.queue.clone(), routes.clone(), parts.clock.clone(), gate.clone()));
         let observer = Arc::new(Observer::new(ObserverParts {
@@ -154,8 +155,9 @@ impl App {
         watch.set_routes(true).await;
         background.spawn("watch", watch.run(self.draining.clone()));
         for peer in self.peers.values() {
-            let (peer, parts) = (peer.clone(), self.parts.state.clone());
-            background.spawn(&format!("store id of {}", peer.name()), record_store_id(peer, parts, stop.clone()));
+            let (ids, state) = (peer.store_id(), self.parts.state.clone());
+            let record = record_store_id(peer.name().clone(), ids, state, stop.clone());
+            background.spawn(&format!("store id of {}", peer.name()), record);
         }
         let mut workers = Crew::new();
         for worker in &self.workers {
@@ -251,7 +253,13 @@ fn open_workers(
     Ok(workers)
 }
 
-async fn open_syncs(config: &Config, parts: &Parts, routes: &RouteTable) -> Result<FullSyncs> {
+async fn open_syncs(
+    config: &Config,
+    parts: &Parts,
+    routes: &RouteTable,
+    peers: &BTreeMap<String, Arc<Peer>>,
+) -> Result<FullSyncs> {
+    let store_id = |name: &str| peers.get(name).map(|peer| peer.store_id()).context("a route without its peer");
     let mut synced = Vec::new();
     for route in routes.all() {
         synced.push(SyncRoute {
@@ -261,6 +269,7 @@ async fn open_syncs(config: &Config, parts: &Parts, routes: &RouteTable) -> Resu
             to_name: route.to.clone(),
             source: parts.store(&route.from)?,
             destination: parts.store(&route.to)?,
+            store_ids: StoreIds { source: store_id(&route.from)?, destination: store_id(&route.to)? },
             receive_only: config.routes.get(&*route.name).is_some_and(|settings| settings.receive_only),
         });
     }
@@ -319,22 +328,26 @@ fn store_id_key(store: &str) -> String {
 }
 
 /// Records the id of a store when it is learned, so that another store in its place is noticed after a restart, too.
-async fn record_store_id(peer: Arc<Peer>, state: Arc<dyn State>, stop: CancellationToken) -> Result<()> {
-    let mut ids = peer.store_id();
+async fn record_store_id(
+    store: Arc<str>,
+    mut ids: watch::Receiver<Option<String>>,
+    state: Arc<dyn State>,
+    stop: CancellationToken,
+) -> Result<()> {
     let record = async {
         // The one that was read at the start is recorded already.
         while ids.changed().await.is_ok() {
             loop {
                 let id = ids.borrow_and_update().clone();
-                let write = StateWrite { key: store_id_key(peer.name()), value: id.clone().map(String::into_bytes) };
+                let write = StateWrite { key: store_id_key(&store), value: id.clone().map(String::into_bytes) };
                 match state.write(vec![write]).await {
                     Ok(()) => {
                         let id = id.unwrap_or_default();
-                        tracing::info!(peer = %peer.name(), id, "the store's id is recorded");
+                        tracing::info!(peer = %store, id, "the store's id is recorded");
                         break;
                     }
                     Err(error) => {
-                        tracing::warn!(peer = %peer.name(), %error, "the store's id could not be recorded");
+                        tracing::warn!(peer = %store, %error, "the store's id could not be recorded");
                         tokio::time::sleep(RECORD_PAUSE).await;
                     }
                 }

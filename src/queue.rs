@@ -379,7 +379,7 @@ pub enum QueueError {
         limit: u64,
     },
     /// The disk's reserve is reached.
-    #[error("the queue's disk has {free} bytes left, less than its reserve of {reserve}; free some space")]
+    #[error("the queue's disk is full: {free} bytes are left, and {reserve} are reserved; free some space")]
     NoSpace {
         /// Free bytes.
         free: u64,

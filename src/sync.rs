@@ -21,6 +21,8 @@
 //!   stops short ends the sync. A page of findings, the counts and the cursor are one write.
 //! - **COMPLETED means confirmed.** It waits for every entry that it found; with parked or discarded ones, it is
 //!   COMPLETED_WITH_FAILURES.
+//! - **It compares the stores that are meant.** One that tells another store id than the route knows it by ends it, at its
+//!   beginning and once more when both sides have been read: an empty volume in place of a source has nothing missing.
 //! - **It paces itself.** Above the high-water mark of the backfill backlog it closes its streams and waits. No stream is
 //!   held longer than a window of refs either: it goes on after the last ref with a new one.
 //! - **Memory is bounded** by the pages under way and one batch of findings, not by the stores.
@@ -39,7 +41,7 @@ mod record;
 mod run;
 
 pub use diff::{Finding, ListingError, ListingFault, Merge, Need, Seen};
-pub use driver::{FullSyncs, Started, SyncParts, SyncRequest, SyncRoute, SyncSettings, SyncStartError};
+pub use driver::{FullSyncs, Started, StoreIds, SyncParts, SyncRequest, SyncRoute, SyncSettings, SyncStartError};
 pub use record::{SyncCounts, SyncFailure, SyncMode, SyncPhase, SyncRecord, SyncState, UnknownFunction};
 
 #[cfg(test)]

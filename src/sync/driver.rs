@@ -17,7 +17,7 @@ use std::fmt;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -45,9 +45,20 @@ pub struct SyncRoute {
     pub source: Arc<dyn Store>,
     /// The store that is written.
     pub destination: Arc<dyn Store>,
+    /// The store ids that the route knows its stores by.
+    pub store_ids: StoreIds,
     /// Whether the destination may be one that gives nothing back. Where it can be neither listed nor asked, it is sent
     /// everything.
     pub receive_only: bool,
+}
+
+/// The store ids that are expected of a route's stores, as of now; absent: whichever they tell.
+#[derive(Clone, Debug)]
+pub struct StoreIds {
+    /// That of the store that is read.
+    pub source: watch::Receiver<Option<String>>,
+    /// That of the store that is written.
+    pub destination: watch::Receiver<Option<String>>,
 }
 
 impl fmt::Debug for SyncRoute {

@@ -80,7 +80,26 @@ pub(super) fn check_source(route: &SyncRoute, info: &StoreInfo) -> Result<(), Sy
     if !info.abilities.enumerate {
         return Err(wrong("does not offer enumerate"));
     }
-    Ok(())
+    check_store_id(route, Side::Source, info)
+}
+
+/// Refuses a store that is not the one which the route knows by this name.
+fn check_store_id(route: &SyncRoute, side: Side, info: &StoreInfo) -> Result<(), SyncFailure> {
+    let (what, name, expected) = match side {
+        Side::Source => ("source", &route.from_name, &route.store_ids.source),
+        Side::Destination => ("destination", &route.to_name, &route.store_ids.destination),
+    };
+    let expected = expected.borrow();
+    let Some(expected) = expected.as_deref().filter(|expected| info.store_id.as_deref() != Some(expected)) else {
+        return Ok(());
+    };
+    let found = info.store_id.as_ref().map_or_else(|| "none".to_owned(), |id| format!("{id:?}"));
+    Err(SyncFailure {
+        kind: Some(FaultKind::StoreIdChanged),
+        peer: name.to_string(),
+        code: None,
+        message: format!("another store answers as the {what} store {name}: its id is {found}, and was {expected:?}"),
+    })
 }
 
 fn choose_method(route: &SyncRoute, info: &StoreInfo) -> Result<Method, SyncFailure> {
@@ -120,6 +139,8 @@ impl<'a> Run<'a> {
         self.compare(method).await?;
         self.source = None;
         self.destination = None;
+        // A store may have been replaced between two of its streams.
+        self.look_at_peers().await?;
         self.note_time();
         self.record.compared_time = Some(self.parts.clock.now());
         self.enter(SyncPhase::WaitingForCopies);
@@ -148,7 +169,9 @@ impl<'a> Run<'a> {
         let source = self.waits.answer(Side::Source, "asked what it is", route.source.info()).await?;
         check_source(route, &source)?;
         let destination = self.waits.answer(Side::Destination, "asked what it is", route.destination.info()).await?;
-        choose_method(route, &destination)
+        let method = choose_method(route, &destination)?;
+        check_store_id(route, Side::Destination, &destination)?;
+        Ok(method)
     }
 
     async fn compare(&mut self, method: Method) -> Result<(), SyncFailure> {

@@ -14,7 +14,7 @@ use crate::fault::FaultKind;
 use crate::queue::{Lane, Origin, Push, Queue, RouteId, SyncId};
 use crate::store::PeerKind;
 use ledger::{Ledger, Pages};
-use shelf::{Shared, Shelf, Trouble, blob};
+use shelf::{Shared, Shelf, Trouble, blob, store_ids};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -55,6 +55,7 @@ impl Bench {
             to_name: "b".into(),
             source: Arc::new(Shared(Arc::clone(&source))),
             destination: Arc::new(Shared(Arc::clone(&destination))),
+            store_ids: store_ids(),
             receive_only,
         };
         let clock = Arc::new(ManualClock::default());
@@ -444,6 +445,26 @@ async fn a_source_that_cannot_be_listed_is_refused_and_one_that_is_down_fails_th
     bench.source.set(None);
     bench.destination.set(Some(Trouble::IsDown));
     assert_eq!(bench.syncs.list(ROUTE, 9).await.unwrap().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_empty_volume_in_place_of_a_store_is_never_compared_as_if_it_were_the_store() {
+    let bench = Bench::new(Shelf::full(0).with(Trouble::Replaced(0)), Shelf::full(5)).await;
+    let error = bench.syncs.start(request("")).await.unwrap_err();
+    assert!(matches!(&error, SyncStartError::PeerUnsuitable(why) if why.contains("an empty volume")), "{error:?}");
+    // Found out when both were read.
+    let settings = SyncSettings { window: 1000, ..SyncSettings::default() };
+    let pages = || Pages { swift: true, ..Pages::default() };
+    let source = Shelf::full(1500).with(Trouble::Replaced(1));
+    let record = Bench::with(source, Shelf::full(1500), settings, false, pages()).await.run().await;
+    assert_eq!((reason(&record).0, reason(&record).1), (Some(FaultKind::StoreIdChanged), "a"));
+    for page in [0, 1] {
+        let destination = Shelf::full(0).with(Trouble::Replaced(page));
+        let bench = Bench::with(Shelf::full(1500), destination, settings, false, pages()).await;
+        let record = bench.run().await;
+        assert_eq!((reason(&record).0, reason(&record).1), (Some(FaultKind::StoreIdChanged), "b"));
+        assert!(page > 0 || bench.pushed().is_empty(), "nothing is missing at a store that was not asked");
+    }
 }
 
 #[tokio::test(start_paused = true)]

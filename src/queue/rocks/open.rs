@@ -9,7 +9,7 @@ use super::{RocksOptions, RocksQueue, WallClock};
 use crate::queue::{Lane, RouteId, SyncId};
 use rocksdb::{
     BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode,
-    Direction, ErrorKind, IteratorMode, Options, WriteBatch, WriteOptions,
+    DEFAULT_COLUMN_FAMILY_NAME, Direction, ErrorKind, IteratorMode, Options, WriteBatch, WriteOptions,
 };
 use std::collections::BTreeSet;
 use std::fs::{File, TryLockError};
@@ -138,6 +138,9 @@ fn open_database(dir: &Path, options: &RocksOptions) -> Result<DB, OpenError> {
     let cache = Cache::new_lru_cache(options.cache_bytes);
     let existed = path.join("CURRENT").exists();
     let mut families: BTreeSet<String> = keys::FAMILIES.map(str::to_owned).into();
+    // RocksDB makes it in any case, with a write buffer of 64 MiB. After a full disk it writes again only once as much is
+    // free as its largest write buffer: on a small disk, never.
+    families.insert(DEFAULT_COLUMN_FAMILY_NAME.to_owned());
     if existed {
         // A newer minor version may have added some; all must be opened.
         families.extend(DB::list_cf(&all, &path)?);

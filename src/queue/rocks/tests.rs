@@ -199,6 +199,21 @@ async fn the_reserve_is_for_settling() {
     assert_eq!(queue.counts(route).confirmed, 1);
 }
 
+/// RocksDB writes again after a full disk once its largest write buffer would fit, and says so in its options file.
+#[tokio::test]
+async fn after_a_full_disk_a_little_space_is_enough_to_write_again() {
+    let (dir, _, queue, _) = one_route().await;
+    queue.close().await;
+    let files = std::fs::read_dir(dir.path().join("db")).unwrap().map(|file| file.unwrap().path());
+    let options =
+        files.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("OPTIONS-")).max().unwrap();
+    let text = std::fs::read_to_string(options).unwrap();
+    let buffers: Vec<u64> =
+        text.lines().filter_map(|line| line.trim().strip_prefix("write_buffer_size=")?.parse().ok()).collect();
+    assert!(buffers.len() > keys::FAMILIES.len(), "{buffers:?}");
+    assert!(buffers.iter().all(|bytes| *bytes <= 16 << 20), "{buffers:?}");
+}
+
 #[tokio::test]
 async fn unreadable_rows_are_set_aside_and_stop_nobody() {
     let (dir, clock, queue, route) = one_route().await;

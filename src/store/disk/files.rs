@@ -14,6 +14,11 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+/// Bytes of a file that may wait to be synced. The last sync stands between the last byte and the answer, and who waits
+/// for that must not take the store for dead, however large the blob and slow the disk: gigabytes of it could lie in the
+/// system's cache otherwise.
+const UNSYNCED_BYTES: u64 = 64 << 20;
+
 /// The folders of a store that hold files.
 #[derive(Debug)]
 pub(super) struct Files {
@@ -76,7 +81,7 @@ impl Files {
         let path = self.incoming.join(format!("{:032x}", rand::random::<u128>()));
         let file = File::options().write(true).create_new(true).open(&path);
         let file = file.map_err(|error| StoreError::io("creating a file in incoming/", error))?;
-        let incoming = Incoming { file, temporary: Temporary { path: Some(path) } };
+        let incoming = Incoming { file, unsynced: 0, temporary: Temporary { path: Some(path) } };
         Ok(Sink { blob, verifier: Verifier::new(blob, stated), incoming: Some(incoming) })
     }
 
@@ -107,6 +112,7 @@ pub(super) struct Sink {
 
 struct Incoming {
     file: File,
+    unsynced: u64,
     temporary: Temporary,
 }
 
@@ -130,7 +136,7 @@ impl Sink {
     fn take(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
         self.verifier.update(bytes)?;
         if let Some(incoming) = &mut self.incoming {
-            let written = incoming.file.write_all(bytes);
+            let written = incoming.write(bytes);
             written.map_err(|error| StoreError::io(format!("writing the file of {}", self.blob), error))?;
         }
         Ok(())
@@ -141,7 +147,7 @@ impl Sink {
     pub(super) fn finish(self, last: &[u8], files: &Files) -> Result<u64, StoreError> {
         let Self { blob, verifier, incoming } = self.write(last)?;
         let verdict = verifier.finish();
-        let Some(Incoming { file, mut temporary }) = incoming else {
+        let Some(Incoming { file, mut temporary, .. }) = incoming else {
             return Ok(verdict?);
         };
         let placed = verdict.map_err(StoreError::from).and_then(|size| {
@@ -158,6 +164,18 @@ impl Sink {
         if let Some(mut incoming) = self.incoming.take() {
             incoming.temporary.remove();
         }
+    }
+}
+
+impl Incoming {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all(bytes)?;
+        self.unsynced += bytes.len() as u64;
+        if self.unsynced >= UNSYNCED_BYTES {
+            self.file.sync_data()?;
+            self.unsynced = 0;
+        }
+        Ok(())
     }
 }
 
@@ -268,5 +286,29 @@ pub(super) fn read_whole(path: &Path) -> io::Result<Option<String>> {
         Ok(text) => Ok(Some(text.trim().to_owned())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::{Files, UNSYNCED_BYTES};
+    use crate::blob::DigestFunction;
+
+    #[test]
+    fn little_of_a_large_blob_waits_for_the_last_sync() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = Files::open(folder.path()).unwrap();
+        let bytes = vec![7; 16 << 20];
+        let whole: Vec<u8> = bytes.iter().copied().cycle().take(9 * bytes.len()).collect();
+        let blob = DigestFunction::Sha256.ref_of(&whole);
+        let mut sink = files.write(blob, Some(whole.len() as u64)).unwrap();
+        for _ in 0..8 {
+            sink = sink.write(&bytes).unwrap();
+            assert!(sink.incoming.as_ref().unwrap().unsynced < UNSYNCED_BYTES);
+        }
+        assert_eq!(sink.finish(&bytes, &files).unwrap(), whole.len() as u64);
+        assert!(files.holds(&blob, whole.len() as u64));
     }
 }

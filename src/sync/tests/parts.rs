@@ -3,7 +3,7 @@
 
 use super::super::{FullSyncs, SyncParts, SyncPhase, SyncRequest, SyncRoute, SyncSettings, SyncStartError, SyncState};
 use super::ledger::{Ledger, Pages};
-use super::shelf::{Shared, Shelf, Trouble, blob};
+use super::shelf::{Shared, Shelf, Trouble, blob, store_ids};
 use super::{Bench, ROUTE, request};
 use crate::clock::ManualClock;
 use crate::queue::RouteId;
@@ -140,6 +140,7 @@ impl Pair {
             to_name: "b".into(),
             source: Arc::new(Shared(Arc::clone(&source))),
             destination: Arc::new(Shared(Arc::clone(&destination))),
+            store_ids: store_ids(),
             receive_only: false,
         };
         let (ledger, clock) = (Arc::new(Ledger::new(Pages::default())), Arc::new(ManualClock::default()));

@@ -1,6 +1,8 @@
 //! Syncs over the model queue and stores in memory, with a copier that settles as the worker does.
 
-use super::super::{FullSyncs, SyncMode, SyncParts, SyncRecord, SyncRequest, SyncRoute, SyncSettings, SyncState};
+use super::super::{
+    FullSyncs, StoreIds, SyncMode, SyncParts, SyncRecord, SyncRequest, SyncRoute, SyncSettings, SyncState,
+};
 use crate::blob::DigestFunction;
 use crate::clock::{Clock, SystemClock};
 use crate::queue::model::ModelQueue;
@@ -11,6 +13,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 
 async fn put(store: &MemoryStore, bytes: Bytes) {
     let put = Put { blob: DigestFunction::Sha256.ref_of(&bytes), size: None, replace: false };
@@ -68,6 +71,7 @@ async fn after_a_sync_the_destination_holds_all_and_the_next_finds_nothing() {
         to_name: "b".into(),
         source: Arc::clone(&source) as _,
         destination: Arc::clone(&destination) as _,
+        store_ids: StoreIds { source: watch::channel(None).1, destination: watch::channel(None).1 },
         receive_only: false,
     };
     let settings = SyncSettings { high_water: 1000, window: 700, ..SyncSettings::default() };
