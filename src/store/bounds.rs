@@ -1,6 +1,6 @@
 //! Bounds of an enumeration: from text to keys.
 //!
-//! A range is stated in any text and compared with the text of refs; stores are sorted by [`BlobRef::to_key`]. One function
+//! A range is stated in any text and compared with the text of refs; stores are sorted by [`BlobRef::to_key`](crate::blob::BlobRef::to_key). One function
 //! translates: a text is a cut through all refs, those up to and with it on one side, those after it on the other, and
 //! [`first_after`] gives the key at which the other side begins. It is the inclusive lower end of a range `after` that text,
 //! and the exclusive upper end of a range `until` it.
