@@ -330,8 +330,9 @@ pub trait Queue: Send + Sync + 'static {
     /// Pushes all of these, and writes the state with them, in one durable write. Results stand in the order of `pushes`.
     async fn push(&self, pushes: Vec<Push>, state: Vec<StateWrite>) -> Result<Vec<Pushed>, QueueError>;
 
-    /// Claims up to `max` entries of a lane that may be tried at `now`: released ones first, then retrying ones by due time,
-    /// then ready ones by sequence. Empty: nothing to do before the next change or due time.
+    /// Claims up to `max` entries of a lane that may be tried at `now`: released ones first, then retrying ones by due time
+    /// and ready ones by sequence, half and half where there are both, so that failures never hold up the others. Empty:
+    /// nothing to do before the next change or due time.
     async fn claim(&self, route: RouteId, lane: Lane, max: usize, now: SystemTime) -> Result<Vec<Claim>, QueueError>;
 
     /// Ends claims, all in one durable write. On an error every one of them is released.

@@ -69,6 +69,8 @@ struct Inner {
     durable: Durable,
     claimed: BTreeSet<u64>,
     released: BTreeSet<u64>,
+    /// Lanes in which ready entries get the larger half of the next claims.
+    ready_turns: BTreeSet<(RouteId, Lane)>,
     /// How often the claims were forgotten; older claims mean nothing any more.
     life: u64,
     watches: BTreeMap<RouteId, watch::Sender<u64>>,
@@ -86,6 +88,7 @@ impl ModelQueue {
         let mut inner = self.lock();
         inner.claimed.clear();
         inner.released.clear();
+        inner.ready_turns.clear();
         inner.life += 1;
         inner.wake_all();
     }
@@ -295,7 +298,13 @@ impl Inner {
         }
     }
 
-    fn claimable(&self, route: RouteId, lane: Lane, now: SystemTime, max_backoff: Duration) -> Vec<u64> {
+    fn claimable(
+        &self,
+        (route, lane): (RouteId, Lane),
+        max: usize,
+        now: SystemTime,
+        max_backoff: Duration,
+    ) -> Vec<u64> {
         let free = |(seq, item): &(&u64, &Item)| {
             item.entry.route == route
                 && item.entry.lane == lane
@@ -315,8 +324,15 @@ impl Inner {
             .map(|(seq, item)| (item.entry.due_time, seq))
             .collect();
         timed.sort();
+        let mut timed = timed.into_iter().map(|(_, seq)| *seq);
         let new = self.durable.items.iter().filter(free).filter(|(_, item)| item.line == Line::New);
-        released.chain(timed.into_iter().map(|(_, seq)| seq)).chain(new.map(|(seq, _)| seq)).copied().collect()
+        let mut found: Vec<u64> = released.copied().take(max).collect();
+        let room = max - found.len();
+        let half = if self.ready_turns.contains(&(route, lane)) { room / 2 } else { room.div_ceil(2) };
+        found.extend(timed.by_ref().take(half));
+        found.extend(new.map(|(seq, _)| *seq).take(max - found.len()));
+        found.extend(timed.take(max - found.len()));
+        found
     }
 }
 
@@ -366,10 +382,13 @@ impl Queue for ModelQueue {
 
     async fn claim(&self, route: RouteId, lane: Lane, max: usize, now: SystemTime) -> Result<Vec<Claim>, QueueError> {
         let mut inner = self.lock();
-        let seqs = inner.claimable(route, lane, now, self.max_backoff);
+        let seqs = inner.claimable((route, lane), max, now, self.max_backoff);
+        if !inner.ready_turns.remove(&(route, lane)) {
+            inner.ready_turns.insert((route, lane));
+        }
         let life = inner.life;
         let mut claims = Vec::new();
-        for seq in seqs.into_iter().take(max) {
+        for seq in seqs {
             inner.released.remove(&seq);
             inner.claimed.insert(seq);
             let Some(item) = inner.durable.items.get(&seq) else { continue };

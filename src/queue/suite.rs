@@ -64,7 +64,7 @@ macro_rules! conformance {
         crate::queue::suite::conformance!(@ $make,
             ready_takes_a_push_as_done, retrying_is_hastened, parked_is_revived, claimed_gets_one_successor,
             claimed_takes_a_sync, retry_merges_the_successor, park_merges_the_successor,
-            successor_waits_after_a_restart, released_claims_come_first, order_is_by_sequence_then_due,
+            successor_waits_after_a_restart, released_claims_come_first, order_is_by_sequence_then_due, retries_hold_up_no_ready_entry,
             clock_going_back_changes_no_order, far_due_times_are_due, counts_follow_every_state,
             sync_tallies_follow_every_state, state_is_written_with_the_push, settling_pushes_the_next_hops,
             full_queue_refuses_announcements_whole, one_ref_twice_in_a_push, routes_are_apart,
@@ -419,6 +419,30 @@ pub(crate) async fn order_is_by_sequence_then_due(make: Make) {
     // At most `max`.
     assert_eq!(bench.claims(Lane::Backfill, 3).await.len(), 3);
     assert!(bench.claims(Lane::Backfill, 0).await.is_empty());
+}
+
+pub(crate) async fn retries_hold_up_no_ready_entry(make: Make) {
+    let bench = Bench::new(make).await;
+    for number in 1..=20 {
+        bench.announce(number).await;
+    }
+    for claim in bench.claims(Lane::Fresh, 20).await {
+        bench.retry_in(claim, 0).await;
+    }
+    for number in 21..=24 {
+        bench.announce(number).await;
+    }
+    // One at a time, in turn; the claims are kept.
+    let mut kept = Vec::new();
+    for _ in 0..4 {
+        kept.push(bench.claim(Lane::Fresh).await);
+    }
+    let fresh = kept.iter().filter(|claim| claim.entry().failure.is_none()).count();
+    assert_eq!(fresh, 2);
+    // Several at a time, half and half, and all there are in the end.
+    let some = bench.claims(Lane::Fresh, 4).await;
+    assert_eq!(some.iter().filter(|claim| claim.entry().failure.is_none()).count(), 2);
+    assert_eq!(bench.claims(Lane::Fresh, 100).await.len(), 16);
 }
 
 pub(crate) async fn clock_going_back_changes_no_order(make: Make) {

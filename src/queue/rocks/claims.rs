@@ -65,6 +65,8 @@ struct LaneClaims {
     retry_from: (u64, u64),
     claimed: BTreeMap<u64, SystemTime>,
     released: BTreeMap<u64, SystemTime>,
+    /// Whether `ready` rows get the larger half of the next claims; changes each time.
+    ready_turn: bool,
 }
 
 /// All lanes' claims.
@@ -182,25 +184,28 @@ impl Claims {
         let end = keys::retry(route, lane, now.saturating_add(1), 0);
         let start = keys::retry(route, lane, picked.retry_from.0, picked.retry_from.1);
         let mut due = rows(db, &snapshot, keys::RETRY, start, end);
-        self.fill(db, &snapshot, (route, lane), max, &mut picked, |picked| {
-            self.next_retry((route, lane), picked, &mut due, true)
-        })?;
-
         // The clock went back, or was wrong when these failed.
         let horizon = now.saturating_add(u64::try_from(max_backoff.as_nanos()).unwrap_or(u64::MAX));
-        if horizon < u64::MAX {
-            let start = keys::retry(route, lane, horizon + 1, 0);
-            let mut beyond = rows(db, &snapshot, keys::RETRY, start, keys::lane_end(route, lane));
-            self.fill(db, &snapshot, (route, lane), max, &mut picked, |picked| {
-                self.next_retry((route, lane), picked, &mut beyond, false)
-            })?;
-        }
-
+        let start = keys::retry(route, lane, horizon.saturating_add(1), 0);
+        let end = if horizon < u64::MAX { keys::lane_end(route, lane) } else { start.clone() };
+        let mut beyond = rows(db, &snapshot, keys::RETRY, start, end);
         let start = keys::ready(route, lane, picked.ready_from);
         let mut ready = rows(db, &snapshot, keys::READY, start, keys::lane_end(route, lane));
-        self.fill(db, &snapshot, (route, lane), max, &mut picked, |picked| {
-            self.next_ready(picked, (route, lane), &mut ready)
-        })?;
+
+        // Half for what failed, half for what did not; what one cannot use goes to the other.
+        let room = max.saturating_sub(picked.entries.len());
+        let half = if claims.ready_turn { room / 2 } else { room.div_ceil(2) };
+        for retries in [max - room.saturating_sub(half).min(max), max] {
+            self.fill(db, &snapshot, (route, lane), retries, &mut picked, |picked| {
+                self.next_retry((route, lane), picked, &mut due, true)
+            })?;
+            self.fill(db, &snapshot, (route, lane), retries, &mut picked, |picked| {
+                self.next_retry((route, lane), picked, &mut beyond, false)
+            })?;
+            self.fill(db, &snapshot, (route, lane), max, &mut picked, |picked| {
+                self.next_ready(picked, (route, lane), &mut ready)
+            })?;
+        }
         Ok(picked)
     }
 
@@ -343,6 +348,7 @@ impl Claims {
         let claims = self.lane(route, lane);
         claims.ready_from = picked.ready_from;
         claims.retry_from = picked.retry_from;
+        claims.ready_turn = !claims.ready_turn;
         for seq in &picked.gone {
             claims.released.remove(seq);
         }
