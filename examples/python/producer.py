@@ -48,7 +48,8 @@ def retrying(call):
             return call()
         except grpc.RpcError as error:
             if error.code() not in AGAIN or time.monotonic() + delay > deadline:
-                raise
+                sys.exit(f"{error.code().name}: {error.details()}")
+            print(f"{error.code().name}: {error.details()}; trying again", file=sys.stderr)
             time.sleep(delay * random.uniform(0.5, 1))
             delay = min(2 * delay, 15)
 
@@ -64,7 +65,10 @@ def main():
     store = receiver_grpc.BlobReceiverServiceStub(grpc.insecure_channel(arguments.store))
     replicator = replication_grpc.ReplicationServiceStub(grpc.insecure_channel(arguments.replicator))
     for path in arguments.files:
-        ref, size = ref_and_size(path)
+        try:
+            ref, size = ref_and_size(path)
+        except OSError as error:
+            sys.exit(f"{path}: {error.strerror}")
         retrying(lambda: store.ReceiveBlob(messages(path, ref, size), timeout=600))
         item = replication.EnqueueItem(ref=ref, size_bytes=size)
         request = replication.EnqueueBlobsRequest(source_store=arguments.source_store, items=[item])

@@ -13,6 +13,7 @@ import os
 import pathlib
 import re
 import signal
+import sys
 import tempfile
 import threading
 import uuid
@@ -198,7 +199,10 @@ def main():
     server = grpc.server(concurrent.futures.ThreadPoolExecutor(max_workers=64))
     receiver_grpc.add_BlobReceiverServiceServicer_to_server(store, server)
     reader_grpc.add_BlobReaderServiceServicer_to_server(store, server)
-    port = server.add_insecure_port(arguments.listen)
+    try:
+        port = server.add_insecure_port(arguments.listen)
+    except RuntimeError as error:
+        sys.exit(f"cannot listen at {arguments.listen}: {error}")
     server.start()
     host = arguments.listen.rpartition(":")[0]
     print(f"little store {store.store_id} listens on http://{host}:{port}", flush=True)
