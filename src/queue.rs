@@ -1,6 +1,7 @@
 //! The queue port: entries, what can happen to them, and who may hold them.
 //!
-//! An entry is *ready*, *claimed*, *retrying* or *parked*. It leaves the queue only by [`Queue::settle`]. Every change is one
+//! An entry is *ready*, *claimed*, *retrying* or *parked*. It leaves the queue only by [`Queue::settle`], or by an operator's
+//! [`Discard`](failures::Remedy::Discard). Every change is one
 //! durable, atomic write: when a method returns `Ok`, it is on disk, synced. Claims live in memory: after a restart, what
 //! was claimed is ready again.
 //!
@@ -16,6 +17,7 @@
 //! A repair flags the entry that it meets, or the successor, never a claimed one. Where a first entry retries or parks, its
 //! successor is merged into it in the same write (repair flag, sync ids, freshest lane), due now.
 
+pub mod failures;
 pub mod model;
 pub mod rocks;
 #[cfg(test)]

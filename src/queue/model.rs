@@ -3,6 +3,8 @@
 //! Written from the port's table alone. Whatever is claimable is found by looking at every entry, so it is for thousands
 //! of entries, not for millions. "Durable" is what [`ModelQueue::crash`] keeps: everything but the claims.
 
+mod failed;
+
 use crate::blob::BlobRef;
 use crate::queue::{
     Claim, Entry, Failure, Lane, LaneCounts, Oldest, Origin, Outcome, Push, Pushed, Queue, QueueError, RouteCounts,

@@ -2,8 +2,16 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod failures;
+
+pub(crate) use failures::{
+    a_discarded_entry_makes_way_for_its_successor, all_failures, claimed_and_ready_entries_are_no_failures,
+    failures_are_discarded, failures_are_listed_in_pages, failures_are_revived,
+};
+
 use crate::blob::{BlobRef, DigestFunction};
 use crate::fault::FaultKind;
+use crate::queue::failures::Failures;
 use crate::queue::{
     Claim, Failure, Lane, Oldest, Origin, Outcome, Push, Pushed, Queue, QueueError, RouteCounts, RouteId, State,
     StateWrite, SyncId, SyncTally, Tally,
@@ -16,9 +24,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// How far ahead a due time may be.
 pub(crate) const MAX_BACKOFF: Duration = Duration::from_secs(600);
 
-/// A queue with its state.
-pub(crate) trait Both: Queue + State {}
-impl<T: Queue + State> Both for T {}
+/// A queue with its state and its failures.
+pub(crate) trait Both: Queue + State + Failures {}
+impl<T: Queue + State + Failures> Both for T {}
 
 /// A queue under test.
 #[async_trait]
@@ -69,7 +77,9 @@ macro_rules! conformance {
             sync_tallies_follow_every_state, state_is_written_with_the_push, settling_pushes_the_next_hops,
             full_queue_refuses_announcements_whole, one_ref_twice_in_a_push, routes_are_apart,
             routes_keep_their_stores, subscribers_are_woken, failures_keep_their_history, oldest_is_told,
-            sequences_are_never_used_twice, unknown_routes_are_refused_whole
+            sequences_are_never_used_twice, unknown_routes_are_refused_whole,
+            failures_are_listed_in_pages, failures_are_revived, failures_are_discarded,
+            claimed_and_ready_entries_are_no_failures, a_discarded_entry_makes_way_for_its_successor
         );
     };
     (@ $make:path, $($case:ident),+) => {

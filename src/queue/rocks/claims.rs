@@ -106,11 +106,16 @@ impl Claims {
         if self.busy.contains_key(&seq) {
             return false;
         }
-        if self.lanes.get(&(route, lane)).is_some_and(|claims| claims.claimed.contains_key(&seq)) {
+        if self.is_claimed(route, lane, seq) {
             return true;
         }
         self.busy.insert(seq, Busy { route, lane, passed: false });
         false
+    }
+
+    /// Whether an entry is claimed, at this moment.
+    pub(super) fn is_claimed(&self, route: RouteId, lane: Lane, seq: u64) -> bool {
+        self.lanes.get(&(route, lane)).is_some_and(|claims| claims.claimed.contains_key(&seq))
     }
 
     /// Sequences below which a route's lanes have no `ready` row.
@@ -399,10 +404,10 @@ impl Claims {
     }
 }
 
-type Rows<'a> = Box<dyn Iterator<Item = Result<(Box<[u8]>, Box<[u8]>), rocksdb::Error>> + 'a>;
+pub(super) type Rows<'a> = Box<dyn Iterator<Item = Result<(Box<[u8]>, Box<[u8]>), rocksdb::Error>> + 'a>;
 
 /// The rows of a family from `start` to before `end`.
-fn rows<'a>(db: &'a DB, snapshot: &'a Snapshot<'_>, family: &str, start: Vec<u8>, end: Vec<u8>) -> Rows<'a> {
+pub(super) fn rows<'a>(db: &'a DB, snapshot: &'a Snapshot<'_>, family: &str, start: Vec<u8>, end: Vec<u8>) -> Rows<'a> {
     let Some(family) = db.cf_handle(family) else { return Box::new(std::iter::empty()) };
     if start >= end {
         return Box::new(std::iter::empty());

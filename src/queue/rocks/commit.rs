@@ -9,7 +9,8 @@ use super::row::RouteRow;
 use super::shared::Shared;
 use super::txn::{Effects, Moved, Txn};
 use super::{RocksOptions, WallClock};
-use crate::queue::{Claim, Origin, Outcome, Push, Pushed, QueueError, RouteId, StateWrite};
+use crate::queue::failures::Remedy;
+use crate::queue::{Claim, Origin, Outcome, Push, Pushed, QueueError, RouteId, Seq, StateWrite};
 use rocksdb::{DB, WriteBatch};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -35,6 +36,7 @@ type Answer<T> = oneshot::Sender<Result<T, QueueError>>;
 pub(super) enum Request {
     Push { pushes: Vec<Push>, state: Vec<StateWrite>, answer: Answer<Vec<Pushed>> },
     Settle { settled: Vec<(Claim, Outcome)>, answer: Answer<()> },
+    Remedy { route: RouteId, seqs: Vec<Seq>, remedy: Remedy, answer: Answer<u64> },
     Register { route: RouteRow, answer: Answer<RouteId> },
     Aside { rows: Vec<BadRow> },
 }
@@ -44,6 +46,7 @@ impl Request {
         match self {
             Self::Push { pushes, state, .. } => pushes.len() + state.len(),
             Self::Settle { settled, .. } => settled.len(),
+            Self::Remedy { seqs, .. } => seqs.len(),
             Self::Register { .. } => 1,
             Self::Aside { rows } => rows.len(),
         }
@@ -55,6 +58,7 @@ impl Request {
 enum Decided {
     Push(Answer<Vec<Pushed>>, Result<Vec<Pushed>, QueueError>),
     Settle(Answer<()>, Result<Vec<Claim>, QueueError>),
+    Remedy(Answer<u64>, Result<u64, QueueError>),
     Register(Answer<RouteId>, Result<RouteId, QueueError>),
 }
 
@@ -63,6 +67,7 @@ impl Decided {
     fn confirm(self) {
         match self {
             Self::Push(to, pushed) => answer(to, pushed),
+            Self::Remedy(to, changed) => answer(to, changed),
             Self::Register(to, id) => answer(to, id),
             Self::Settle(to, claims) => {
                 answer(to, claims.map(|claims| claims.into_iter().for_each(Claim::disarm)));
@@ -75,6 +80,7 @@ impl Decided {
         let error = error.clone();
         match self {
             Self::Push(to, pushed) => answer(to, pushed.and(Err(error))),
+            Self::Remedy(to, changed) => answer(to, changed.and(Err(error))),
             Self::Register(to, id) => answer(to, id.and(Err(error))),
             Self::Settle(to, claims) => {
                 let result = claims.and(Err(error));
@@ -176,6 +182,17 @@ impl Committer {
                 // On an error the claims are dropped here, and so released.
                 let claims = settled.into_iter().map(|(claim, _)| claim);
                 Some(Decided::Settle(answer, result.map(|()| claims.collect())))
+            }
+            Request::Remedy { route, seqs, remedy, answer } => {
+                let mut changed = 0;
+                let result = seqs.iter().try_for_each(|seq| {
+                    changed += u64::from(txn.remedy(route, seq.0, remedy)?);
+                    Ok(())
+                });
+                if result.is_err() {
+                    txn.roll_back(savepoint);
+                }
+                Some(Decided::Remedy(answer, result.map(|()| changed)))
             }
             Request::Register { route, answer } => Some(Decided::Register(answer, register(txn, route))),
             Request::Aside { rows } => {

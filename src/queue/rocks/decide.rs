@@ -114,7 +114,7 @@ impl Txn<'_> {
     }
 
     /// Makes an entry claimable at once, by a `retry` row: `ready` rows are only ever appended.
-    fn make_due(&self, stored: &mut Stored) {
+    pub(super) fn make_due(&self, stored: &mut Stored) {
         stored.place = Place::Due;
         stored.entry.due_time = self.now;
     }
@@ -146,10 +146,7 @@ impl Txn<'_> {
                 self.end(stored, successor, &refs)
             }
             Outcome::Discard => {
-                self.ended.entry(route).or_default().discarded += 1;
-                for sync in &stored.entry.syncs {
-                    self.ended_syncs.entry(*sync).or_default().discarded += 1;
-                }
+                self.count_discard(&stored.entry);
                 self.end(stored, successor, &refs)
             }
             Outcome::Retry { due, failure } => {
@@ -163,6 +160,25 @@ impl Txn<'_> {
                 stored.place = Place::Parked(failure.kind.number());
                 self.keep(stored, successor)
             }
+        }
+    }
+
+    /// Removes an entry that nobody has claimed.
+    pub(super) fn discard(&mut self, stored: Stored) -> Result<(), QueueError> {
+        let Entry { route, seq, blob, .. } = stored.entry;
+        let refs = self.refs(route, blob)?;
+        let successor = match refs.as_slice() {
+            [first, second] if *first == seq.0 => self.entry(route, *second)?,
+            _ => None,
+        };
+        self.count_discard(&stored.entry);
+        self.end(stored, successor, &refs)
+    }
+
+    fn count_discard(&mut self, entry: &Entry) {
+        self.ended.entry(entry.route).or_default().discarded += 1;
+        for sync in &entry.syncs {
+            self.ended_syncs.entry(*sync).or_default().discarded += 1;
         }
     }
 

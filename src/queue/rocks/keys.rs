@@ -84,6 +84,14 @@ pub(super) fn due_seq_of_retry(key: &[u8]) -> Option<(u64, u64)> {
     Some((number(&key[5..13])?, number(&key[13..])?))
 }
 
+/// The kind and the sequence in a `parked` key.
+pub(super) fn kind_seq_of_parked(key: &[u8]) -> Option<(u8, u64)> {
+    if key.len() != 13 {
+        return None;
+    }
+    Some((key[4], number(&key[5..])?))
+}
+
 pub(super) fn reference(route: RouteId, blob: &BlobRef) -> Vec<u8> {
     let mut key = route.0.to_be_bytes().to_vec();
     key.extend_from_slice(&blob.to_key());

@@ -3,10 +3,12 @@
 //! `BLOBFERRY_MODEL_OPS` sets how many operations, `BLOBFERRY_MODEL_SEED` repeats a run.
 
 use super::Rocks;
+use crate::fault::FaultKind;
+use crate::queue::failures::{Failed, FailedState, FailureFilter, Failures, Remedy};
 use crate::queue::model::ModelQueue;
-use crate::queue::suite::{MAX_BACKOFF, Subject, TestClock, announced, failure};
+use crate::queue::suite::{MAX_BACKOFF, Subject, TestClock, all_failures, announced, blob, failure};
 use crate::queue::{
-    Claim, Entry, Lane, Origin, Outcome, Push, Queue, QueueError, RouteId, Seq, State, StateWrite, SyncId,
+    Claim, Entry, Failure, Lane, Origin, Outcome, Push, Queue, QueueError, RouteId, Seq, State, StateWrite, SyncId,
 };
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -56,7 +58,8 @@ impl Pair {
     }
 
     fn an_outcome(&mut self) -> Outcome {
-        let failure = failure(&self.clock);
+        let kind = if self.rng.random_bool(0.5) { FaultKind::MissingAtSource } else { FaultKind::ShortRead };
+        let failure = Failure { kind, ..failure(&self.clock) };
         match self.rng.random_range(0..10) {
             0..4 => {
                 let chained = (0..self.rng.random_range(0..3)).map(|_| self.a_push(1)).collect();
@@ -125,6 +128,44 @@ impl Pair {
         self.model.settle(model).await.unwrap();
     }
 
+    /// Lists what failed, and retries or discards some of it, or of what did not fail.
+    async fn remedy(&mut self) {
+        let route = self.route();
+        let filter = FailureFilter {
+            kind: [None, Some(FaultKind::MissingAtSource), Some(FaultKind::ShortRead)][self.rng.random_range(0..3)],
+            state: [None, Some(FailedState::Retrying), Some(FailedState::Parked)][self.rng.random_range(0..3)],
+        };
+        let page = self.rng.random_range(1..6);
+        let real = all_failures(self.rocks.queue(), route, filter, page).await;
+        let model = all_failures(&self.model, route, filter, page).await;
+        self.same(&real, &model);
+        let blobs: Vec<_> = (0..3).map(|_| blob(self.rng.random_range(0..BLOBS))).collect();
+        let real_of = self.rocks.queue().failures_of(route, blobs.clone()).await.unwrap();
+        let model_of = self.model.failures_of(route, blobs).await.unwrap();
+        self.same(&real_of, &model_of);
+
+        let share = self.rng.random_range(0.0..0.6);
+        let picked: Vec<bool> = real.iter().map(|_| self.rng.random_bool(share)).collect();
+        let chosen = |failed: &[Failed], claimed: Vec<Seq>| -> Vec<Seq> {
+            let failed = failed.iter().zip(&picked).filter(|(_, picked)| **picked).map(|(failed, _)| failed.entry.seq);
+            failed.chain(claimed).collect()
+        };
+        let of_real = chosen(&real, self.claims.iter().take(2).map(|(claim, _)| claim.entry().seq).collect());
+        let of_model = chosen(&model, self.claims.iter().take(2).map(|(_, claim)| claim.entry().seq).collect());
+        let remedy = if self.rng.random_bool(0.7) { Remedy::Revive } else { Remedy::Discard };
+        let changed = self.rocks.queue().remedy(route, of_real, remedy).await.unwrap();
+        assert_eq!(changed, self.model.remedy(route, of_model, remedy).await.unwrap());
+    }
+
+    fn same(&mut self, real: &[Failed], model: &[Failed]) {
+        assert_eq!(real.len(), model.len());
+        for (real, model) in real.iter().zip(model) {
+            assert_eq!(&Entry { seq: model.entry.seq, ..real.entry.clone() }, &model.entry);
+            assert_eq!(real.state, model.state);
+            assert_eq!(*self.seqs.entry(real.entry.seq).or_insert(model.entry.seq), model.entry.seq);
+        }
+    }
+
     async fn restart(&mut self) {
         self.stale.append(&mut self.claims);
         self.rocks.restart().await;
@@ -136,7 +177,8 @@ impl Pair {
             0..35 => self.push().await,
             35..60 => self.claim().await,
             60..80 => self.settle().await,
-            80..88 => drop(self.take_claims()),
+            80..84 => drop(self.take_claims()),
+            84..88 => self.remedy().await,
             88..93 => self.clock.advance(self.rng.random_range(0..300)),
             93..95 => self.clock.go_back(self.rng.random_range(0..300)),
             95..97 => self.stale.clear(),

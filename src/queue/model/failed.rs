@@ -1,0 +1,93 @@
+//! Failed entries of the plain queue.
+
+use super::{Durable, Item, Line, ModelQueue};
+use crate::blob::BlobRef;
+use crate::queue::failures::{Failed, FailedState, FailureCursor, FailureFilter, FailurePage, Failures, Remedy};
+use crate::queue::{Outcome, QueueError, RouteId, Seq};
+use async_trait::async_trait;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+impl Item {
+    fn failed(&self) -> Option<(FailureCursor, Failed)> {
+        let failure = self.entry.failure.as_ref()?;
+        let seq = self.entry.seq.0;
+        let (cursor, state) = match self.line {
+            Line::New | Line::Successor => return None,
+            Line::Timed => {
+                let due = self.entry.due_time.duration_since(UNIX_EPOCH).unwrap_or_default();
+                let due = u64::try_from(due.as_nanos()).unwrap_or(u64::MAX);
+                (FailureCursor::Retrying(self.entry.lane, due, seq), FailedState::Retrying)
+            }
+            Line::Parked => (FailureCursor::Parked(failure.kind.number(), seq), FailedState::Parked),
+        };
+        Some((cursor, Failed { entry: self.entry.clone(), state }))
+    }
+}
+
+impl Durable {
+    fn remedy(&mut self, seq: u64, remedy: Remedy, now: SystemTime) -> bool {
+        let Some(item) = self.items.get_mut(&seq) else { return false };
+        let Some((_, Failed { state, .. })) = item.failed() else { return false };
+        if remedy == Remedy::Discard {
+            self.settle(seq, &Outcome::Discard, now);
+            return true;
+        }
+        let due = match state {
+            FailedState::Retrying => item.entry.due_time.min(now),
+            FailedState::Parked => now,
+        };
+        let changes = state == FailedState::Parked || item.entry.attempts > 0 || due != item.entry.due_time;
+        item.entry.attempts = 0;
+        item.entry.due_time = due;
+        item.line = Line::Timed;
+        changes
+    }
+}
+
+#[async_trait]
+impl Failures for ModelQueue {
+    async fn failures(
+        &self,
+        route: RouteId,
+        filter: FailureFilter,
+        after: Option<FailureCursor>,
+        limit: usize,
+    ) -> Result<FailurePage, QueueError> {
+        let inner = self.lock();
+        let items = inner.durable.items.iter().filter(|(seq, _)| !inner.claimed.contains(seq));
+        let mut found: Vec<_> = items
+            .filter(|(_, item)| item.entry.route == route)
+            .filter_map(|(_, item)| item.failed())
+            .filter(|(cursor, failed)| after.is_none_or(|after| *cursor > after) && filter.admits(failed))
+            .collect();
+        found.sort_by_key(|(cursor, _)| *cursor);
+        let more = found.len() > limit;
+        found.truncate(limit);
+        let next = if more { found.last().map(|(cursor, _)| *cursor).or(after) } else { None };
+        Ok(FailurePage { failed: found.into_iter().map(|(_, failed)| failed).collect(), next, time: (self.wall)() })
+    }
+
+    async fn failures_of(&self, route: RouteId, blobs: Vec<BlobRef>) -> Result<Vec<Failed>, QueueError> {
+        let inner = self.lock();
+        let seqs = blobs.iter().flat_map(|blob| inner.durable.queued(route, *blob));
+        let items = seqs.filter(|seq| !inner.claimed.contains(seq)).filter_map(|seq| inner.durable.items.get(&seq));
+        Ok(items.filter_map(|item| item.failed().map(|(_, failed)| failed)).collect())
+    }
+
+    async fn remedy(&self, route: RouteId, seqs: Vec<Seq>, remedy: Remedy) -> Result<u64, QueueError> {
+        let now = (self.wall)();
+        let mut inner = self.lock();
+        let mut changed = 0;
+        for Seq(seq) in seqs {
+            let of_route = inner.durable.items.get(&seq).is_some_and(|item| item.entry.route == route);
+            if of_route && !inner.claimed.contains(&seq) && inner.durable.remedy(seq, remedy, now) {
+                changed += 1;
+                if remedy == Remedy::Discard {
+                    inner.released.remove(&seq);
+                }
+            }
+        }
+        inner.wake_all();
+        Ok(changed)
+    }
+}

@@ -1,0 +1,195 @@
+//! Failed entries: read from the rows of `retry` and `parked` without a lock, changed in the committer's batch.
+
+use super::RocksQueue;
+use super::claims::rows;
+use super::commit::Request;
+use super::keys;
+use super::row::{self, Place, Stored};
+use super::shared::Shared;
+use super::txn::{Txn, family};
+use crate::blob::BlobRef;
+use crate::queue::failures::{Failed, FailedState, FailureCursor, FailureFilter, FailurePage, Failures, Remedy};
+use crate::queue::{Lane, QueueError, RouteId, Seq};
+use async_trait::async_trait;
+use std::cmp::min;
+use std::time::SystemTime;
+
+/// Rows that are looked at for one page, at most.
+const MAX_LOOKS: usize = 20_000;
+
+/// What a stored entry is among the failed ones, if it is one.
+fn failed(stored: Stored) -> Option<Failed> {
+    stored.entry.failure.as_ref()?;
+    let state = match stored.place {
+        Place::Due => FailedState::Retrying,
+        Place::Parked(_) => FailedState::Parked,
+        Place::Ready | Place::Waiting => return None,
+    };
+    Some(Failed { entry: stored.entry, state })
+}
+
+/// A stretch of index rows, in the order of cursors.
+struct Stretch {
+    family: &'static str,
+    /// The lane of `retry` rows.
+    lane: Option<Lane>,
+    start: Vec<u8>,
+    end: Vec<u8>,
+}
+
+impl Stretch {
+    /// The stretches in which a filter's entries are, from behind a cursor on.
+    fn all(route: RouteId, filter: FailureFilter, after: Option<FailureCursor>) -> Vec<Self> {
+        let mut stretches = Vec::new();
+        if filter.state != Some(FailedState::Parked) {
+            stretches.extend(Lane::ALL.map(|lane| {
+                let (start, end) = (keys::retry(route, lane, 0, 0), keys::lane_end(route, lane));
+                Self { family: keys::RETRY, lane: Some(lane), start, end }
+            }));
+        }
+        if filter.state != Some(FailedState::Retrying) {
+            let (first, last) = filter.kind.map_or((0, u8::MAX), |kind| (kind.number(), kind.number()));
+            let mut end = keys::parked(route, last, u64::MAX);
+            end.push(0);
+            stretches.push(Self { family: keys::PARKED, lane: None, start: keys::parked(route, first, 0), end });
+        }
+        let Some(after) = after else { return stretches };
+        let (lane, mut key) = match after {
+            FailureCursor::Retrying(lane, due, seq) => (Some(lane), keys::retry(route, lane, due, seq)),
+            FailureCursor::Parked(kind, seq) => (None, keys::parked(route, kind, seq)),
+        };
+        key.push(0);
+        // Parked ones stand last.
+        let rank = |lane: Option<Lane>| (lane.is_none(), lane);
+        stretches.retain(|stretch| rank(stretch.lane) >= rank(lane));
+        for stretch in stretches.iter_mut().filter(|stretch| stretch.lane == lane) {
+            stretch.start = key.clone().max(stretch.start.clone());
+        }
+        stretches
+    }
+
+    fn cursor(&self, key: &[u8]) -> Option<FailureCursor> {
+        if let Some(lane) = self.lane {
+            let (due, seq) = keys::due_seq_of_retry(key)?;
+            return Some(FailureCursor::Retrying(lane, due, seq));
+        }
+        let (kind, seq) = keys::kind_seq_of_parked(key)?;
+        Some(FailureCursor::Parked(kind, seq))
+    }
+}
+
+fn read_error(error: &rocksdb::Error) -> QueueError {
+    QueueError::Read(error.to_string())
+}
+
+impl Shared {
+    fn failures(
+        &self,
+        (route, filter): (RouteId, FailureFilter),
+        after: Option<FailureCursor>,
+        limit: usize,
+        time: SystemTime,
+    ) -> Result<FailurePage, QueueError> {
+        let db = self.db()?;
+        let entries = family(&db, keys::ENTRY)?;
+        let snapshot = db.snapshot();
+        let mut found = Vec::new();
+        let (mut looks, mut last, mut next) = (0, after, None);
+        'pages: for stretch in Stretch::all(route, filter, after) {
+            for row in rows(&db, &snapshot, stretch.family, stretch.start.clone(), stretch.end.clone()) {
+                let (key, value) = row.map_err(|error| read_error(&error))?;
+                // A malformed row is set aside by the scan for claims.
+                let Some(cursor) = stretch.cursor(&key) else { continue };
+                if found.len() >= limit || looks >= MAX_LOOKS {
+                    next = last;
+                    break 'pages;
+                }
+                looks += 1;
+                last = Some(cursor);
+                let never_failed = row::read_index_value(&value).is_some_and(|(failed, _)| !failed);
+                if never_failed {
+                    continue;
+                }
+                let (FailureCursor::Retrying(_, _, seq) | FailureCursor::Parked(_, seq)) = cursor;
+                let value = snapshot.get_cf(entries, keys::entry(route, seq)).map_err(|error| read_error(&error))?;
+                let stored = value.and_then(|bytes| row::decode_entry(route, seq, &bytes).ok());
+                found.extend(stored.and_then(failed).filter(|failed| filter.admits(failed)));
+            }
+        }
+        self.drop_claimed(&mut found);
+        Ok(FailurePage { failed: found, next, time })
+    }
+
+    fn failures_of(&self, route: RouteId, blobs: &[BlobRef]) -> Result<Vec<Failed>, QueueError> {
+        let db = self.db()?;
+        let (refs, entries) = (family(&db, keys::REF)?, family(&db, keys::ENTRY)?);
+        let snapshot = db.snapshot();
+        let mut found = Vec::new();
+        for blob in blobs {
+            let value = snapshot.get_cf(refs, keys::reference(route, blob)).map_err(|error| read_error(&error))?;
+            for seq in value.as_deref().and_then(keys::seqs).unwrap_or_default() {
+                let value = snapshot.get_cf(entries, keys::entry(route, seq)).map_err(|error| read_error(&error))?;
+                let stored = value.and_then(|bytes| row::decode_entry(route, seq, &bytes).ok());
+                found.extend(stored.and_then(failed));
+            }
+        }
+        self.drop_claimed(&mut found);
+        Ok(found)
+    }
+
+    fn drop_claimed(&self, found: &mut Vec<Failed>) {
+        let claims = self.claims();
+        found.retain(|Failed { entry, .. }| !claims.is_claimed(entry.route, entry.lane, entry.seq.0));
+    }
+}
+
+impl Txn<'_> {
+    /// Does this to an entry, if it is failed and unclaimed; whether anything changed.
+    pub(super) fn remedy(&mut self, route: RouteId, seq: u64, remedy: Remedy) -> Result<bool, QueueError> {
+        let Some(mut stored) = self.entry(route, seq)? else { return Ok(false) };
+        let Some(Failed { state, .. }) = failed(stored.clone()) else { return Ok(false) };
+        if self.claimed(&stored) {
+            return Ok(false);
+        }
+        match (remedy, state) {
+            (Remedy::Discard, _) => self.discard(stored)?,
+            (Remedy::Revive, FailedState::Parked) => {
+                stored.entry.attempts = 0;
+                self.make_due(&mut stored);
+                self.put(stored);
+            }
+            (Remedy::Revive, FailedState::Retrying) => {
+                let entry = &mut stored.entry;
+                if entry.attempts == 0 && entry.due_time <= self.now {
+                    return Ok(false);
+                }
+                entry.attempts = 0;
+                entry.due_time = min(entry.due_time, self.now);
+                self.put(stored);
+            }
+        }
+        Ok(true)
+    }
+}
+
+#[async_trait]
+impl Failures for RocksQueue {
+    async fn failures(
+        &self,
+        route: RouteId,
+        filter: FailureFilter,
+        after: Option<FailureCursor>,
+        limit: usize,
+    ) -> Result<FailurePage, QueueError> {
+        let time = (self.wall)();
+        self.read(move |shared| shared.failures((route, filter), after, limit, time)).await
+    }
+
+    async fn failures_of(&self, route: RouteId, blobs: Vec<BlobRef>) -> Result<Vec<Failed>, QueueError> {
+        self.read(move |shared| shared.failures_of(route, &blobs)).await
+    }
+
+    async fn remedy(&self, route: RouteId, seqs: Vec<Seq>, remedy: Remedy) -> Result<u64, QueueError> {
+        self.ask(|answer| Request::Remedy { route, seqs, remedy, answer }).await
+    }
+}
