@@ -112,6 +112,8 @@ impl App {
             replicator_id: replicator_id(&parts).await?,
             announcer: announcer.clone(),
             routes: routes.clone(),
+            queue: parts.queue.clone(),
+            failures: parts.failures.clone(),
             syncs: syncs.clone(),
             observer: observer.clone(),
             gate: gate.clone(),

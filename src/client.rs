@@ -7,6 +7,7 @@
 //! Stores are spoken to through `store::remote`. Nothing here retries, but for the announcer.
 
 pub mod announcer;
+mod failures;
 pub mod upload;
 
 use crate::blob::Excerpt;

@@ -5,6 +5,7 @@
 //! durable write before the answer. Whatever ends it earlier leaves nothing behind.
 
 mod encode;
+mod failures;
 mod full_sync;
 
 use crate::announce::{AnnounceError, Announced, Announcement, Announcer, Gate, RouteTable};
@@ -14,7 +15,8 @@ use crate::grpc::{
     pump, queue_status, read_header, store_status, trace_context,
 };
 use crate::pb::{reason_text, std_duration, v1};
-use crate::queue::Pushed;
+use crate::queue::failures::Failures;
+use crate::queue::{Pushed, Queue};
 use crate::status::Observer;
 use crate::store::ByteStream;
 use crate::sync::FullSyncs;
@@ -55,6 +57,10 @@ pub struct ServiceParts {
     pub announcer: Arc<Announcer>,
     /// The routes.
     pub routes: Arc<RouteTable>,
+    /// Counts what is queued.
+    pub queue: Arc<dyn Queue>,
+    /// Lists and mends what failed; the same queue.
+    pub failures: Arc<dyn Failures>,
     /// The full syncs.
     pub syncs: FullSyncs,
     /// Takes pictures.
@@ -230,6 +236,32 @@ impl ReplicationService for Service {
         request: Request<v1::GetFullSyncRequest>,
     ) -> Result<Response<v1::GetFullSyncResponse>, Status> {
         full_sync::get(&self.parts, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn list_failures(
+        &self,
+        request: Request<v1::ListFailuresRequest>,
+    ) -> Result<Response<v1::ListFailuresResponse>, Status> {
+        let _permit = self.calls.enter()?;
+        failures::list(&self.parts, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn retry_failures(
+        &self,
+        request: Request<v1::RetryFailuresRequest>,
+    ) -> Result<Response<v1::RetryFailuresResponse>, Status> {
+        let _permit = self.calls.enter()?;
+        let caller = failures::caller(&request);
+        failures::retry(&self.parts, request.into_inner(), caller).await.map(Response::new)
+    }
+
+    async fn discard_failures(
+        &self,
+        request: Request<v1::DiscardFailuresRequest>,
+    ) -> Result<Response<v1::DiscardFailuresResponse>, Status> {
+        let _permit = self.calls.enter()?;
+        let caller = failures::caller(&request);
+        failures::discard(&self.parts, request.into_inner(), caller).await.map(Response::new)
     }
 
     async fn enqueue_blobs(

@@ -3,6 +3,7 @@
 use crate::clock::{Clock, Entropy, SystemClock};
 use crate::config::{Config, StoreConfig};
 use crate::grpc::PeerEndpoint;
+use crate::queue::failures::Failures;
 use crate::queue::rocks::{KnownRoute, RocksOptions, RocksQueue};
 use crate::queue::{Queue, State};
 use crate::store::Store;
@@ -24,6 +25,8 @@ pub struct Parts {
     pub entropy: Arc<Entropy>,
     /// Keeps the entries.
     pub queue: Arc<dyn Queue>,
+    /// Lists and mends what failed; the same queue.
+    pub failures: Arc<dyn Failures>,
     /// Keeps small facts; the same database as the queue.
     pub state: Arc<dyn State>,
     /// A store for each configured name.
@@ -68,6 +71,7 @@ impl Parts {
             clock,
             entropy: Arc::new(Entropy::from_os()),
             queue: queue.clone(),
+            failures: queue.clone(),
             state: queue.clone(),
             stores,
             known_routes: queue.routes(),

@@ -67,11 +67,13 @@ impl World {
         let clock = Arc::new(SystemClock::new());
         let wall = clock.clone();
         let model = ModelQueue::new(50, Duration::from_secs(60), Arc::new(move || wall.now()));
+        let failures = Arc::new(model.clone());
         let queue = Arc::new(FailingQueue::new(model));
         let parts = Parts {
             clock,
             entropy: Arc::new(Entropy::seeded(1)),
             queue: queue.clone(),
+            failures,
             state: queue.clone(),
             stores: stores
                 .iter()
