@@ -4,6 +4,7 @@
 //! [`Exit`] that scripts can tell apart.
 
 mod blobs;
+mod failures;
 mod json;
 mod output;
 pub(crate) mod progress;
@@ -195,6 +196,9 @@ enum Command {
     Status(status::StatusArgs),
     /// Starts a full sync: finds and copies whatever the destination lacks.
     Sync(sync::SyncArgs),
+    /// Lists, retries and discards what failed to be copied.
+    #[command(subcommand)]
+    Failures(failures::FailuresCommand),
     /// Writes files to a store, and announces them to a replicator.
     Put(put::PutArgs),
     /// Reads a blob from a store, verified.
@@ -261,6 +265,7 @@ pub async fn run(cli: Cli, stop: CancellationToken) -> Result<Exit, Failure> {
         Command::Status(args) => until(stop, status::status(args)).await,
         Command::Conformance(args) => until(stop, serve::conform(args)).await,
         Command::Sync(args) => until(stop, sync::sync(args)).await,
+        Command::Failures(command) => until(stop, failures::failures(command)).await,
         Command::Put(args) => until(stop, put::put(args)).await,
         Command::Get(args) => until(stop, blobs::get(args)).await,
         Command::Ls(args) => until(stop, blobs::ls(args)).await,
