@@ -155,24 +155,28 @@ async fn list(args: ListArgs) -> Result<Exit, Failure> {
         kind: wire_kind(args.kind),
         r#ref: args.blob.unwrap_or_default(),
         state: State::wire(args.state),
-        page_size: u32::try_from(limit.min(1000)).unwrap_or(1000),
+        page_size: page_size(limit),
         page_token: String::new(),
     };
     let mut answer = replicator.list_failures(request.clone()).await?;
     while answer.failures.len() < limit && !answer.next_page_token.is_empty() {
         request.page_token.clone_from(&answer.next_page_token);
+        request.page_size = page_size(limit - answer.failures.len());
         let page = replicator.list_failures(request.clone()).await?;
         answer.failures.extend(page.failures);
         answer.next_page_token = page.next_page_token;
     }
-    // What is beyond the last page that was asked for is told by the token; what is cut here is not.
-    answer.failures.truncate(limit);
     if args.json {
         output::line(&format!("{:#}", Encoder::new()?.encode("ListFailuresResponse", &answer)?))?;
     } else {
         output::write(render(&answer).as_bytes())?;
     }
     Ok(Exit::Ok)
+}
+
+/// The size of a page on which at most so many entries are wanted.
+fn page_size(wanted: usize) -> u32 {
+    u32::try_from(wanted.min(1000)).unwrap_or(1000)
 }
 
 fn render(answer: &v1::ListFailuresResponse) -> String {

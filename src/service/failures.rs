@@ -1,7 +1,7 @@
 //! What failed: listed, grouped by cause, retried, discarded.
 //!
 //! All that failed may be millions of entries. It is walked in the queue's order, a page at a time, each page one durable
-//! write; a call ends after a bounded number of pages, with a token for the rest. An entry that fails anew while the walk
+//! write; a call ends after a bounded number of pages, or some seconds, with a token for the rest. An entry that fails anew while the walk
 //! goes on is left alone, or the walk could follow it for ever: the token keeps the walk's beginning.
 
 use super::{ServiceParts, announce_status};
@@ -15,7 +15,7 @@ use crate::queue::{Failure, Lane, QueueError, Seq};
 use crate::store::code_name;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tonic::{Code, Status};
 
 /// Entries on a page, where no number is asked for.
@@ -26,8 +26,10 @@ const MAX_PAGE: usize = 1000;
 const STEP: usize = 1000;
 /// Pages of [`STEP`] that the groups are counted over.
 const GROUP_PAGES: usize = 10;
-/// Pages of [`STEP`] that one call to retry or discard walks: some seconds of work.
+/// Pages of [`STEP`] that one call to retry or discard walks, at most.
 const WALK_PAGES: usize = 100;
+/// No further page is begun after this: clients do not wait for ever.
+const WALK_TIME: Duration = Duration::from_secs(10);
 
 pub(super) async fn list(
     parts: &ServiceParts,
@@ -191,6 +193,7 @@ impl Walk {
     /// Through all that the filter admits.
     async fn through(&self) -> Result<Walked, Status> {
         let mut walked = Walked::default();
+        let started = Instant::now();
         let (mut begun, mut after) = (self.begun.map(|(begun, _)| begun), self.begun.and_then(|(_, after)| after));
         for _ in 0..WALK_PAGES {
             let page = self.parts.failures.failures(self.route.id, self.filter, after, STEP).await;
@@ -209,6 +212,9 @@ impl Walk {
             after = Some(next);
             let nanos = begun.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
             walked.next = format!("{nanos}/{}", cursor_text(next));
+            if started.elapsed() > WALK_TIME {
+                break;
+            }
         }
         Ok(walked)
     }
