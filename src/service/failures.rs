@@ -1,8 +1,8 @@
 //! What failed: listed, grouped by cause, retried, discarded.
 //!
 //! All that failed may be millions of entries. It is walked in the queue's order, a page at a time, each page one durable
-//! write; a call ends after a bounded number of pages, or some seconds, with a token for the rest. An entry that fails anew while the walk
-//! goes on is left alone, or the walk could follow it for ever: the token keeps the walk's beginning.
+//! write; a call ends after a bounded number of pages, or some seconds, with a token for the rest. An entry that fails anew
+//! while the walk goes on is left alone, or the walk could follow it for ever: the token keeps the walk's beginning.
 
 use super::{ServiceParts, announce_status};
 use crate::announce::Route;
