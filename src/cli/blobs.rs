@@ -2,7 +2,7 @@
 
 use super::json::Encoder;
 use super::progress::to_stderr;
-use super::{Exit, Failure, StoreArg, output, text};
+use super::{Exit, Failure, StoreArg, of_store, output, text};
 use crate::blob::{BlobMeta, BlobRef, Verifier};
 use crate::pb::v1;
 use crate::store::{ByteRange, ByteStream, EnumerateRange, Store, StoreError};
@@ -40,8 +40,10 @@ pub(super) struct GetArgs {
 pub(super) async fn get(args: GetArgs) -> Result<Exit, Failure> {
     let blob = parse_ref(&args.blob)?;
     let address = args.store.address()?;
-    let failed = |error| Failure::of_store(address.url(), error);
-    let fetched = address.store()?.fetch(blob, ByteRange::default()).await.map_err(failed)?;
+    let fetched = match address.store()?.fetch(blob, ByteRange::default()).await {
+        Ok(fetched) => fetched,
+        Err(error) => return Err(of_store(&address, error).await),
+    };
     let verified = Verified { bytes: fetched.bytes, verifier: Verifier::new(blob, Some(fetched.size)) };
     match args.output {
         Some(path) => to_file(verified, &path).await?,
@@ -140,13 +142,18 @@ pub(super) struct LsArgs {
 
 pub(super) async fn ls(args: LsArgs) -> Result<Exit, Failure> {
     let address = args.store.address()?;
-    let failed = |error| Failure::of_store(address.url(), error);
     let encoder = Encoder::new()?;
     let range = EnumerateRange { after: args.after, until: args.until, limit: args.limit };
-    let mut pages = address.store()?.enumerate(range).await.map_err(failed)?;
+    let mut pages = match address.store()?.enumerate(range).await {
+        Ok(pages) => pages,
+        Err(error) => return Err(of_store(&address, error).await),
+    };
     let mut last = None;
     while let Some(page) = pages.next().await {
-        let page = page.map_err(failed)?;
+        let page = match page {
+            Ok(page) => page,
+            Err(error) => return Err(of_store(&address, error).await),
+        };
         let mut text = String::with_capacity(page.blobs.len() * 90);
         for meta in &page.blobs {
             text.push_str(&meta_line(&encoder, meta, args.json)?);
@@ -164,7 +171,7 @@ pub(super) async fn ls(args: LsArgs) -> Result<Exit, Failure> {
             return Ok(Exit::Ok);
         }
     }
-    Err(failed(StoreError::Protocol("the listing was cut".to_owned())))
+    Err(Failure::of_store(address.url(), StoreError::Protocol("the listing was cut".to_owned())))
 }
 
 fn meta_line(encoder: &Encoder, meta: &BlobMeta, json: bool) -> Result<String, Failure> {
@@ -202,7 +209,10 @@ pub(super) async fn stat(args: StatArgs) -> Result<Exit, Failure> {
     let encoder = Encoder::new()?;
     let mut missing = 0u64;
     for page in blobs.chunks(PAGE) {
-        let held = store.stat(page).await.map_err(|error| Failure::of_store(address.url(), error))?;
+        let held = match store.stat(page).await {
+            Ok(held) => held,
+            Err(error) => return Err(of_store(&address, error).await),
+        };
         let held: HashMap<BlobRef, u64> = held.into_iter().map(|meta| (meta.blob, meta.size)).collect();
         for blob in page {
             match held.get(blob) {

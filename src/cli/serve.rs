@@ -1,12 +1,12 @@
 //! The commands that run a server, and those about configuration and conformance.
 
 use super::progress::to_stderr;
-use super::{Exit, Failure, StoreArg, output};
+use super::{Exit, Failure, StoreArg, no_store, output};
 use crate::app::store::{DataUrl, StoreApp};
 use crate::app::{App, Parts};
 use crate::config::{Config, LogConfig};
 use crate::grpc::ServeSettings;
-use crate::store::Store as _;
+use crate::store::{PeerKind, Store as _};
 use crate::store::conformance::{self, Outcome};
 use crate::telemetry;
 use clap::{Args, Subcommand};
@@ -75,9 +75,11 @@ fn read(path: &Path) -> Result<String, Failure> {
 #[command(after_help = "Examples:
   blobferry serve --config blobferry.toml
   blobferry serve --config blobferry.toml --set server.listen=0.0.0.0:7070 --set log.level=debug
-  BLOBFERRY__STORES__BACKUP__ENDPOINT=http://backup:7080 blobferry serve --config blobferry.toml
+  BLOBFERRY__STORES__BACKUP__ENDPOINT=http://backup:7080 \\
+    blobferry serve --config blobferry.toml
 
-Ctrl-C or SIGTERM: takes nothing more, lets copies in flight finish (server.drain_timeout), keeps the rest queued.
+Ctrl-C or SIGTERM: takes nothing more, lets copies in flight finish (server.drain_timeout), \
+keeps the rest queued.
 
 Exit codes: 0 stopped when told to; 1 failed; 2 the configuration makes no sense.")]
 pub(super) struct ServeArgs {
@@ -90,7 +92,7 @@ pub(super) struct ServeArgs {
 #[command(after_help = "Examples:
   blobferry store --data disk:///srv/blobs
   blobferry store --listen 0.0.0.0:7080 --data disk:///srv/blobs
-  blobferry store --listen 127.0.0.1:7081 --data memory://     forgets everything when it stops
+  blobferry store --listen 127.0.0.1:7081 --data memory://   forgets all when it stops
 
 Exit codes: 0 stopped when told to; 1 failed; 2 usage.")]
 pub(super) struct StoreArgs {
@@ -107,8 +109,8 @@ pub(super) struct StoreArgs {
 #[command(after_help = "Examples:
   blobferry conformance --store http://127.0.0.1:7090
 
-Writes some blobs of random content, and deletes nothing: do not run it against a store whose blobs are counted.
-Rules about abilities that the store does not claim are skipped.
+Writes some blobs of random content, and deletes nothing: do not run it against a store whose \
+blobs are counted. Rules about abilities that the store does not claim are skipped.
 
 Exit codes: 0 all rules are kept; 1 some are broken; 3 unreachable.")]
 pub(super) struct ConformanceArgs {
@@ -190,7 +192,13 @@ pub(super) async fn conform(args: ConformanceArgs) -> Result<Exit, Failure> {
     let address = args.store.address()?;
     let store = address.store()?;
     // A store that is not there breaks no rule.
-    store.info().await.map_err(|error| Failure::of_store(address.url(), error))?;
+    let info = store.info().await.map_err(|error| Failure::of_store(address.url(), error))?;
+    if info.kind == PeerKind::Replicator {
+        // The other rules are not about what it is: nothing true could be said of them.
+        let Failure { what, .. } = no_store(&address, &info);
+        output::line(&format!("FAILED   info: {what}; name a store's address with --store"))?;
+        return Ok(Exit::Failed);
+    }
     let mut written = Ok(());
     let results = conformance::run(&store, |result| {
         if written.is_ok() {
