@@ -124,11 +124,8 @@ async fn of_store(address: &Address, error: StoreError) -> Failure {
 
 /// A replicator where a store is needed.
 fn no_store(address: &Address, info: &StoreInfo) -> Failure {
-    Failure::new(
-        Exit::Usage,
-        format!("{} is a replicator ({}), which holds no blobs", address.url(), info.version),
-    )
-    .hint("name the store's address with --store")
+    Failure::new(Exit::Usage, format!("{} is a replicator ({}), which holds no blobs", address.url(), info.version))
+        .hint("name the store's address with --store")
 }
 
 async fn info_of(address: &Address) -> Option<StoreInfo> {
@@ -318,7 +315,7 @@ pub async fn run(cli: Cli, stop: CancellationToken) -> Result<Exit, Failure> {
         Command::Status(args) => until(stop, status::status(args)).await,
         Command::Conformance(args) => until(stop, serve::conform(args)).await,
         Command::Sync(args) => until(stop, sync::sync(args)).await,
-        Command::Put(args) => until(stop, put::put(args)).await,
+        Command::Put(args) => put::put(args, stop).await,
         Command::Get(args) => until(stop, blobs::get(args)).await,
         Command::Ls(args) => until(stop, blobs::ls(args)).await,
         Command::Stat(args) => until(stop, blobs::stat(args)).await,

@@ -18,8 +18,13 @@ pub(crate) fn count(number: u64) -> String {
 
 /// `1 blob`, `2 blobs`; the plural is made with an `s`.
 pub(crate) fn counted(number: u64, noun: &str) -> String {
+    format!("{} {}", count(number), noun_of(number, noun))
+}
+
+/// `blob` for one, `blobs` for all other numbers.
+pub(crate) fn noun_of(number: u64, noun: &str) -> String {
     let s = if number == 1 { "" } else { "s" };
-    format!("{} {noun}{s}", count(number))
+    format!("{noun}{s}")
 }
 
 /// Bytes in binary units, with three digits that say something: `0 B`, `1.50 KiB`, `271 MiB`.
@@ -154,7 +159,8 @@ pub(crate) fn plain(text: &str, longest: usize) -> String {
 /// A chain of errors without the links that only say that there is a next one, and without the system's number:
 /// `tcp connect error: transport error: Connection refused (os error 111)` as `Connection refused`.
 pub(crate) fn cause(chain: &str) -> String {
-    const LINKS: [&str; 4] = ["transport error", "tcp connect error", "error trying to connect", "client error (Connect)"];
+    const LINKS: [&str; 4] =
+        ["transport error", "tcp connect error", "error trying to connect", "client error (Connect)"];
     let mut kept: Vec<&str> = Vec::new();
     let mut links = chain.split(": ").peekable();
     while let Some(link) = links.next() {
