@@ -22,10 +22,12 @@ const PAGE: usize = 1000;
   blobferry get --store http://127.0.0.1:7081 sha256-2cf2… > hello.txt
   blobferry get sha256-2cf2… -o hello.txt
 
-A file appears under its name only once every byte was verified. On stdout, the last chunk is held back until then, so
-that bytes with another digest are never written whole; the exit code is then 1.
+A file appears under its name only once every byte was verified. On stdout, the last chunk is \
+held back until then, so that bytes with another digest are never written whole; the exit code is \
+then 1.
 
-Exit codes: 0 read and verified; 1 the bytes are wrong, or cannot be written; 2 not a ref; 3 unreachable; 4 not held.")]
+Exit codes: 0 read and verified; 1 the bytes are wrong, or cannot be written; 2 not a ref; \
+3 unreachable; 4 not held.")]
 pub(super) struct GetArgs {
     /// The blob's ref.
     #[arg(value_name = "REF")]
@@ -122,13 +124,15 @@ impl Drop for Partial {
   blobferry ls --json | jq -r .ref
   diff <(blobferry ls --store http://a:7080) <(blobferry ls --store http://b:7080)
 
-Prints `REF SIZE` lines. Exit codes: 0 listed; 1 the listing failed or was cut; 3 unreachable.")]
+Prints `REF SIZE` lines.
+
+Exit codes: 0 listed; 1 the listing failed or was cut; 3 unreachable.")]
 pub(super) struct LsArgs {
     /// Only refs that sort after this text.
-    #[arg(long, value_name = "TEXT", default_value = "")]
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     after: String,
     /// Only refs up to and with this text.
-    #[arg(long, value_name = "TEXT", default_value = "")]
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     until: String,
     /// At most so many.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
@@ -187,9 +191,11 @@ fn meta_line(encoder: &Encoder, meta: &BlobMeta, json: bool) -> Result<String, F
 #[command(after_help = "Examples:
   blobferry stat sha256-2cf2…
   blobferry stat --store http://127.0.0.1:7081 sha256-2cf2… sha256-e3b0…
-  blobferry ls --store http://a:7080 | cut -d' ' -f1 | xargs blobferry stat --store http://b:7080
+  blobferry ls --store http://a:7080 | cut -d' ' -f1 |
+    xargs blobferry stat --store http://b:7080
 
 Prints `REF SIZE` lines in the order of the arguments, and `REF missing` to stderr.
+
 Exit codes: 0 all are held; 2 not a ref; 3 unreachable; 4 some are missing.")]
 pub(super) struct StatArgs {
     /// The blobs' refs.

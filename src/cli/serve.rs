@@ -6,8 +6,8 @@ use crate::app::store::{DataUrl, StoreApp};
 use crate::app::{App, Parts};
 use crate::config::{Config, LogConfig};
 use crate::grpc::ServeSettings;
-use crate::store::{PeerKind, Store as _};
 use crate::store::conformance::{self, Outcome};
+use crate::store::{PeerKind, Store as _};
 use crate::telemetry;
 use clap::{Args, Subcommand};
 use std::net::SocketAddr;
@@ -74,7 +74,7 @@ fn read(path: &Path) -> Result<String, Failure> {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   blobferry serve --config blobferry.toml
-  blobferry serve --config blobferry.toml --set server.listen=0.0.0.0:7070 --set log.level=debug
+  blobferry serve --config blobferry.toml --set server.listen=0.0.0.0:7070
   BLOBFERRY__STORES__BACKUP__ENDPOINT=http://backup:7080 \\
     blobferry serve --config blobferry.toml
 
