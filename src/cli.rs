@@ -100,7 +100,7 @@ async fn of_replicator(address: &Address, error: ClientError) -> Failure {
         && let Some(info) = info_of(address).await
         && info.kind != PeerKind::Replicator
     {
-        return Failure::new(Exit::Usage, format!("{} is a store ({})", address.url(), info.version))
+        return Failure::new(Exit::Usage, format!("{} is a store: {}", address.url(), info.version))
             .hint("name the replicator's address");
     }
     error.into()
@@ -124,7 +124,7 @@ async fn of_store(address: &Address, error: StoreError) -> Failure {
 
 /// A replicator where a store is needed.
 fn no_store(address: &Address, info: &StoreInfo) -> Failure {
-    Failure::new(Exit::Usage, format!("{} is a replicator ({}), which holds no blobs", address.url(), info.version))
+    Failure::new(Exit::Usage, format!("{} is a replicator, which holds no blobs: {}", address.url(), info.version))
         .hint("name the store's address with --store")
 }
 
