@@ -112,7 +112,7 @@ pub(super) struct StoreArgs {
 Writes some blobs of random content, and deletes nothing: do not run it against a store whose \
 blobs are counted. Rules about abilities that the store does not claim are skipped.
 
-Exit codes: 0 all rules are kept; 1 some are broken; 3 unreachable.")]
+Exit codes: 0 all rules are kept; 1 some are broken, or it is no store; 3 unreachable.")]
 pub(super) struct ConformanceArgs {
     #[command(flatten)]
     store: StoreArg,
