@@ -105,6 +105,7 @@ impl StoreApp {
         if !ended {
             server.abort().await;
         }
+        tracing::info!(drained = ended, "stopped");
         error.map_or(Ok(()), Err)
     }
 }

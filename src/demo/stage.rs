@@ -162,7 +162,8 @@ impl Stage {
                 curves.total()
             };
             let took = line.elapsed();
-            line.update(totals.confirmed_blobs(), Some(enqueued), || {
+            // Of nothing, everything would be done.
+            line.update(totals.confirmed_blobs(), (enqueued > 0).then_some(enqueued), || {
                 rates(totals.copied_blobs(), totals.copied_bytes(), took)
             });
             if is_whole && backlog.waiting == 0 {
@@ -228,6 +229,7 @@ impl Stage {
         let (held, mut hidden): (Vec<_>, Vec<_>) = fresh.into_values().partition(|f| held.contains(&f.meta.blob));
         if hidden.is_empty() {
             hidden = self.pieces(chosen, blobs).await?;
+            report.pieces = hidden.len() as u64;
         }
         for (files, is_hidden) in [(held, false), (hidden, true)] {
             let metas: Blobs = files.iter().map(|file| (file.meta.blob, file.meta.size)).collect();
