@@ -356,9 +356,13 @@ fn stuck(route: &v1::RouteStatus, backlog: &RouteBacklog) -> Failure {
     )
 }
 
+/// The largest blob that is shown within a line to paste.
+const LINE_BYTES: usize = 256;
+
 /// A short blob that is not empty, to be pasted into a command line.
 fn is_better_sample(file: &LocalFile, than: Option<&LocalFile>) -> bool {
-    file.kept_bytes().is_some_and(|bytes| !bytes.is_empty()) && than.is_none_or(|than| file.meta.size < than.meta.size)
+    let fits = |bytes: &[u8]| !bytes.is_empty() && bytes.len() <= LINE_BYTES;
+    file.kept_bytes().is_some_and(|bytes| fits(bytes)) && than.is_none_or(|than| file.meta.size < than.meta.size)
 }
 
 fn rates(blobs: u64, bytes: u64, took: Duration) -> String {
