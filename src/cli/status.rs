@@ -127,7 +127,7 @@ fn redrawn(page: &str) -> String {
 #[command(after_help = "Examples:
   blobferry health
   blobferry health --service blobferry.v1.ReplicationService    can it durably accept announcements?
-  blobferry health --service route/primary_to_backup            is the route in sync, as far as configured?
+  blobferry health --service route/primary_to_backup            does the route work: not blocked, nothing parked?
   blobferry health --url http://127.0.0.1:7080                  a store
 
 Exit codes: 0 serving; 3 unreachable; 4 not serving, or no such service.")]

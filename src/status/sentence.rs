@@ -67,11 +67,7 @@ pub fn route_status(facts: RouteFacts<'_>, peers: &[PeerStatus], now: SystemTime
         Some(sync) if sync.state == SyncState::Running => (Some(sync), last_sync),
         newest => (None, newest),
     };
-    let shut: Vec<&PeerStatus> = [&route.from, &route.to]
-        .into_iter()
-        .filter_map(|name| peers.iter().find(|peer| peer.snapshot.name == *name))
-        .filter(|peer| peer.snapshot.phase != Phase::Closed)
-        .collect();
+    let shut = shut(route, peers);
     let open = Open { counts: &counts, backlog, shut: &shut, syncing: running_sync.as_ref() };
     let state = if orphaned {
         RouteState::Orphaned
@@ -119,6 +115,23 @@ pub fn route_status(facts: RouteFacts<'_>, peers: &[PeerStatus], now: SystemTime
         running_sync,
         last_sync,
     }
+}
+
+/// Whether a route does its job, as its health tells: it is enabled, its state [works](RouteState::works), and nothing of it
+/// was given up. A full sync that failed is not part of it. `peers` are all peers.
+pub fn route_works(route: &Route, counts: &RouteCounts, syncing: Option<&SyncRecord>, peers: &[PeerStatus]) -> bool {
+    let backlog = Backlog::of(counts, None, SystemTime::UNIX_EPOCH);
+    let open = Open { counts, backlog, shut: &shut(route, peers), syncing };
+    route.enabled && open.state().works() && open.sum(|lane| lane.parked).entries == 0
+}
+
+/// The route's peers whose breaker is not closed.
+fn shut<'a>(route: &Route, peers: &'a [PeerStatus]) -> Vec<&'a PeerStatus> {
+    [&route.from, &route.to]
+        .into_iter()
+        .filter_map(|name| peers.iter().find(|peer| peer.snapshot.name == *name))
+        .filter(|peer| peer.snapshot.phase != Phase::Closed)
+        .collect()
 }
 
 /// A route that is enabled, in a replicator that is up.

@@ -2,7 +2,7 @@
 
 use super::{
     LimitingFactor, PeerStatus, ReplicatorState, RouteFacts, RouteState, RouteStatus, Trend, overall, peer_status,
-    queue_status, route_status,
+    queue_status, route_status, route_works,
 };
 use crate::announce::Route;
 use crate::breaker::{Phase, Reason};
@@ -106,6 +106,23 @@ fn failed_and_parked_entries_are_told_apart() {
     let (state, summary) = overall(&[route], &up, &queue_status(1, 100, None, 0, None), false);
     assert_eq!(state, ReplicatorState::Attention);
     assert!(summary.starts_with("attention: primary_to_backup: parked"), "{summary}");
+}
+
+#[test]
+fn a_route_works_while_it_copies_and_not_while_it_waits() {
+    let (up, down) = ([peer("a", None), peer("b", None)], [peer("a", None), peer("b", Some("connection refused"))]);
+    let works = |fresh: LaneCounts, enabled: bool, peers: &[PeerStatus]| {
+        let route = Route { name: "a_to_b".into(), id: RouteId(1), from: "a".into(), to: "b".into(), enabled };
+        route_works(&route, &RouteCounts { fresh, ..RouteCounts::default() }, None, peers)
+    };
+    let ready = LaneCounts { ready: tally(2, 2), ..LaneCounts::default() };
+    let retrying = LaneCounts { retrying: tally(2, 2), ..LaneCounts::default() };
+    let some_parked = LaneCounts { parked: tally(1, 1), ..ready };
+    assert!(works(LaneCounts::default(), true, &up) && works(ready, true, &up));
+    assert!(!works(LaneCounts::default(), false, &up), "disabled");
+    assert!(!works(ready, true, &down), "blocked");
+    assert!(!works(retrying, true, &up) && !works(some_parked, true, &up));
+    assert!(works(LaneCounts::default(), true, &down), "nothing waits for the peer");
 }
 
 #[test]
