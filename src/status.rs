@@ -76,6 +76,9 @@ pub struct RouteStatus {
     pub limiting: Option<LimitingFactor>,
     /// Rates and direction.
     pub trend: Trend,
+    /// How long the backlog will take at this rate; absent where there is none, nothing of it can be copied now, or there is
+    /// no rate.
+    pub eta: Option<Duration>,
     /// What was done since this process started.
     pub since_start: Totals,
     /// Copies in progress, the longest-running first.

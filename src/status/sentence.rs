@@ -12,7 +12,7 @@ use crate::peer::PeerSnapshot;
 use crate::queue::{Oldest, RouteCounts, Tally};
 use crate::sync::{SyncPhase, SyncRecord, SyncState};
 use crate::worker::{Activity, Report};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// The causes of faults that a worker remembers.
 const MAX_CAUSES: usize = 20;
@@ -78,11 +78,15 @@ pub fn route_status(facts: RouteFacts<'_>, peers: &[PeerStatus], now: SystemTime
     } else {
         open.state()
     };
+    let eta = match state {
+        RouteState::Copying | RouteState::Syncing if open.waiting() > 0 => trend.eta(backlog.tally.entries),
+        _ => None,
+    };
     let mut detail = match state {
         RouteState::Disabled => format!(" by the configuration{}", kept(&counts, backlog)),
         RouteState::Orphaned => format!(": no longer configured{}", kept(&counts, backlog)),
         RouteState::Draining => draining_text(&counts, backlog),
-        _ => open.detail(state, &trend, oldest.next_due, now),
+        _ => open.detail(state, &trend, eta, oldest.next_due, now),
     };
     if let Some(why) = queue_failed {
         detail.push_str(&format!("; but the queue fails: {why}"));
@@ -101,6 +105,7 @@ pub fn route_status(facts: RouteFacts<'_>, peers: &[PeerStatus], now: SystemTime
         next_retry_time: oldest.next_due,
         limiting,
         trend,
+        eta,
         since_start: Totals {
             confirmed: counts.confirmed.saturating_sub(at_start.confirmed),
             copied: counts.copied.saturating_sub(at_start.copied),
@@ -147,8 +152,13 @@ impl Open<'_> {
         sum(self.counts, part)
     }
 
+    /// Entries that are copied, or could be.
+    fn waiting(&self) -> u64 {
+        self.sum(|lane| lane.ready).entries + self.sum(|lane| lane.claimed).entries
+    }
+
     fn state(&self) -> RouteState {
-        let waiting = self.sum(|lane| lane.ready).entries + self.sum(|lane| lane.claimed).entries;
+        let waiting = self.waiting();
         if self.backlog.tally.entries > 0 && !self.shut.is_empty() {
             RouteState::Blocked
         } else if waiting == 0 && self.backlog.tally.entries > 0 {
@@ -166,7 +176,14 @@ impl Open<'_> {
         }
     }
 
-    fn detail(&self, state: RouteState, trend: &Trend, next_due: Option<SystemTime>, now: SystemTime) -> String {
+    fn detail(
+        &self,
+        state: RouteState,
+        trend: &Trend,
+        eta: Option<Duration>,
+        next_due: Option<SystemTime>,
+        now: SystemTime,
+    ) -> String {
         let backlog = &self.backlog.tally;
         let mut text = match state {
             RouteState::Blocked => {
@@ -182,7 +199,7 @@ impl Open<'_> {
                     None => format!(": {blobs} failed before, next attempt now"),
                 }
             }
-            RouteState::Syncing | RouteState::Copying if backlog.entries > 0 => self.progress(trend),
+            RouteState::Syncing | RouteState::Copying if backlog.entries > 0 => self.progress(trend, eta),
             RouteState::InSync => ": everything announced is at the destination".to_owned(),
             _ => String::new(),
         };
@@ -203,13 +220,15 @@ impl Open<'_> {
         text
     }
 
-    fn progress(&self, trend: &Trend) -> String {
+    fn progress(&self, trend: &Trend, eta: Option<Duration>) -> String {
         let mut text = format!(", {} behind, lag {}", tally(&self.backlog.tally), span(self.backlog.lag));
         if trend.done_per_second > 0.0 {
             text.push_str(&format!(", {} blobs/s", rate(trend.done_per_second)));
         }
-        if let Some(eta) = trend.eta(self.backlog.tally.entries) {
-            text.push_str(&format!(", done in about {}", span(eta)));
+        match eta {
+            Some(eta) if eta < Duration::from_secs(1) => text.push_str(", done within a second"),
+            Some(eta) => text.push_str(&format!(", done in about {}", span(eta))),
+            None => {}
         }
         text
     }

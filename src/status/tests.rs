@@ -99,6 +99,8 @@ fn failed_and_parked_entries_are_told_apart() {
     let route = status(retrying, &up, |facts| facts.oldest.next_due = Some(now() + Duration::from_secs(40)));
     assert_eq!(route.summary, "primary_to_backup: retrying: 3 blobs failed before, next attempt in 40 s");
     assert_eq!(route.limiting, Some(LimitingFactor::Idle));
+    let fast = Trend { done_per_second: 1098.0, ..Trend::default() };
+    assert_eq!(status(retrying, &up, |facts| facts.trend = fast).eta, None);
     let parked = LaneCounts { parked: tally(1, 10), ..LaneCounts::default() };
     let route = status(parked, &up, |_| ());
     assert_eq!(route.summary, "primary_to_backup: parked: 1 blob was given up, see recent_faults");

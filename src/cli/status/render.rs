@@ -105,7 +105,9 @@ fn route_details(route: &v1::RouteStatus, now: Option<&Timestamp>) -> String {
     }
     if let Some(eta) = route.eta.as_ref().and_then(pb::std_duration).filter(|eta| !eta.is_zero()) {
         let growing = if route.backlog_growing() { ", and it grows" } else { "" };
-        line(&format!("about {} for the backlog{growing}", span(eta)));
+        let eta =
+            if eta < Duration::from_secs(1) { "within a second".to_owned() } else { format!("about {}", span(eta)) };
+        line(&format!("{eta} for the backlog{growing}"));
     }
     for sync in route.running_sync.iter().chain(route.last_sync.as_ref()) {
         line(&sync_line(sync, now));
