@@ -68,7 +68,8 @@ pub fn route_status(facts: RouteFacts<'_>, peers: &[PeerStatus], now: SystemTime
         newest => (None, newest),
     };
     let shut = shut(route, peers);
-    let open = Open { counts: &counts, backlog, shut: &shut, syncing: running_sync.as_ref() };
+    let failed_sync = failed_sync(running_sync.as_ref(), last_sync.as_ref());
+    let open = Open { counts: &counts, backlog, shut: &shut, syncing: running_sync.as_ref(), failed_sync };
     let state = if orphaned {
         RouteState::Orphaned
     } else if !route.enabled {
@@ -126,8 +127,13 @@ pub fn route_status(facts: RouteFacts<'_>, peers: &[PeerStatus], now: SystemTime
 /// was given up. A full sync that failed is not part of it. `peers` are all peers.
 pub fn route_works(route: &Route, counts: &RouteCounts, syncing: Option<&SyncRecord>, peers: &[PeerStatus]) -> bool {
     let backlog = Backlog::of(counts, None, SystemTime::UNIX_EPOCH);
-    let open = Open { counts, backlog, shut: &shut(route, peers), syncing };
+    let open = Open { counts, backlog, shut: &shut(route, peers), syncing, failed_sync: None };
     route.enabled && open.state().works() && open.sum(|lane| lane.parked).entries == 0
+}
+
+/// The last full sync, if it failed and none has been started since: the stores were not compared.
+fn failed_sync<'a>(running: Option<&SyncRecord>, last: Option<&'a SyncRecord>) -> Option<&'a SyncRecord> {
+    last.filter(|sync| running.is_none() && sync.state == SyncState::Failed)
 }
 
 /// The route's peers whose breaker is not closed.
@@ -145,6 +151,7 @@ struct Open<'a> {
     backlog: Backlog,
     shut: &'a [&'a PeerStatus],
     syncing: Option<&'a SyncRecord>,
+    failed_sync: Option<&'a SyncRecord>,
 }
 
 impl Open<'_> {
@@ -211,6 +218,11 @@ impl Open<'_> {
             let sep = if text.is_empty() { ": " } else { "; " };
             let is = if parked == 1 { "was" } else { "were" };
             text.push_str(&format!("{sep}{} {is} given up, see recent_faults", several(parked, "blob")));
+        }
+        if let Some(sync) = self.failed_sync {
+            let when = sync.end_time.map(|time| format!(" at {}", since(time, now))).unwrap_or_default();
+            let why = sync.failure.as_ref().map(|failure| format!(": {}", failure.message)).unwrap_or_default();
+            text.push_str(&format!("; but the last full sync, {}, failed{when}{why}", sync.id));
         }
         if backlog.entries == 0 {
             for peer in self.shut {
@@ -378,7 +390,9 @@ pub fn overall(
         return (ReplicatorState::NotAccepting, format!("not accepting announcements: {}", queue.reason));
     }
     let needs_eye = |route: &&RouteStatus| {
-        matches!(route.state, RouteState::Parked | RouteState::Retrying | RouteState::Blocked)
+        let failed = failed_sync(route.running_sync.as_ref(), route.last_sync.as_ref()).is_some();
+        (failed && route.route.enabled)
+            || matches!(route.state, RouteState::Parked | RouteState::Retrying | RouteState::Blocked)
             || sum(&route.counts, |lane| lane.parked).entries > 0
             || sum(&route.counts, |lane| lane.retrying).entries > 0
     };

@@ -9,7 +9,8 @@ use crate::breaker::{Phase, Reason};
 use crate::clock::from_unix_ms;
 use crate::fault::FaultKind;
 use crate::peer::PeerSnapshot;
-use crate::queue::{LaneCounts, Oldest, RouteCounts, RouteId, Tally};
+use crate::queue::{LaneCounts, Oldest, RouteCounts, RouteId, SyncId, Tally};
+use crate::sync::{SyncFailure, SyncMode, SyncRecord, SyncState};
 use std::time::{Duration, SystemTime};
 
 /// 2026-01-01 12:00 UTC.
@@ -125,6 +126,30 @@ fn a_route_works_while_it_copies_and_not_while_it_waits() {
     assert!(!works(ready, true, &down), "blocked");
     assert!(!works(retrying, true, &up) && !works(some_parked, true, &up));
     assert!(works(LaneCounts::default(), true, &down), "nothing waits for the peer");
+}
+
+#[test]
+fn a_full_sync_that_failed_is_told_until_another_starts() {
+    let up = [peer("primary", None), peer("backup", None)];
+    let mut sync = SyncRecord::new(SyncId(7), "primary_to_backup", SyncMode::Copy, "", now());
+    sync.state = SyncState::Failed;
+    sync.end_time = Some(now());
+    let message = "backup cannot be reached".to_owned();
+    sync.failure = Some(SyncFailure { kind: None, peer: String::new(), code: None, message });
+    let failed = status(LaneCounts::default(), &up, |facts| facts.newest_sync = Some(sync.clone()));
+    assert_eq!(
+        failed.summary,
+        "primary_to_backup: in sync: everything announced is at the destination; but the last full sync, sync-7, failed at \
+         12:00 UTC: backup cannot be reached"
+    );
+    let queue = queue_status(0, 100, None, 0, None);
+    assert_eq!(overall(&[failed], &up, &queue, false).0, ReplicatorState::Attention);
+    let again = SyncRecord::new(SyncId(8), "primary_to_backup", SyncMode::Copy, "", now());
+    let running = status(LaneCounts::default(), &up, |facts| {
+        (facts.newest_sync, facts.last_sync) = (Some(again), Some(sync));
+    });
+    assert!(!running.summary.contains("failed"), "{}", running.summary);
+    assert_eq!(overall(&[running], &up, &queue, false).0, ReplicatorState::Ok);
 }
 
 #[test]
