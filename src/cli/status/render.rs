@@ -180,10 +180,22 @@ fn fault_line(group: &v1::FaultGroup, now: Option<&Timestamp>) -> String {
 }
 
 fn fault(fault: &v1::Fault) -> String {
-    let kind = word(fault.kind().as_str_name(), "FAULT_KIND_").to_lowercase().replace('_', " ");
-    let peer = if fault.peer.is_empty() { String::new() } else { format!(" at {}", said(&fault.peer)) };
+    // Without a kind nothing was at fault, such as with what was cut by a shutdown.
+    let kind = match fault.kind() {
+        v1::FaultKind::Unspecified => String::new(),
+        kind => word(kind.as_str_name(), "FAULT_KIND_").to_lowercase().replace('_', " "),
+    };
+    let peer = match said(&fault.peer) {
+        peer if peer.is_empty() || kind.ends_with(&format!(" at {peer}")) => String::new(),
+        // Some kinds name the side already.
+        peer if kind.contains(" at ") => format!(" ({peer})"),
+        peer => format!(" at {peer}"),
+    };
     let code = if fault.code.is_empty() { String::new() } else { format!(" [{}]", said(&fault.code)) };
-    format!("{kind}{peer}{code}: {}", said(&fault.message))
+    match format!("{kind}{peer}{code}").trim_start() {
+        "" => said(&fault.message),
+        cause => format!("{cause}: {}", said(&fault.message)),
+    }
 }
 
 fn peers(peers: &[v1::PeerStatus], now: Option<&Timestamp>) -> String {
