@@ -142,7 +142,7 @@ impl App {
     /// If the server fails, or a task ends that should not have; the rest was drained all the same.
     pub async fn run(self, listener: TcpListener, shutdown: CancellationToken) -> Result<ExitSummary> {
         let address = listener.local_addr().context("the listener has no address")?;
-        let (base, health) = base_routes()?;
+        let (base, health) = base_routes(&SERVICE_NAMES)?;
         let grpc = self.service.add_to(base);
         let (stop, abort, server_stop) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
 
