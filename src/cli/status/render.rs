@@ -186,7 +186,7 @@ fn fault(fault: &v1::Fault) -> String {
         kind => word(kind.as_str_name(), "FAULT_KIND_").to_lowercase().replace('_', " "),
     };
     let peer = match said(&fault.peer) {
-        peer if peer.is_empty() || kind.ends_with(&format!(" at {peer}")) => String::new(),
+        peer if peer.is_empty() || kind.split(' ').any(|word| word == peer) => String::new(),
         // Some kinds name the side already.
         peer if kind.contains(" at ") => format!(" ({peer})"),
         peer => format!(" at {peer}"),

@@ -185,5 +185,6 @@ fn a_fault_says_what_is_known_of_it_and_says_it_once() {
     assert_eq!(fault(v1::FaultKind::Unspecified, ""), "why");
     assert_eq!(fault(v1::FaultKind::MissingAtSource, "source"), "missing at source: why");
     assert_eq!(fault(v1::FaultKind::MissingAtSource, "primary"), "missing at source (primary): why");
+    assert_eq!(fault(v1::FaultKind::SourceUnavailable, "source"), "source unavailable: why");
     assert_eq!(fault(v1::FaultKind::ShortRead, "primary"), "short read at primary: why");
 }
