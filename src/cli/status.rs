@@ -133,7 +133,7 @@ fn redrawn(page: &str) -> String {
 #[command(after_help = "Examples:
   blobferry health
   blobferry health --url http://127.0.0.1:7080              a store
-  blobferry health --service route/primary_to_backup        is the route in sync?
+  blobferry health --service route/primary_to_backup        does the route work?
   blobferry health --service blobferry.v1.ReplicationService
                                                 can it durably accept announcements?
 

@@ -107,7 +107,9 @@ fn route_details(route: &v1::RouteStatus, now: Option<&Timestamp>) -> String {
     }
     if let Some(eta) = route.eta.as_ref().and_then(pb::std_duration).filter(|eta| !eta.is_zero()) {
         let growing = if route.backlog_growing() { ", and it grows" } else { "" };
-        line(&format!("about {} for the backlog{growing}", span(eta)));
+        let eta =
+            if eta < Duration::from_secs(1) { "within a second".to_owned() } else { format!("about {}", span(eta)) };
+        line(&format!("{eta} for the backlog{growing}"));
     }
     for sync in route.running_sync.iter().chain(route.last_sync.as_ref()) {
         line(&sync_line(sync, now));
@@ -178,10 +180,22 @@ fn fault_line(group: &v1::FaultGroup, now: Option<&Timestamp>) -> String {
 }
 
 fn fault(fault: &v1::Fault) -> String {
-    let kind = word(fault.kind().as_str_name(), "FAULT_KIND_").to_lowercase().replace('_', " ");
-    let peer = if fault.peer.is_empty() { String::new() } else { format!(" at {}", said(&fault.peer)) };
+    // Without a kind nothing was at fault, such as with what was cut by a shutdown.
+    let kind = match fault.kind() {
+        v1::FaultKind::Unspecified => String::new(),
+        kind => word(kind.as_str_name(), "FAULT_KIND_").to_lowercase().replace('_', " "),
+    };
+    let peer = match said(&fault.peer) {
+        peer if peer.is_empty() || kind.split(' ').any(|word| word == peer) => String::new(),
+        // Some kinds name the side already.
+        peer if kind.contains(" at ") => format!(" ({peer})"),
+        peer => format!(" at {peer}"),
+    };
     let code = if fault.code.is_empty() { String::new() } else { format!(" [{}]", said(&fault.code)) };
-    format!("{kind}{peer}{code}: {}", sentence(&fault.message))
+    match format!("{kind}{peer}{code}").trim_start() {
+        "" => sentence(&fault.message),
+        cause => format!("{cause}: {}", sentence(&fault.message)),
+    }
 }
 
 fn peers(peers: &[v1::PeerStatus], now: Option<&Timestamp>) -> String {

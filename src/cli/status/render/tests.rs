@@ -178,3 +178,20 @@ fn a_full_sync_in_a_line() {
          differing 0, in flight 0, confirmed 60, 40 pending"
     );
 }
+
+#[test]
+fn a_fault_says_what_is_known_of_it_and_says_it_once() {
+    let fault = |kind: v1::FaultKind, peer: &str| {
+        super::fault(&v1::Fault {
+            kind: kind.into(),
+            peer: peer.to_owned(),
+            message: "why".to_owned(),
+            ..v1::Fault::default()
+        })
+    };
+    assert_eq!(fault(v1::FaultKind::Unspecified, ""), "why");
+    assert_eq!(fault(v1::FaultKind::MissingAtSource, "source"), "missing at source: why");
+    assert_eq!(fault(v1::FaultKind::MissingAtSource, "primary"), "missing at source (primary): why");
+    assert_eq!(fault(v1::FaultKind::SourceUnavailable, "source"), "source unavailable: why");
+    assert_eq!(fault(v1::FaultKind::ShortRead, "primary"), "short read at primary: why");
+}
