@@ -19,8 +19,13 @@
 //!
 //! # Health
 //!
-//! `""` is live as long as the process answers. The two services serve while announcements would be written durably.
-//! `route/NAME` serves while the route is enabled and its worker runs; it does not wait for the first sync.
+//! Looked at every second, and told where it has changed:
+//!
+//! - `""` is live as long as the process answers.
+//! - The two services serve while announcements would be written durably. They never depend on a peer.
+//! - `route/NAME` serves while the route works: it is enabled, and IN_SYNC, COPYING or SYNCING with nothing parked. It does
+//!   not while it is BLOCKED by a peer, all that is left is RETRYING or PARKED, or it is DISABLED or DRAINING. It does not
+//!   wait for the first sync.
 
 mod crew;
 mod drain;
@@ -45,7 +50,7 @@ use crew::Crew;
 use drain::Running;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -139,7 +144,7 @@ impl App {
     /// If the server fails, or a task ends that should not have; the rest was drained all the same.
     pub async fn run(self, listener: TcpListener, shutdown: CancellationToken) -> Result<ExitSummary> {
         let address = listener.local_addr().context("the listener has no address")?;
-        let (base, health) = base_routes()?;
+        let (base, health) = base_routes(&SERVICE_NAMES)?;
         let grpc = self.service.add_to(base);
         let (stop, abort, server_stop) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
 
@@ -148,13 +153,12 @@ impl App {
             observer: self.observer.clone(),
             announcer: self.announcer.clone(),
             state: self.parts.state.clone(),
-            routes: self.routes.clone(),
             disk: self.parts.disk.clone(),
             health,
+            told: Mutex::new(BTreeMap::new()),
         };
         // Whoever connects first finds health known.
         watch.look().await;
-        watch.set_routes(true).await;
         background.spawn("watch", watch.run(self.draining.clone()));
         for peer in self.peers.values() {
             let (ids, state) = (peer.store_id(), self.parts.state.clone());
@@ -366,9 +370,10 @@ struct Watch {
     observer: Arc<Observer>,
     announcer: Arc<Announcer>,
     state: Arc<dyn State>,
-    routes: Arc<RouteTable>,
     disk: Option<PathBuf>,
     health: HealthReporter,
+    // What health says. A service that is told what it said already wakes whoever watches it.
+    told: Mutex<BTreeMap<String, bool>>,
 }
 
 impl Watch {
@@ -379,8 +384,10 @@ impl Watch {
         while draining.run_until_cancelled(tick.tick()).await.is_some() {
             draining.run_until_cancelled(self.look()).await;
         }
-        self.set_services(false).await;
-        self.set_routes(false).await;
+        self.tell_services(false).await;
+        for (route, _) in self.observer.working() {
+            self.tell(&route_service(&route), false).await;
+        }
         Ok(())
     }
 
@@ -398,25 +405,33 @@ impl Watch {
             }
         }
         self.observer.sample();
-        self.set_services(self.observer.can_ack()).await;
+        self.tell_services(self.observer.can_ack()).await;
+        for (route, works) in self.observer.working() {
+            self.tell(&route_service(&route), works).await;
+        }
     }
 
-    async fn set_services(&self, serve: bool) {
+    async fn tell_services(&self, serve: bool) {
         for name in SERVICE_NAMES {
-            self.health.set_service_status(name, serving(serve)).await;
+            self.tell(name, serve).await;
         }
     }
 
-    async fn set_routes(&self, serve: bool) {
-        for route in self.routes.all() {
-            let name = format!("route/{}", route.name);
-            self.health.set_service_status(name, serving(serve && route.enabled)).await;
+    async fn tell(&self, name: &str, serve: bool) {
+        let told = || self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told().get(name) == Some(&serve) {
+            return;
         }
+        let status = if serve { ServingStatus::Serving } else { ServingStatus::NotServing };
+        self.health.set_service_status(name, status).await;
+        // Not before: this may be cancelled while it waits.
+        told().insert(name.to_owned(), serve);
     }
 }
 
-fn serving(yes: bool) -> ServingStatus {
-    if yes { ServingStatus::Serving } else { ServingStatus::NotServing }
+/// The name by which the health of a route is asked for.
+fn route_service(route: &str) -> String {
+    format!("route/{route}")
 }
 
 async fn free_bytes(folder: &Path) -> Option<u64> {

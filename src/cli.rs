@@ -22,7 +22,7 @@ pub(crate) use sync::watch as watch_sync;
 
 use crate::client::{Address, ClientError};
 use crate::demo;
-use crate::store::StoreError;
+use crate::store::{PeerKind, Store as _, StoreError, StoreInfo};
 use clap::{Args, Parser, Subcommand};
 use std::fmt;
 use std::path::PathBuf;
@@ -78,6 +78,13 @@ impl Failure {
 
     /// What a store at this address, or the way there, said.
     pub(crate) fn of_store(url: &str, error: StoreError) -> Self {
+        if let StoreError::Peer(peer) = &error
+            && peer.code == Code::Unavailable
+            && peer.reason.is_none()
+        {
+            return Self::new(Exit::Unreachable, format!("{url} cannot be reached: {}", text::cause(&peer.message)))
+                .hint("is a store running there? --store names another");
+        }
         let is_remote = matches!(error, StoreError::Peer(_) | StoreError::Protocol(_));
         let failure = Self::from(error);
         if is_remote { Self { what: format!("{url}: {}", failure.what), ..failure } } else { failure }
@@ -86,6 +93,44 @@ impl Failure {
     pub(crate) fn interrupted() -> Self {
         Self::new(Exit::Interrupted, "interrupted")
     }
+}
+
+/// What a replicator said to a command; where it is none at all, that instead.
+async fn of_replicator(address: &Address, error: ClientError) -> Failure {
+    if error.code() == Code::Unimplemented
+        && let Some(info) = info_of(address).await
+        && info.kind != PeerKind::Replicator
+    {
+        return Failure::new(Exit::Usage, format!("{} is a store: {}", address.url(), info.version))
+            .hint("name the replicator's address");
+    }
+    error.into()
+}
+
+/// What a store said to a command; where it is none at all, that instead.
+async fn of_store(address: &Address, error: StoreError) -> Failure {
+    let is_refused = match &error {
+        StoreError::Peer(error) => error.code == Code::Unimplemented,
+        StoreError::Unsupported(_) => true,
+        _ => false,
+    };
+    if is_refused
+        && let Some(info) = info_of(address).await
+        && info.kind == PeerKind::Replicator
+    {
+        return no_store(address, &info);
+    }
+    Failure::of_store(address.url(), error)
+}
+
+/// A replicator where a store is needed.
+fn no_store(address: &Address, info: &StoreInfo) -> Failure {
+    Failure::new(Exit::Usage, format!("{} is a replicator, which holds no blobs: {}", address.url(), info.version))
+        .hint("name the store's address with --store")
+}
+
+async fn info_of(address: &Address) -> Option<StoreInfo> {
+    address.store().ok()?.info().await.ok()
 }
 
 impl fmt::Display for Failure {
@@ -122,7 +167,7 @@ impl From<ClientError> for Failure {
                 _ => (Exit::Failed, None),
             },
         };
-        let failure = Self::new(exit, error.to_string());
+        let failure = Self::new(exit, text::cause(&error.to_string()));
         todo.into_iter().fold(failure, Failure::hint)
     }
 }
@@ -140,7 +185,7 @@ impl From<StoreError> for Failure {
             }
             _ => (Exit::Failed, None),
         };
-        let failure = Self::new(exit, error.to_string());
+        let failure = Self::new(exit, text::cause(&error.to_string()));
         todo.into_iter().fold(failure, Failure::hint)
     }
 }
@@ -169,7 +214,7 @@ impl From<json::JsonError> for Failure {
   3    the server cannot be reached
   4    the answer is no: not found, not in sync, not serving
   5    the full sync completed, but some blobs were given up
-  130  interrupted
+  130  interrupted before the end; servers that were told to stop end with 0
 
 Start here:
   blobferry demo                                   see it work, on real files
@@ -218,14 +263,23 @@ enum Command {
 #[derive(Clone, Debug, Args)]
 struct ReplicatorArg {
     /// The replicator's address.
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:7070")]
+    #[arg(long, value_name = "URL", default_value = REPLICATOR)]
     replicator: String,
     /// Trust the certificate authorities of this PEM file in place of the system's (https only).
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
 }
 
+/// Where a replicator is, unless something else is said.
+const REPLICATOR: &str = "http://127.0.0.1:7070";
+
 impl ReplicatorArg {
+    /// The option that names it again, with a space before it; nothing where it need not be named.
+    fn option(&self) -> String {
+        let ca_file = self.ca_file.as_ref().map_or_else(String::new, |file| format!(" --ca-file {}", file.display()));
+        if self.replicator == REPLICATOR { ca_file } else { format!(" --replicator {}{ca_file}", self.replicator) }
+    }
+
     fn address(&self) -> Result<Address, Failure> {
         Ok(Address::new(&self.replicator, self.ca_file.clone())?)
     }
@@ -258,15 +312,15 @@ pub async fn run(cli: Cli, stop: CancellationToken) -> Result<Exit, Failure> {
         Command::Serve(args) => serve::serve(args, stop).await,
         Command::Store(args) => serve::store(args, stop).await,
         Command::Demo(args) => demo::run(args, stop).await,
-        // Watching ends by Ctrl-C, and in no other way.
+        // Watching ends by Ctrl-C, and in no other way: that needs no words.
         Command::Status(args) if args.is_endless() => {
-            stop.run_until_cancelled(status::status(args)).await.unwrap_or(Ok(Exit::Ok))
+            stop.run_until_cancelled(status::status(args)).await.unwrap_or(Ok(Exit::Interrupted))
         }
         Command::Status(args) => until(stop, status::status(args)).await,
         Command::Conformance(args) => until(stop, serve::conform(args)).await,
         Command::Sync(args) => until(stop, sync::sync(args)).await,
         Command::Failures(command) => until(stop, failures::failures(command)).await,
-        Command::Put(args) => until(stop, put::put(args)).await,
+        Command::Put(args) => put::put(args, stop).await,
         Command::Get(args) => until(stop, blobs::get(args)).await,
         Command::Ls(args) => until(stop, blobs::ls(args)).await,
         Command::Stat(args) => until(stop, blobs::stat(args)).await,

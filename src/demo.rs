@@ -29,14 +29,16 @@ use tokio_util::sync::CancellationToken;
 /// Arguments of `demo`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  blobferry demo                         ferry the sources of the crates that blobferry was built from
-  blobferry demo ~/photos                ferry your own files; they are only read
-  blobferry demo --exit                  leave nothing running
-  blobferry demo --data /tmp/ferry       keep the stores and the queue there
+  blobferry demo                      ferry the sources of crates, from cargo's registry
+  blobferry demo ~/photos             ferry your own files; they are only read
+  blobferry demo --exit               leave nothing running
+  blobferry demo --data /tmp/ferry    keep the stores and the queue there
 
-Needs about twice the files' size on disk, in the system's temporary folder unless --data names another.
+Needs about twice the files' size on disk, in the system's temporary folder unless --data names \
+another.
 
-Exit codes: 0 every blob arrived; 1 one did not, or something failed; 130 interrupted before the end.")]
+Exit codes: 0 every blob arrived; 1 one did not, or something failed; \
+130 interrupted before the end.")]
 pub(crate) struct DemoArgs {
     /// Files and folders to ferry. Without any: the sources in cargo's registry folder, up to 40,000 files or 1 GiB.
     #[arg(value_name = "PATH")]
@@ -71,6 +73,10 @@ pub(crate) async fn run(args: DemoArgs, stop: CancellationToken) -> Result<Exit,
         },
         outcome => outcome,
     };
+    if stop.is_cancelled() {
+        // Servers may take a while to end, and a folder to go.
+        board.say("stopping…");
+    }
     let stopped = servers.stop().await;
     place.remove().await;
     let exit = outcome?;

@@ -9,7 +9,7 @@ mod failures;
 mod full_sync;
 
 use crate::announce::{AnnounceError, Announced, Announcement, Announcer, Gate, RouteTable};
-use crate::blob::{BlobRef, DigestFunction, Excerpt, RefError, Verifier};
+use crate::blob::{BlobRef, DigestFunction, RefError, Verifier};
 use crate::grpc::{
     CallLimit, MAX_DECODED_BYTES, MAX_ITEMS, MAX_MESSAGE_BYTES, Reason, STREAM_IDLE, invalid_field, mismatch_status,
     pump, queue_status, read_header, store_status, trace_context,
@@ -45,6 +45,9 @@ const WATCH_INTERVALS: std::ops::RangeInclusive<Duration> = Duration::from_milli
 
 /// Streams in progress, at most: announcements that send bytes, and watchers. Each may hold a message or two in memory.
 const MAX_CALLS: usize = 1024;
+
+/// The longest text that is no ref and is given back as it came, in characters.
+const MAX_GIVEN: usize = 200;
 
 /// The longest `traceparent` and `tracestate` that are looked at.
 const MAX_TRACE: usize = 512;
@@ -295,7 +298,7 @@ impl ReplicationService for Service {
                 error: None,
             },
             Err(error) => v1::EnqueueResult {
-                r#ref: Excerpt::of(&item.r#ref).to_string(),
+                r#ref: given(&item.r#ref),
                 routes: Vec::new(),
                 error: Some(v1::BlobError {
                     code: Reason::InvalidRef.code().into(),
@@ -311,6 +314,14 @@ impl ReplicationService for Service {
         });
         Ok(Response::new(v1::EnqueueBlobsResponse { results, backlogs: backlogs.collect() }))
     }
+}
+
+/// What was given as a ref and is none: as it came where that is short printable ASCII, else escaped and cut.
+fn given(text: &str) -> String {
+    if text.len() <= MAX_GIVEN && text.chars().all(|c| c == ' ' || c.is_ascii_graphic()) {
+        return text.to_owned();
+    }
+    text.chars().take(MAX_GIVEN).flat_map(char::escape_default).take(MAX_GIVEN).collect()
 }
 
 /// The trace context of an item, checked as that of a call is.
@@ -364,5 +375,17 @@ impl Watch {
             }
             Next::Nothing => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{MAX_GIVEN, given};
+
+    #[test]
+    fn what_is_no_ref_comes_back_as_it_was_given_where_that_is_harmless() {
+        assert_eq!(given("sha256-xx"), "sha256-xx");
+        assert_eq!(given("a\nb"), "a\\nb");
+        assert_eq!(given(&"é".repeat(1000)).len(), MAX_GIVEN);
     }
 }

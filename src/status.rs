@@ -10,7 +10,7 @@ mod trend;
 mod words;
 
 pub use observer::{Observer, ObserverParts, WatchedPeer, WatchedRoute};
-pub use sentence::{RouteFacts, overall, peer_status, queue_status, route_status};
+pub use sentence::{RouteFacts, overall, peer_status, queue_status, route_status, route_works};
 pub use trend::{Samples, Trend};
 
 use crate::announce::{Backlog, Route};
@@ -76,6 +76,9 @@ pub struct RouteStatus {
     pub limiting: Option<LimitingFactor>,
     /// Rates and direction.
     pub trend: Trend,
+    /// How long the backlog will take at this rate; absent where there is none, nothing of it can be copied now, or there is
+    /// no rate.
+    pub eta: Option<Duration>,
     /// What was done since this process started.
     pub since_start: Totals,
     /// Copies in progress, the longest-running first.
@@ -114,6 +117,11 @@ pub enum RouteState {
 }
 
 impl RouteState {
+    /// Whether a route in this state does its job: nothing waits for a peer, for another attempt, or for an operator.
+    pub const fn works(self) -> bool {
+        matches!(self, Self::InSync | Self::Copying | Self::Syncing)
+    }
+
     /// The word.
     pub const fn as_str(self) -> &'static str {
         match self {

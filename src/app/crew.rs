@@ -19,7 +19,7 @@ impl Crew {
     }
 
     pub(super) fn spawn(&mut self, name: &str, work: impl Future<Output = Result<()>> + Send + 'static) {
-        let span = tracing::info_span!("task", name);
+        let span = tracing::info_span!("task", task = name);
         let id = self.tasks.spawn(work.instrument(span)).id();
         self.names.insert(id, name.to_owned());
     }

@@ -26,7 +26,7 @@ pub struct ExitSummary {
 impl fmt::Display for ExitSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = self.took.as_secs_f64();
-        write!(f, "drained in {seconds:.1} s: {} copies cut, {} entries stay queued", self.cut, self.queued)
+        write!(f, "drained in {seconds:.1} s: copies cut: {}; entries that stay queued: {}", self.cut, self.queued)
     }
 }
 

@@ -80,7 +80,7 @@ impl StoreApp {
     /// If the server fails.
     pub async fn run(self, listener: TcpListener, shutdown: CancellationToken) -> Result<()> {
         let address = listener.local_addr().context("the listener has no address")?;
-        let (base, health) = base_routes()?;
+        let (base, health) = base_routes(&SERVICE_NAMES)?;
         let routes = StoreServer::new(self.store, StoreServerSettings::default()).add_to(base);
         for name in SERVICE_NAMES {
             health.set_service_status(name, ServingStatus::Serving).await;
@@ -105,6 +105,7 @@ impl StoreApp {
         if !ended {
             server.abort().await;
         }
+        tracing::info!(drained = ended, "stopped");
         error.map_or(Ok(()), Err)
     }
 }

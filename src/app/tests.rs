@@ -3,6 +3,7 @@
 mod announcing;
 mod failing;
 mod on_disk;
+mod reflecting;
 mod running;
 
 use super::{App, ExitSummary, Parts};

@@ -2,7 +2,7 @@
 
 use super::json::Encoder;
 use super::progress::to_stderr;
-use super::{Exit, Failure, StoreArg, output, text};
+use super::{Exit, Failure, StoreArg, of_store, output, text};
 use crate::blob::{BlobMeta, BlobRef, Verifier};
 use crate::pb::v1;
 use crate::store::{ByteRange, ByteStream, EnumerateRange, Store, StoreError};
@@ -22,10 +22,12 @@ const PAGE: usize = 1000;
   blobferry get --store http://127.0.0.1:7081 sha256-2cf2… > hello.txt
   blobferry get sha256-2cf2… -o hello.txt
 
-A file appears under its name only once every byte was verified. On stdout, the last chunk is held back until then, so
-that bytes with another digest are never written whole; the exit code is then 1.
+A file appears under its name only once every byte was verified. On stdout, the last chunk is \
+held back until then, so that bytes with another digest are never written whole; the exit code is \
+then 1.
 
-Exit codes: 0 read and verified; 1 the bytes are wrong, or cannot be written; 2 not a ref; 3 unreachable; 4 not held.")]
+Exit codes: 0 read and verified; 1 the bytes are wrong, or cannot be written; 2 not a ref; \
+3 unreachable; 4 not held.")]
 pub(super) struct GetArgs {
     /// The blob's ref.
     #[arg(value_name = "REF")]
@@ -40,8 +42,10 @@ pub(super) struct GetArgs {
 pub(super) async fn get(args: GetArgs) -> Result<Exit, Failure> {
     let blob = parse_ref(&args.blob)?;
     let address = args.store.address()?;
-    let failed = |error| Failure::of_store(address.url(), error);
-    let fetched = address.store()?.fetch(blob, ByteRange::default()).await.map_err(failed)?;
+    let fetched = match address.store()?.fetch(blob, ByteRange::default()).await {
+        Ok(fetched) => fetched,
+        Err(error) => return Err(of_store(&address, error).await),
+    };
     let verified = Verified { bytes: fetched.bytes, verifier: Verifier::new(blob, Some(fetched.size)) };
     match args.output {
         Some(path) => to_file(verified, &path).await?,
@@ -120,13 +124,15 @@ impl Drop for Partial {
   blobferry ls --json | jq -r .ref
   diff <(blobferry ls --store http://a:7080) <(blobferry ls --store http://b:7080)
 
-Prints `REF SIZE` lines. Exit codes: 0 listed; 1 the listing failed or was cut; 3 unreachable.")]
+Prints `REF SIZE` lines.
+
+Exit codes: 0 listed; 1 the listing failed or was cut; 3 unreachable.")]
 pub(super) struct LsArgs {
     /// Only refs that sort after this text.
-    #[arg(long, value_name = "TEXT", default_value = "")]
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     after: String,
     /// Only refs up to and with this text.
-    #[arg(long, value_name = "TEXT", default_value = "")]
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     until: String,
     /// At most so many.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
@@ -140,13 +146,18 @@ pub(super) struct LsArgs {
 
 pub(super) async fn ls(args: LsArgs) -> Result<Exit, Failure> {
     let address = args.store.address()?;
-    let failed = |error| Failure::of_store(address.url(), error);
     let encoder = Encoder::new()?;
     let range = EnumerateRange { after: args.after, until: args.until, limit: args.limit };
-    let mut pages = address.store()?.enumerate(range).await.map_err(failed)?;
+    let mut pages = match address.store()?.enumerate(range).await {
+        Ok(pages) => pages,
+        Err(error) => return Err(of_store(&address, error).await),
+    };
     let mut last = None;
     while let Some(page) = pages.next().await {
-        let page = page.map_err(failed)?;
+        let page = match page {
+            Ok(page) => page,
+            Err(error) => return Err(of_store(&address, error).await),
+        };
         let mut text = String::with_capacity(page.blobs.len() * 90);
         for meta in &page.blobs {
             text.push_str(&meta_line(&encoder, meta, args.json)?);
@@ -164,7 +175,7 @@ pub(super) async fn ls(args: LsArgs) -> Result<Exit, Failure> {
             return Ok(Exit::Ok);
         }
     }
-    Err(failed(StoreError::Protocol("the listing was cut".to_owned())))
+    Err(Failure::of_store(address.url(), StoreError::Protocol("the listing was cut".to_owned())))
 }
 
 fn meta_line(encoder: &Encoder, meta: &BlobMeta, json: bool) -> Result<String, Failure> {
@@ -180,9 +191,11 @@ fn meta_line(encoder: &Encoder, meta: &BlobMeta, json: bool) -> Result<String, F
 #[command(after_help = "Examples:
   blobferry stat sha256-2cf2…
   blobferry stat --store http://127.0.0.1:7081 sha256-2cf2… sha256-e3b0…
-  blobferry ls --store http://a:7080 | cut -d' ' -f1 | xargs blobferry stat --store http://b:7080
+  blobferry ls --store http://a:7080 | cut -d' ' -f1 |
+    xargs blobferry stat --store http://b:7080
 
 Prints `REF SIZE` lines in the order of the arguments, and `REF missing` to stderr.
+
 Exit codes: 0 all are held; 2 not a ref; 3 unreachable; 4 some are missing.")]
 pub(super) struct StatArgs {
     /// The blobs' refs.
@@ -202,7 +215,10 @@ pub(super) async fn stat(args: StatArgs) -> Result<Exit, Failure> {
     let encoder = Encoder::new()?;
     let mut missing = 0u64;
     for page in blobs.chunks(PAGE) {
-        let held = store.stat(page).await.map_err(|error| Failure::of_store(address.url(), error))?;
+        let held = match store.stat(page).await {
+            Ok(held) => held,
+            Err(error) => return Err(of_store(&address, error).await),
+        };
         let held: HashMap<BlobRef, u64> = held.into_iter().map(|meta| (meta.blob, meta.size)).collect();
         for blob in page {
             match held.get(blob) {

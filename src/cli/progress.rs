@@ -63,7 +63,8 @@ pub(crate) struct Line {
 }
 
 impl Line {
-    /// Shows how many are done, of how many if that is known, and a note. Cheap: it may be called for each of them.
+    /// Shows how many are done, of how many if that is known, and a note; without a total, the note goes on behind the
+    /// number: `files, 2 MiB`. Cheap: it may be called for each of them.
     pub(crate) fn update(&mut self, done: u64, total: Option<u64>, note: impl FnOnce() -> String) {
         if let Some(bar) = &self.bar {
             if bar.length() != total {
@@ -103,11 +104,11 @@ impl Drop for Line {
 
 fn plain_line(label: &str, done: u64, total: Option<u64>, note: &str) -> String {
     let done_text = text::count(done);
-    let amount = match total {
-        Some(total) => format!("{done_text} of {} ({})", text::count(total), text::percent(done, total)),
-        None => done_text,
+    let (amount, joint) = match total {
+        Some(total) => (format!("{done_text} of {} ({})", text::count(total), text::percent(done, total)), ", "),
+        None => (done_text, " "),
     };
-    if note.is_empty() { format!("{label}: {amount}") } else { format!("{label}: {amount}, {note}") }
+    if note.is_empty() { format!("{label}: {amount}") } else { format!("{label}: {amount}{joint}{note}") }
 }
 
 fn style(has_total: bool) -> ProgressStyle {
@@ -132,6 +133,7 @@ mod tests {
     fn plain_lines_say_how_far_it_is() {
         assert_eq!(plain_line("copying", 1500, Some(3000), "2.00 MiB/s"), "copying: 1,500 of 3,000 (50%), 2.00 MiB/s");
         assert_eq!(plain_line("hashing", 7, None, ""), "hashing: 7");
+        assert_eq!(plain_line("put", 1, None, "file, 20.0 GiB"), "put: 1 file, 20.0 GiB");
     }
 
     #[test]

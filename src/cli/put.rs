@@ -1,7 +1,7 @@
 //! `blobferry put`.
 
 use super::progress::{Board, to_stderr};
-use super::{Exit, Failure, StoreArg, output, text, walk};
+use super::{Exit, Failure, StoreArg, of_replicator, output, text, walk};
 use crate::blob::{BlobMeta, DigestFunction};
 use crate::client::announcer::{Announced, Event, announce};
 use crate::client::upload::{Plan, UploadCause, UploadError, Uploaded, upload_all};
@@ -10,11 +10,15 @@ use crate::clock::Entropy;
 use crate::store::{PeerKind, Store as _};
 use clap::Args;
 use futures::stream::StreamExt as _;
+use std::cell::Cell;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 
 /// Paths, and announcements, that may wait for the next step.
 const AHEAD: usize = 1000;
@@ -27,12 +31,15 @@ const TOLD: u64 = 20;
   blobferry put photo.jpg
   blobferry put --store http://127.0.0.1:7080 --announce http://127.0.0.1:7070 ~/photos
   blobferry put --verbose --function blake3 ~/photos > refs.txt
-  blobferry put --announce http://ferry:7070 --source-store primary --store http://primary:7080 ~/photos
+  blobferry put --announce http://ferry:7070 --source-store primary \\
+    --store http://primary:7080 ~/photos
 
-Folders are walked; symbolic links in them are not followed. What the store holds already is not sent again, but it is
-announced again, which is harmless. Announcements are retried for ten minutes while the replicator is away or full.
+Folders are walked; symbolic links in them are not followed. What the store holds already is not \
+sent again, but it is announced again, which is harmless. Announcements are retried for ten \
+minutes while the replicator is away or full.
 
-Exit codes: 0 all files are in the store, and announced; 1 some are not; 2 usage; 3 store or replicator unreachable.")]
+Exit codes: 0 all files are in the store, and announced; 1 some are not; 2 usage; \
+3 store or replicator unreachable; 130 interrupted.")]
 pub(super) struct PutArgs {
     /// Files and folders.
     #[arg(value_name = "PATH", required = true)]
@@ -41,7 +48,7 @@ pub(super) struct PutArgs {
     #[arg(long, value_name = "URL")]
     announce: Option<String>,
     /// The name by which the replicator knows the store; may be left out where only one store is the source.
-    #[arg(long, value_name = "NAME", default_value = "", requires = "announce")]
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true, requires = "announce")]
     source_store: String,
     /// The digest function of the refs: sha256, blake3, sha512, sha224 or sha1.
     #[arg(long, value_name = "NAME", default_value = "sha256", value_parser = function)]
@@ -70,9 +77,39 @@ struct Tally {
     sent_files: u64,
     sent_bytes: u64,
     failed: u64,
+    links: u64,
 }
 
-pub(super) async fn put(args: PutArgs) -> Result<Exit, Failure> {
+/// What is done for good, for the case that it is interrupted.
+#[derive(Default)]
+struct Done {
+    files: AtomicU64,
+    announced: AtomicU64,
+}
+
+/// Puts, until told to stop. Whatever is cut can be done again.
+pub(super) async fn put(args: PutArgs, stop: CancellationToken) -> Result<Exit, Failure> {
+    let done = Arc::new(Done::default());
+    let announces = args.announce.is_some();
+    match stop.run_until_cancelled(put_all(args, &done)).await {
+        Some(ended) => ended,
+        None => Err(Failure::new(Exit::Interrupted, interrupted(&done, announces))),
+    }
+}
+
+fn interrupted(done: &Done, announces: bool) -> String {
+    let files = done.files.load(Ordering::Relaxed);
+    let is = if files == 1 { "is" } else { "are" };
+    let announced = if announces {
+        format!(", {} announced", text::count(done.announced.load(Ordering::Relaxed)))
+    } else {
+        String::new()
+    };
+    let files = text::counted(files, "file");
+    format!("interrupted: {files} {is} in the store{announced}; run it again, nothing is sent twice")
+}
+
+async fn put_all(args: PutArgs, done: &Arc<Done>) -> Result<Exit, Failure> {
     let address = args.store.address()?;
     let store = address.store()?;
     let info = store.info().await.map_err(|error| Failure::of_store(address.url(), error))?;
@@ -93,20 +130,28 @@ pub(super) async fn put(args: PutArgs) -> Result<Exit, Failure> {
     let mut announcing = JoinSet::new();
     let (paths_in, paths) = mpsc::channel(AHEAD);
     walks.spawn_blocking(move || walk_into(args.paths, &paths_in));
-    let announcements = match &args.announce {
-        None => None,
-        Some(url) => {
-            let replicator = Replicator::at(&Address::new(url, args.store.ca_file.clone().filter(|_| is_https(url)))?)?;
-            let (sender, blobs) = mpsc::channel(AHEAD);
-            let told = board.clone();
-            announcing.spawn(announce(replicator, args.source_store, blobs, Entropy::from_os(), move |event| {
-                if let Event::Retrying(error, delay) = event {
-                    told.say(&format!("blobferry: {error} (trying again in {})", text::span(delay)));
-                }
-            }));
-            Some(sender)
-        }
-    };
+    let mut announcing_at = None;
+    let announcements =
+        match &args.announce {
+            None => None,
+            Some(url) => {
+                let at = Address::new(url, args.store.ca_file.clone().filter(|_| is_https(url)))?;
+                let replicator = Replicator::at(&at)?;
+                let (sender, blobs) = mpsc::channel(AHEAD);
+                let (told, done) = (board.clone(), Arc::clone(done));
+                announcing_at = Some(at);
+                announcing.spawn(announce(replicator, args.source_store, blobs, Entropy::from_os(), move |event| {
+                    match event {
+                        Event::Accepted(blobs) => drop(done.announced.fetch_add(blobs, Ordering::Relaxed)),
+                        Event::Retrying(error, delay) => {
+                            let cause = text::cause(&error.to_string());
+                            told.say(&format!("blobferry: {cause} (trying again in {})", text::span(delay)));
+                        }
+                    }
+                }));
+                Some(sender)
+            }
+        };
 
     let (mut tally, mut fatal) = (Tally::default(), None);
     let plan = Plan { function: args.function, streams: usize::from(args.streams), skip_present: info.abilities.stat };
@@ -117,6 +162,7 @@ pub(super) async fn put(args: PutArgs) -> Result<Exit, Failure> {
         match uploaded {
             Ok(uploaded) => {
                 tally.add(&uploaded);
+                done.files.store(tally.files, Ordering::Relaxed);
                 if args.verbose {
                     let BlobMeta { blob, size } = uploaded.file.meta;
                     output::line(&format!("{blob} {size} {}", uploaded.file.path.display()))?;
@@ -135,18 +181,22 @@ pub(super) async fn put(args: PutArgs) -> Result<Exit, Failure> {
                 break;
             }
         }
-        line.update(tally.files, None, || format!("files, {}", text::bytes(tally.bytes)));
+        line.update(tally.files, None, || {
+            format!("{}, {}", text::noun_of(tally.files, "file"), text::bytes(tally.bytes))
+        });
     }
     line.clear();
     drop(announcements);
-    let announced = joined(&mut announcing).await;
+    let announced = joined(&mut announcing, announcing_at.as_ref()).await;
     if let Some(fatal) = fatal {
         to_stderr(&tally.summary(announced.as_ref().ok().and_then(Option::as_ref), began.elapsed()));
         return Err(fatal.hint("run it again; what is written already will not be sent again"));
     }
     let announced = announced?;
     while let Some(walked) = walks.join_next().await {
-        for error in walked.map_err(|error| Failure::new(Exit::Failed, error.to_string()))? {
+        let (wrong, links) = walked.map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
+        tally.links += links;
+        for error in wrong {
             tally.fail(&board, &error);
         }
     }
@@ -165,10 +215,10 @@ fn is_https(url: &str) -> bool {
     url.starts_with("https://")
 }
 
-/// Sends all files that the paths mean; answers what could not be looked into.
-fn walk_into(paths: Vec<PathBuf>, into: &mpsc::Sender<PathBuf>) -> Vec<String> {
-    let mut wrong = Vec::new();
-    for found in walk::files(paths) {
+/// Sends all files that the paths mean; answers what could not be looked into, and how many links were passed by.
+fn walk_into(paths: Vec<PathBuf>, into: &mpsc::Sender<PathBuf>) -> (Vec<String>, u64) {
+    let (mut wrong, links) = (Vec::new(), Cell::new(0));
+    for found in walk::files(paths, &links) {
         match found {
             Ok(found) => {
                 if into.blocking_send(found.path).is_err() {
@@ -178,15 +228,23 @@ fn walk_into(paths: Vec<PathBuf>, into: &mpsc::Sender<PathBuf>) -> Vec<String> {
             Err(error) => wrong.push(error.to_string()),
         }
     }
-    wrong
+    (wrong, links.get())
 }
 
-async fn joined(announcing: &mut JoinSet<Result<Announced, ClientError>>) -> Result<Option<Announced>, Failure> {
+async fn joined(
+    announcing: &mut JoinSet<Result<Announced, ClientError>>,
+    at: Option<&Address>,
+) -> Result<Option<Announced>, Failure> {
     match announcing.join_next().await {
         None => Ok(None),
         Some(Ok(Ok(announced))) => Ok(Some(announced)),
-        Some(Ok(Err(error))) => Err(Failure::from(error)
-            .hint("the files that were written are safe in the store; run it again, or run a full sync")),
+        Some(Ok(Err(error))) => {
+            let failure = match at {
+                Some(at) => of_replicator(at, error).await,
+                None => Failure::from(error),
+            };
+            Err(failure.hint("the files that were written are safe in the store; run it again, or run a full sync"))
+        }
         Some(Err(error)) => Err(Failure::new(Exit::Failed, error.to_string())),
     }
 }
@@ -235,25 +293,41 @@ impl Tally {
         if self.failed > 0 {
             summary.push_str(&format!("; {} failed", text::count(self.failed)));
         }
+        if self.links > 0 {
+            summary.push_str(&format!("; {} not followed", text::counted(self.links, "symbolic link")));
+        }
         summary
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Tally, function, is_https};
+    use super::{Done, Tally, function, interrupted, is_https};
     use crate::blob::DigestFunction;
     use crate::client::announcer::Announced;
+    use std::sync::atomic::Ordering;
     use std::time::Duration;
 
     #[test]
     fn the_summary_says_what_was_done_and_what_was_not() {
-        let tally = Tally { files: 1200, bytes: 2048, sent_files: 1, sent_bytes: 1024, failed: 2 };
+        let tally = Tally { files: 1200, bytes: 2048, sent_files: 1, sent_bytes: 1024, failed: 2, links: 1 };
         let announced = Announced { accepted: 1200, ..Announced::default() };
         assert_eq!(
             tally.summary(Some(&announced), Duration::from_secs(2)),
-            "1,200 files, 2.00 KiB in 2.00 s; sent 1, 1.00 KiB; announced 1,200; 2 failed"
+            "1,200 files, 2.00 KiB in 2.00 s; sent 1, 1.00 KiB; announced 1,200; 2 failed; \
+             1 symbolic link not followed"
         );
+    }
+
+    #[test]
+    fn an_interruption_says_what_is_done_for_good() {
+        let done = Done::default();
+        assert_eq!(
+            interrupted(&done, false),
+            "interrupted: 0 files are in the store; run it again, nothing is sent twice"
+        );
+        done.files.store(1, Ordering::Relaxed);
+        assert!(interrupted(&done, true).contains("1 file is in the store, 0 announced;"));
     }
 
     #[test]

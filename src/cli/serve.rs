@@ -1,13 +1,13 @@
 //! The commands that run a server, and those about configuration and conformance.
 
 use super::progress::to_stderr;
-use super::{Exit, Failure, StoreArg, output};
+use super::{Exit, Failure, StoreArg, no_store, output};
 use crate::app::store::{DataUrl, StoreApp};
 use crate::app::{App, Parts};
 use crate::config::{Config, LogConfig};
 use crate::grpc::ServeSettings;
-use crate::store::Store as _;
 use crate::store::conformance::{self, Outcome};
+use crate::store::{PeerKind, Store as _};
 use crate::telemetry;
 use clap::{Args, Subcommand};
 use std::net::SocketAddr;
@@ -44,13 +44,24 @@ impl ConfigArg {
         let env =
             std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
         Config::load(file, env, &self.overrides).map_err(|error| {
-            let name = self.config.as_ref().map_or_else(|| "it".to_owned(), |path| path.display().to_string());
-            let problems = if error.problems.len() == 1 { "problem" } else { "problems" };
-            let count = error.problems.len();
-            Failure::new(Exit::Usage, format!("the configuration has {count} {problems}\n{error}\n"))
-                .hint(format!("mend {name}, then run blobferry config check"))
+            let count = super::text::counted(error.problems.len() as u64, "problem");
+            // Each problem says where it stands: in the file, in a variable, or in a --set.
+            Failure::new(Exit::Usage, format!("the configuration has {count}\n{error}\n"))
+                .hint("mend what is named, then run blobferry config check")
         })
     }
+}
+
+/// Fails where there is nothing to do at all, which nobody means.
+fn check_routes(config: &Config, arg: &ConfigArg) -> Result<(), Failure> {
+    if !config.routes.is_empty() {
+        return Ok(());
+    }
+    let todo = match &arg.config {
+        None => "name a file with --config, or set BLOBFERRY__ROUTES__NAME__FROM and __TO".to_owned(),
+        Some(path) => format!("give {} a [routes.NAME] with from and to", path.display()),
+    };
+    Err(Failure::new(Exit::Usage, "no route is configured").hint(todo))
 }
 
 fn read(path: &Path) -> Result<String, Failure> {
@@ -63,10 +74,12 @@ fn read(path: &Path) -> Result<String, Failure> {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   blobferry serve --config blobferry.toml
-  blobferry serve --config blobferry.toml --set server.listen=0.0.0.0:7070 --set log.level=debug
-  BLOBFERRY__STORES__BACKUP__ENDPOINT=http://backup:7080 blobferry serve --config blobferry.toml
+  blobferry serve --config blobferry.toml --set server.listen=0.0.0.0:7070
+  BLOBFERRY__STORES__BACKUP__ENDPOINT=http://backup:7080 \\
+    blobferry serve --config blobferry.toml
 
-Ctrl-C or SIGTERM: takes nothing more, lets copies in flight finish (server.drain_timeout), keeps the rest queued.
+Ctrl-C or SIGTERM: takes nothing more, lets copies in flight finish (server.drain_timeout), \
+keeps the rest queued.
 
 Exit codes: 0 stopped when told to; 1 failed; 2 the configuration makes no sense.")]
 pub(super) struct ServeArgs {
@@ -79,7 +92,7 @@ pub(super) struct ServeArgs {
 #[command(after_help = "Examples:
   blobferry store --data disk:///srv/blobs
   blobferry store --listen 0.0.0.0:7080 --data disk:///srv/blobs
-  blobferry store --listen 127.0.0.1:7081 --data memory://     forgets everything when it stops
+  blobferry store --listen 127.0.0.1:7081 --data memory://   forgets all when it stops
 
 Exit codes: 0 stopped when told to; 1 failed; 2 usage.")]
 pub(super) struct StoreArgs {
@@ -96,10 +109,10 @@ pub(super) struct StoreArgs {
 #[command(after_help = "Examples:
   blobferry conformance --store http://127.0.0.1:7090
 
-Writes some blobs of random content, and deletes nothing: do not run it against a store whose blobs are counted.
-Rules about abilities that the store does not claim are skipped.
+Writes some blobs of random content, and deletes nothing: do not run it against a store whose \
+blobs are counted. Rules about abilities that the store does not claim are skipped.
 
-Exit codes: 0 all rules are kept; 1 some are broken; 3 unreachable.")]
+Exit codes: 0 all rules are kept; 1 some are broken, or it is no store; 3 unreachable.")]
 pub(super) struct ConformanceArgs {
     #[command(flatten)]
     store: StoreArg,
@@ -112,7 +125,7 @@ pub(super) enum ConfigCommand {
     #[command(after_help = "Examples:
   blobferry config check --config blobferry.toml
 
-Exit codes: 0 it is fine; 2 it has problems, one per line on stderr.")]
+Exit codes: 0 it is fine; 2 it has problems, one per line on stderr, or no route.")]
     Check(ConfigArg),
     /// Prints the configuration that is in force: file, environment and --set over the defaults.
     #[command(after_help = "Examples:
@@ -127,6 +140,7 @@ pub(super) fn config(command: ConfigCommand) -> Result<Exit, Failure> {
     match command {
         ConfigCommand::Check(arg) => {
             let config = arg.load()?;
+            check_routes(&config, &arg)?;
             let plural = |number: usize, noun: &str| super::text::counted(number as u64, noun);
             let (stores, routes) = (plural(config.stores.len(), "store"), plural(config.routes.len(), "route"));
             output::line(&format!("the configuration is fine: {stores}, {routes}"))?;
@@ -138,6 +152,7 @@ pub(super) fn config(command: ConfigCommand) -> Result<Exit, Failure> {
 
 pub(super) async fn serve(args: ServeArgs, stop: CancellationToken) -> Result<Exit, Failure> {
     let config = args.config.load()?;
+    check_routes(&config, &args.config)?;
     logging(&config.log)?;
     let app = App::build(&config, Parts::real(&config).await.map_err(failed)?).await.map_err(failed)?;
     let listener = listen("replicator", config.server.listen, "set server.listen").await?;
@@ -177,7 +192,13 @@ pub(super) async fn conform(args: ConformanceArgs) -> Result<Exit, Failure> {
     let address = args.store.address()?;
     let store = address.store()?;
     // A store that is not there breaks no rule.
-    store.info().await.map_err(|error| Failure::of_store(address.url(), error))?;
+    let info = store.info().await.map_err(|error| Failure::of_store(address.url(), error))?;
+    if info.kind == PeerKind::Replicator {
+        // The other rules are not about what it is: nothing true could be said of them.
+        let Failure { what, .. } = no_store(&address, &info);
+        output::line(&format!("FAILED   info: {what}; name a store's address with --store"))?;
+        return Ok(Exit::Failed);
+    }
     let mut written = Ok(());
     let results = conformance::run(&store, |result| {
         if written.is_ok() {
@@ -196,7 +217,7 @@ pub(super) async fn conform(args: ConformanceArgs) -> Result<Exit, Failure> {
 
 #[cfg(test)]
 mod tests {
-    use super::{ConfigArg, key_value};
+    use super::{ConfigArg, check_routes, key_value};
     use crate::cli::Exit;
 
     #[test]
@@ -216,5 +237,21 @@ mod tests {
         assert!(said.contains("server.listen") && said.contains("no"), "{said}");
         let missing = ConfigArg { config: Some("/no/such/file".into()), overrides: Vec::new() };
         assert_eq!(missing.load().unwrap_err().exit, Exit::Usage);
+    }
+
+    #[test]
+    fn a_configuration_without_a_route_is_refused() {
+        let set = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        let mut arg = ConfigArg { config: None, overrides: Vec::new() };
+        let failure = check_routes(&arg.load().unwrap(), &arg).unwrap_err();
+        assert_eq!(failure.exit, Exit::Usage);
+        assert!(failure.to_string().starts_with("no route is configured (name a file with --config, "), "{failure}");
+        arg.overrides = vec![
+            set("stores.a.endpoint", "http://a:1"),
+            set("stores.b.endpoint", "http://b:1"),
+            set("routes.r.from", "a"),
+            set("routes.r.to", "b"),
+        ];
+        assert!(check_routes(&arg.load().unwrap(), &arg).is_ok());
     }
 }

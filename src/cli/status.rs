@@ -4,7 +4,7 @@ mod render;
 
 use super::json::Encoder;
 use super::progress::to_stderr;
-use super::{Exit, Failure, ReplicatorArg, output};
+use super::{Exit, Failure, ReplicatorArg, of_replicator, output};
 use crate::client::{self, Address, ClientError, Replicator};
 use crate::pb::v1;
 use clap::Args;
@@ -24,7 +24,8 @@ pub(crate) use render::{RouteBacklog, route_backlog, sync_line};
   blobferry status --check primary_to_backup || echo 'not in sync'
   blobferry status --replicator https://ferry.example:7070 --ca-file ca.pem
 
-Exit codes: 0 answered (with --check: all in sync); 2 unknown route; 3 unreachable; 4 with --check: not all in sync.")]
+Exit codes: 0 answered (with --check: all in sync); 2 unknown route; 3 unreachable; \
+4 with --check: not all in sync; 130 --watch was ended by Ctrl-C.")]
 pub(super) struct StatusArgs {
     /// The routes to show; all if none is named.
     routes: Vec<String>,
@@ -52,11 +53,15 @@ impl StatusArgs {
 }
 
 pub(super) async fn status(args: StatusArgs) -> Result<Exit, Failure> {
-    let mut replicator = Replicator::at(&args.replicator.address()?)?;
+    let address = args.replicator.address()?;
+    let mut replicator = Replicator::at(&address)?;
     if args.watch {
-        return watch(&mut replicator, &args).await;
+        return watch(&mut replicator, &address, &args).await;
     }
-    let status = replicator.status(args.routes).await?;
+    let status = match replicator.status(args.routes).await {
+        Ok(status) => status,
+        Err(error) => return Err(of_replicator(&address, error).await),
+    };
     if args.json {
         output::line(&format!("{:#}", Encoder::new()?.encode("ReplicatorStatus", &status)?))?;
     } else {
@@ -69,7 +74,7 @@ pub(super) async fn status(args: StatusArgs) -> Result<Exit, Failure> {
 }
 
 /// Shows pictures until it is interrupted. A replicator that went away is waited for: it may be restarting.
-async fn watch(replicator: &mut Replicator, args: &StatusArgs) -> Result<Exit, Failure> {
+async fn watch(replicator: &mut Replicator, address: &Address, args: &StatusArgs) -> Result<Exit, Failure> {
     let encoder = Encoder::new()?;
     let on_terminal = std::io::stdout().is_terminal() && !args.json;
     let mut was_reached = false;
@@ -94,7 +99,7 @@ async fn watch(replicator: &mut Replicator, args: &StatusArgs) -> Result<Exit, F
             }
         };
         if !was_reached || !is_passing(&error) {
-            return Err(error.into());
+            return Err(of_replicator(address, error).await);
         }
         to_stderr(&format!("blobferry: {} (trying again)", Failure::from(error)));
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -112,13 +117,14 @@ fn is_passing(error: &ClientError) -> bool {
 
 /// A page over the one before it, without the flicker of clearing the screen first.
 fn redrawn(page: &str) -> String {
-    // Home; then each line, and what was longer on the line before; then all lines below.
-    let mut text = "\u{1b}[H".to_owned();
+    // Home; no line goes on behind the terminal's last column; then each line, and what was longer on the line before;
+    // then all lines below; and lines may be long again.
+    let mut text = "\u{1b}[H\u{1b}[?7l".to_owned();
     for line in page.lines() {
         text.push_str(line);
         text.push_str("\u{1b}[K\n");
     }
-    text.push_str("\u{1b}[J");
+    text.push_str("\u{1b}[J\u{1b}[?7h");
     text
 }
 
@@ -126,9 +132,10 @@ fn redrawn(page: &str) -> String {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   blobferry health
-  blobferry health --service blobferry.v1.ReplicationService    can it durably accept announcements?
-  blobferry health --service route/primary_to_backup            is the route in sync, as far as configured?
-  blobferry health --url http://127.0.0.1:7080                  a store
+  blobferry health --url http://127.0.0.1:7080              a store
+  blobferry health --service route/primary_to_backup        does the route work?
+  blobferry health --service blobferry.v1.ReplicationService
+                                                can it durably accept announcements?
 
 Exit codes: 0 serving; 3 unreachable; 4 not serving, or no such service.")]
 pub(super) struct HealthArgs {
@@ -136,7 +143,7 @@ pub(super) struct HealthArgs {
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:7070")]
     url: String,
     /// The service to ask about; empty means the server as a whole.
-    #[arg(long, value_name = "NAME", default_value = "")]
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
     service: String,
     /// Trust the certificate authorities of this PEM file in place of the system's (https only).
     #[arg(long, value_name = "FILE")]
@@ -155,6 +162,6 @@ mod tests {
 
     #[test]
     fn a_page_is_redrawn_over_the_last_one() {
-        assert_eq!(redrawn("a\nb\n"), "\u{1b}[Ha\u{1b}[K\nb\u{1b}[K\n\u{1b}[J");
+        assert_eq!(redrawn("a\nb\n"), "\u{1b}[H\u{1b}[?7la\u{1b}[K\nb\u{1b}[K\n\u{1b}[J\u{1b}[?7h");
     }
 }

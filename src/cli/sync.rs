@@ -3,7 +3,7 @@
 use super::json::Encoder;
 use super::progress::Board;
 use super::status::sync_line;
-use super::{Exit, Failure, ReplicatorArg, output, text};
+use super::{Exit, Failure, ReplicatorArg, of_replicator, output, text};
 use crate::client::{ClientError, Replicator};
 use crate::clock::{Clock as _, Entropy, SystemClock};
 use crate::pb::v1;
@@ -23,8 +23,8 @@ const AWAY: Duration = Duration::from_mins(1);
   blobferry sync primary_to_backup --watch
   blobferry sync --watch --json | jq .counts
 
-Exit codes: 0 started, or with --watch: completed; 1 failed or cancelled; 2 unknown or ambiguous route; 3 unreachable;
-5 completed, but some blobs were parked or discarded.")]
+Exit codes: 0 started, or with --watch: completed; 1 failed or cancelled; \
+2 unknown or ambiguous route; 3 unreachable; 5 completed, but some blobs were parked or discarded.")]
 pub(super) struct SyncArgs {
     /// The route; may be left out where there is only one.
     route: Option<String>,
@@ -39,27 +39,45 @@ pub(super) struct SyncArgs {
 }
 
 pub(super) async fn sync(args: SyncArgs) -> Result<Exit, Failure> {
-    let mut replicator = Replicator::at(&args.replicator.address()?)?;
+    let address = args.replicator.address()?;
+    let mut replicator = Replicator::at(&address)?;
     let request_id = Entropy::from_os().id(SystemClock::new().now());
-    let (mut sync, already_running) = replicator.trigger_full_sync(args.route.unwrap_or_default(), request_id).await?;
+    let (mut sync, already_running) =
+        match replicator.trigger_full_sync(args.route.unwrap_or_default(), request_id).await {
+            Ok(answer) => answer,
+            Err(error) => return Err(of_replicator(&address, error).await),
+        };
     let board = if args.json { Board::quiet() } else { Board::new() };
+    let begun = begun(&sync, already_running);
     if args.watch {
-        let how = if already_running { "was running already" } else { "started" };
-        board.say(&format!("full sync {} of {} {how}", sync.id, sync.route));
+        board.say(&begun);
         sync = watch(&mut replicator, sync.id, &board).await?;
     }
     if args.json {
         output::line(&format!("{:#}", Encoder::new()?.encode("FullSync", &sync)?))?;
-    } else {
+    } else if args.watch {
         output::line(&sync_line(&sync, None))?;
+    } else {
+        let at = args.replicator.option();
+        output::line(&format!("{begun}; follow it with: blobferry sync{at} {} --watch", name(&sync.route)))?;
     }
     Ok(if args.watch { exit_of(sync.state()) } else { Exit::Ok })
+}
+
+fn begun(sync: &v1::FullSync, already_running: bool) -> String {
+    let how = if already_running { "is already running" } else { "started" };
+    format!("full sync {} of {} {how}", name(&sync.id), name(&sync.route))
+}
+
+/// A name from the replicator, safe for a terminal.
+fn name(text: &str) -> String {
+    text::plain(text, 160)
 }
 
 /// Follows a full sync to its end. A replicator that does not answer is asked again for a minute.
 pub(crate) async fn watch(replicator: &mut Replicator, id: String, board: &Board) -> Result<v1::FullSync, ClientError> {
     let mut line = board.line("full sync");
-    let mut away = Duration::ZERO;
+    let (mut away, mut compared) = (Duration::ZERO, 0);
     loop {
         match replicator.full_sync(id.clone()).await {
             Ok(sync) => {
@@ -68,11 +86,12 @@ pub(crate) async fn watch(replicator: &mut Replicator, id: String, board: &Board
                     return Ok(sync);
                 }
                 let counts = sync.counts.unwrap_or_default();
-                line.update(counts.source_blobs(), None, || note(&counts));
+                compared = counts.source_blobs();
+                line.update(compared, None, || note(&counts));
             }
             Err(error) if error.code() == Code::Unavailable && away < AWAY => {
                 away += POLL;
-                line.update(0, None, || error.to_string());
+                line.update(compared, None, || format!("compared; {}", text::cause(&error.to_string())));
             }
             Err(error) => return Err(error),
         }
@@ -95,9 +114,16 @@ fn exit_of(state: v1::FullSyncState) -> Exit {
 
 #[cfg(test)]
 mod tests {
-    use super::exit_of;
+    use super::{begun, exit_of};
     use crate::cli::Exit;
-    use crate::pb::v1::FullSyncState;
+    use crate::pb::v1::{FullSync, FullSyncState};
+
+    #[test]
+    fn what_was_begun_is_named() {
+        let sync = FullSync { id: "sync-2".to_owned(), route: "a_to_b".to_owned(), ..FullSync::default() };
+        assert_eq!(begun(&sync, false), "full sync sync-2 of a_to_b started");
+        assert_eq!(begun(&sync, true), "full sync sync-2 of a_to_b is already running");
+    }
 
     #[test]
     fn the_exit_code_tells_how_it_ended() {

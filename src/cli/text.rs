@@ -18,8 +18,13 @@ pub(crate) fn count(number: u64) -> String {
 
 /// `1 blob`, `2 blobs`; the plural is made with an `s`.
 pub(crate) fn counted(number: u64, noun: &str) -> String {
+    format!("{} {}", count(number), noun_of(number, noun))
+}
+
+/// `blob` for one, `blobs` for all other numbers.
+pub(crate) fn noun_of(number: u64, noun: &str) -> String {
     let s = if number == 1 { "" } else { "s" };
-    format!("{} {noun}{s}", count(number))
+    format!("{noun}{s}")
 }
 
 /// Bytes in binary units, with three digits that say something: `0 B`, `1.50 KiB`, `271 MiB`.
@@ -151,9 +156,31 @@ pub(crate) fn plain(text: &str, longest: usize) -> String {
     kept
 }
 
+/// A chain of errors without the links that only say that there is a next one, and without the system's number:
+/// `tcp connect error: transport error: Connection refused (os error 111)` as `Connection refused`.
+pub(crate) fn cause(chain: &str) -> String {
+    const LINKS: [&str; 4] =
+        ["transport error", "tcp connect error", "error trying to connect", "client error (Connect)"];
+    let mut kept: Vec<&str> = Vec::new();
+    let mut links = chain.split(": ").peekable();
+    while let Some(link) = links.next() {
+        // The last one stays: nothing else may be left.
+        let says_nothing = LINKS.contains(&link) && links.peek().is_some();
+        if !says_nothing && kept.last() != Some(&link) {
+            kept.push(link);
+        }
+    }
+    let mut text = kept.join(": ");
+    while let Some(at) = text.find(" (os error ") {
+        let Some(length) = text[at..].find(')') else { break };
+        text.replace_range(at..=at + length, "");
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Table, bytes, bytes_rate, count, counted, percent, plain, rate, span};
+    use super::{Table, bytes, bytes_rate, cause, count, counted, percent, plain, rate, span};
     use std::time::Duration;
 
     #[test]
@@ -195,6 +222,14 @@ mod tests {
         table.row(vec!["a_long_name".to_owned(), "1".to_owned()]);
         table.row(vec!["é".to_owned(), "1,000".to_owned()]);
         assert_eq!(table.render("  "), "  NAME         READY\n  a_long_name      1\n  é            1,000\n");
+    }
+
+    #[test]
+    fn chains_of_errors_are_cut_to_what_they_say() {
+        let long = "backup: tcp connect error: transport error: Connection refused (os error 111) (UNAVAILABLE)";
+        assert_eq!(cause(long), "backup: Connection refused (UNAVAILABLE)");
+        assert_eq!(cause("transport error"), "transport error");
+        assert_eq!(cause("x (os error 1: y"), "x (os error 1: y");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Which files a list of paths means: files as they are, folders with all regular files in them, in the order of their
 //! names. Symbolic links are not followed, except where one is named itself.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use walkdir::WalkDir;
 
@@ -21,14 +22,19 @@ pub(crate) struct WalkError {
     problem: String,
 }
 
-/// All regular files that these paths mean. Reads folders as it goes: for a blocking thread.
-pub(crate) fn files(paths: Vec<PathBuf>) -> impl Iterator<Item = Result<Found, WalkError>> {
-    paths.into_iter().flat_map(|root| {
-        WalkDir::new(&root).sort_by_file_name().into_iter().filter_map(move |entry| found(&root, entry))
+/// All regular files that these paths mean; `links` counts the symbolic links that are passed by. Reads folders as it goes:
+/// for a blocking thread.
+pub(crate) fn files(paths: Vec<PathBuf>, links: &Cell<u64>) -> impl Iterator<Item = Result<Found, WalkError>> {
+    paths.into_iter().flat_map(move |root| {
+        WalkDir::new(&root).sort_by_file_name().into_iter().filter_map(move |entry| found(&root, entry, links))
     })
 }
 
-fn found(root: &Path, entry: Result<walkdir::DirEntry, walkdir::Error>) -> Option<Result<Found, WalkError>> {
+fn found(
+    root: &Path,
+    entry: Result<walkdir::DirEntry, walkdir::Error>,
+    links: &Cell<u64>,
+) -> Option<Result<Found, WalkError>> {
     let wrong = |error: &walkdir::Error| {
         let problem = error.io_error().map_or_else(|| error.to_string(), ToString::to_string);
         WalkError { path: error.path().unwrap_or(root).to_path_buf(), problem }
@@ -49,7 +55,10 @@ fn found(root: &Path, entry: Result<walkdir::DirEntry, walkdir::Error>) -> Optio
         Ok(metadata) if entry.depth() == 0 && !metadata.is_dir() => {
             Some(Err(WalkError { path, problem: "is neither a file nor a folder".to_owned() }))
         }
-        Ok(_) => None,
+        Ok(metadata) => {
+            links.set(links.get() + u64::from(metadata.is_symlink()));
+            None
+        }
         Err(error) => Some(Err(error)),
     }
 }
@@ -57,6 +66,7 @@ fn found(root: &Path, entry: Result<walkdir::DirEntry, walkdir::Error>) -> Optio
 #[cfg(test)]
 mod tests {
     use super::files;
+    use std::cell::Cell;
     use std::fs;
     use std::os::unix::fs::symlink;
     use std::path::PathBuf;
@@ -72,13 +82,15 @@ mod tests {
         symlink(top, top.join("a/loop")).unwrap();
         symlink(top.join("b"), top.join("a/link")).unwrap();
         symlink("/dev/null", top.join("null")).unwrap();
-        let found: Vec<_> = files(vec![top.to_path_buf()]).map(Result::unwrap).collect();
+        let links = Cell::new(0);
+        let found: Vec<_> = files(vec![top.to_path_buf()], &links).map(Result::unwrap).collect();
+        assert_eq!(links.get(), 3);
         let found: Vec<_> =
             found.iter().map(|file| (file.path.strip_prefix(top).unwrap().to_str().unwrap(), file.size)).collect();
         assert_eq!(found, [("a/1", 1), ("a/deep/2", 2), ("b", 0)]);
-        let named: Vec<_> = files(vec![top.join("a/link")]).map(Result::unwrap).collect();
+        let named: Vec<_> = files(vec![top.join("a/link")], &links).map(Result::unwrap).collect();
         assert_eq!((named.len(), named[0].size), (1, 0));
-        assert_eq!(files(vec![top.join("a/loop")]).count(), 3);
+        assert_eq!(files(vec![top.join("a/loop")], &links).count(), 3);
     }
 
     #[test]
@@ -86,7 +98,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("x"), "x").unwrap();
         let paths = vec![PathBuf::from("/no/such/path"), PathBuf::from("/dev/null"), dir.path().to_path_buf()];
-        let found: Vec<_> = files(paths).collect();
+        let found: Vec<_> = files(paths, &Cell::new(0)).collect();
         assert_eq!(found.len(), 3);
         assert!(found[0].as_ref().unwrap_err().to_string().starts_with("/no/such/path: "));
         assert!(found[1].as_ref().unwrap_err().to_string().contains("neither a file nor a folder"));

@@ -1,6 +1,7 @@
 //! Which files the demo ferries, and where it keeps its stores.
 
 use crate::cli::{Exit, Failure, text, walk};
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 
 /// The most files, and bytes, that are taken from cargo's registry.
@@ -49,7 +50,7 @@ fn choose_blocking(paths: Vec<PathBuf>) -> Result<Chosen, Failure> {
         (vec![registry], "the sources of crates in cargo's registry folder".to_owned())
     };
     let (mut files, mut held_back, mut bytes) = (Vec::new(), Vec::new(), 0u64);
-    for found in walk::files(roots) {
+    for found in walk::files(roots, &Cell::new(0)) {
         let found = match found {
             Ok(found) => found,
             // A person who named it wants to know; in the registry, one file less is no harm.

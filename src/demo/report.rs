@@ -17,6 +17,8 @@ pub(super) struct Report {
     pub(super) ferry_took: Duration,
     pub(super) lags: Lags,
     pub(super) hidden: u64,
+    /// Those of them that were cut from files, because no file was left for it.
+    pub(super) pieces: u64,
     pub(super) compared: u64,
     pub(super) found: u64,
     pub(super) found_confirmed: u64,
@@ -97,16 +99,29 @@ impl Report {
             && self.found_confirmed >= self.hidden
     }
 
+    /// Why there may be more blobs than files.
+    fn pieces_clause(&self) -> String {
+        match self.pieces {
+            0 => String::new(),
+            pieces => format!(
+                "; {} of the blobs, for the full sync to find, {} cut from them",
+                text::count(pieces),
+                if pieces == 1 { "is" } else { "are" },
+            ),
+        }
+    }
+
     pub(super) fn closing(&self) -> String {
         let rate = |number| text::per_second(number, self.ferry_took);
         let mut lines = vec![
             (
                 "ferried",
                 format!(
-                    "{}, {}, from {}",
+                    "{}, {}, from {}{}",
                     text::counted(self.total_blobs, "blob"),
                     text::bytes(self.total_bytes),
                     text::counted(self.files - self.skipped.min(self.files), "file"),
+                    self.pieces_clause(),
                 ),
             ),
             (
@@ -214,7 +229,12 @@ mod tests {
         {
             assert!(said.contains(part), "{part}: {said}");
         }
-        assert!(!said.contains("skipped"));
+        assert!(!said.contains("skipped") && !said.contains("cut from"));
+        let small = Report { files: 9, hidden: 9, pieces: 9, ..report() }.closing();
+        assert!(
+            small.contains("from 9 files; 9 of the blobs, for the full sync to find, are cut from them"),
+            "{small}"
+        );
     }
 
     #[test]

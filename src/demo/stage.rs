@@ -162,7 +162,8 @@ impl Stage {
                 curves.total()
             };
             let took = line.elapsed();
-            line.update(totals.confirmed_blobs(), Some(enqueued), || {
+            // Of nothing, everything would be done.
+            line.update(totals.confirmed_blobs(), (enqueued > 0).then_some(enqueued), || {
                 rates(totals.copied_blobs(), totals.copied_bytes(), took)
             });
             if is_whole && backlog.waiting == 0 {
@@ -228,6 +229,7 @@ impl Stage {
         let (held, mut hidden): (Vec<_>, Vec<_>) = fresh.into_values().partition(|f| held.contains(&f.meta.blob));
         if hidden.is_empty() {
             hidden = self.pieces(chosen, blobs).await?;
+            report.pieces = hidden.len() as u64;
         }
         for (files, is_hidden) in [(held, false), (hidden, true)] {
             let metas: Blobs = files.iter().map(|file| (file.meta.blob, file.meta.size)).collect();
@@ -354,9 +356,13 @@ fn stuck(route: &v1::RouteStatus, backlog: &RouteBacklog) -> Failure {
     )
 }
 
+/// The largest blob that is shown within a line to paste.
+const LINE_BYTES: usize = 256;
+
 /// A short blob that is not empty, to be pasted into a command line.
 fn is_better_sample(file: &LocalFile, than: Option<&LocalFile>) -> bool {
-    file.kept_bytes().is_some_and(|bytes| !bytes.is_empty()) && than.is_none_or(|than| file.meta.size < than.meta.size)
+    let fits = |bytes: &[u8]| !bytes.is_empty() && bytes.len() <= LINE_BYTES;
+    file.kept_bytes().is_some_and(|bytes| fits(bytes)) && than.is_none_or(|than| file.meta.size < than.meta.size)
 }
 
 fn rates(blobs: u64, bytes: u64, took: Duration) -> String {

@@ -58,6 +58,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long connections may take to notice that they were cut, once the drain is over.
 const CUT_GRACE: Duration = Duration::from_secs(1);
 
+/// What is on every server.
+const BASE_SERVICES: [&str; 3] =
+    ["grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"];
+
 /// How a server runs.
 #[derive(Clone, Copy, Debug)]
 pub struct ServeSettings {
@@ -86,14 +90,22 @@ pub enum ServeError {
 
 /// What is on every server: health checking, and reflection v1 and v1alpha. Health `""` is live from the start.
 ///
+/// Reflection lists these and the `services` that the server adds. It knows the details of errors, too, so that clients can
+/// show them.
+///
 /// # Errors
 /// If the descriptors that were compiled in are broken.
-pub fn base_routes() -> Result<(Routes, HealthReporter), ServeError> {
+pub fn base_routes(services: &[&str]) -> Result<(Routes, HealthReporter), ServeError> {
     let (reporter, health) = tonic_health::server::health_reporter();
     let builder = || {
-        tonic_reflection::server::Builder::configure()
+        let builder = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(pb::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET);
+        let names = BASE_SERVICES.iter().chain(services);
+        names.fold(builder, |builder, name| builder.with_service_name(*name))
     };
     let routes = Routes::new(health).add_service(builder().build_v1()?).add_service(builder().build_v1alpha()?);
     Ok((routes, reporter))

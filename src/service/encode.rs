@@ -99,7 +99,7 @@ fn route(status: &RouteStatus) -> v1::RouteStatus {
         backlog_growing: status.trend.growing,
         copied_blobs_per_second: Some(status.trend.blobs_per_second),
         copied_bytes_per_second: Some(status.trend.bytes_per_second),
-        eta: status.trend.eta(status.backlog.tally.entries).map(duration),
+        eta: status.eta.map(duration),
         queued: Some(v1::QueueCounts {
             fresh: Some(lane_counts(&status.counts.fresh)),
             backfill: Some(lane_counts(&status.counts.backfill)),

@@ -1,7 +1,7 @@
 //! Gathers the figures of a picture. Asks no peer.
 
-use super::sentence::{RouteFacts, overall, peer_status, queue_status, route_status};
-use super::{QueueState, QueueStatus, ReplicatorStatus, Samples};
+use super::sentence::{RouteFacts, overall, peer_status, queue_status, route_status, route_works};
+use super::{PeerStatus, QueueState, QueueStatus, ReplicatorStatus, Samples};
 use crate::announce::{Announcer, Backlog, Gate, Route};
 use crate::clock::Clock;
 use crate::peer::Peer;
@@ -98,17 +98,25 @@ impl Observer {
         !self.parts.gate.is_shut() && self.queue().state == QueueState::Ok
     }
 
+    /// The configured routes, and whether each does its job now; see [`route_works`]. None does during the drain.
+    pub fn working(&self) -> Vec<(Arc<str>, bool)> {
+        let draining = self.parts.gate.is_shut();
+        let peers = self.peers();
+        let configured = self.parts.routes.iter().filter(|watched| !watched.orphaned);
+        let works = |route: &Route| {
+            let syncing = self.parts.syncs.running(&route.name);
+            let counts = self.parts.queue.counts(route.id);
+            !draining && route_works(route, &counts, syncing.as_ref(), &peers)
+        };
+        configured.map(|watched| (watched.route.name.clone(), works(&watched.route))).collect()
+    }
+
     /// How everything stands. `names` are the routes that are asked for; empty: all.
     pub async fn picture(&self, names: &[String]) -> ReplicatorStatus {
         let now = self.parts.clock.now();
         let draining = self.parts.gate.is_shut();
         let asked = |route: &Route| names.is_empty() || names.iter().any(|name| **name == *route.name);
-        let all_peers: Vec<_> = self
-            .parts
-            .peers
-            .iter()
-            .map(|watched| peer_status(watched.peer.snapshot(), watched.endpoint.clone(), now))
-            .collect();
+        let all_peers = self.peers();
         let mut routes = Vec::new();
         for (index, watched) in self.parts.routes.iter().enumerate().filter(|(_, watched)| asked(&watched.route)) {
             let facts = self.facts(index, watched, draining).await;
@@ -163,6 +171,12 @@ impl Observer {
             last_sync,
             draining,
         }
+    }
+
+    fn peers(&self) -> Vec<PeerStatus> {
+        let now = self.parts.clock.now();
+        let status = |watched: &WatchedPeer| peer_status(watched.peer.snapshot(), watched.endpoint.clone(), now);
+        self.parts.peers.iter().map(status).collect()
     }
 
     fn queue(&self) -> QueueStatus {

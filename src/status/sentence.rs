@@ -12,7 +12,7 @@ use crate::peer::PeerSnapshot;
 use crate::queue::{Oldest, RouteCounts, Tally};
 use crate::sync::{SyncPhase, SyncRecord, SyncState};
 use crate::worker::{Activity, Report};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// The causes of faults that a worker remembers.
 const MAX_CAUSES: usize = 20;
@@ -67,12 +67,9 @@ pub fn route_status(facts: RouteFacts<'_>, peers: &[PeerStatus], now: SystemTime
         Some(sync) if sync.state == SyncState::Running => (Some(sync), last_sync),
         newest => (None, newest),
     };
-    let shut: Vec<&PeerStatus> = [&route.from, &route.to]
-        .into_iter()
-        .filter_map(|name| peers.iter().find(|peer| peer.snapshot.name == *name))
-        .filter(|peer| peer.snapshot.phase != Phase::Closed)
-        .collect();
-    let open = Open { counts: &counts, backlog, shut: &shut, syncing: running_sync.as_ref() };
+    let shut = shut(route, peers);
+    let failed_sync = failed_sync(running_sync.as_ref(), last_sync.as_ref());
+    let open = Open { counts: &counts, backlog, shut: &shut, syncing: running_sync.as_ref(), failed_sync };
     let state = if orphaned {
         RouteState::Orphaned
     } else if !route.enabled {
@@ -82,11 +79,15 @@ pub fn route_status(facts: RouteFacts<'_>, peers: &[PeerStatus], now: SystemTime
     } else {
         open.state()
     };
+    let eta = match state {
+        RouteState::Copying | RouteState::Syncing if open.waiting() > 0 => trend.eta(backlog.tally.entries),
+        _ => None,
+    };
     let mut detail = match state {
         RouteState::Disabled => format!(" by the configuration{}", kept(&counts, backlog)),
         RouteState::Orphaned => format!(": no longer configured{}", kept(&counts, backlog)),
         RouteState::Draining => draining_text(&counts, backlog),
-        _ => open.detail(state, &trend, oldest.next_due, now),
+        _ => open.detail(state, &trend, eta, oldest.next_due, now),
     };
     if let Some(why) = queue_failed {
         detail.push_str(&format!("; but the queue fails: {why}"));
@@ -105,6 +106,7 @@ pub fn route_status(facts: RouteFacts<'_>, peers: &[PeerStatus], now: SystemTime
         next_retry_time: oldest.next_due,
         limiting,
         trend,
+        eta,
         since_start: Totals {
             confirmed: counts.confirmed.saturating_sub(at_start.confirmed),
             copied: counts.copied.saturating_sub(at_start.copied),
@@ -121,12 +123,35 @@ pub fn route_status(facts: RouteFacts<'_>, peers: &[PeerStatus], now: SystemTime
     }
 }
 
+/// Whether a route does its job, as its health tells: it is enabled, its state [works](RouteState::works), and nothing of it
+/// was given up. A full sync that failed is not part of it. `peers` are all peers.
+pub fn route_works(route: &Route, counts: &RouteCounts, syncing: Option<&SyncRecord>, peers: &[PeerStatus]) -> bool {
+    let backlog = Backlog::of(counts, None, SystemTime::UNIX_EPOCH);
+    let open = Open { counts, backlog, shut: &shut(route, peers), syncing, failed_sync: None };
+    route.enabled && open.state().works() && open.sum(|lane| lane.parked).entries == 0
+}
+
+/// The last full sync, if it failed and none has been started since: the stores were not compared.
+fn failed_sync<'a>(running: Option<&SyncRecord>, last: Option<&'a SyncRecord>) -> Option<&'a SyncRecord> {
+    last.filter(|sync| running.is_none() && sync.state == SyncState::Failed)
+}
+
+/// The route's peers whose breaker is not closed.
+fn shut<'a>(route: &Route, peers: &'a [PeerStatus]) -> Vec<&'a PeerStatus> {
+    [&route.from, &route.to]
+        .into_iter()
+        .filter_map(|name| peers.iter().find(|peer| peer.snapshot.name == *name))
+        .filter(|peer| peer.snapshot.phase != Phase::Closed)
+        .collect()
+}
+
 /// A route that is enabled, in a replicator that is up.
 struct Open<'a> {
     counts: &'a RouteCounts,
     backlog: Backlog,
     shut: &'a [&'a PeerStatus],
     syncing: Option<&'a SyncRecord>,
+    failed_sync: Option<&'a SyncRecord>,
 }
 
 impl Open<'_> {
@@ -134,8 +159,13 @@ impl Open<'_> {
         sum(self.counts, part)
     }
 
+    /// Entries that are copied, or could be.
+    fn waiting(&self) -> u64 {
+        self.sum(|lane| lane.ready).entries + self.sum(|lane| lane.claimed).entries
+    }
+
     fn state(&self) -> RouteState {
-        let waiting = self.sum(|lane| lane.ready).entries + self.sum(|lane| lane.claimed).entries;
+        let waiting = self.waiting();
         if self.backlog.tally.entries > 0 && !self.shut.is_empty() {
             RouteState::Blocked
         } else if waiting == 0 && self.backlog.tally.entries > 0 {
@@ -153,7 +183,14 @@ impl Open<'_> {
         }
     }
 
-    fn detail(&self, state: RouteState, trend: &Trend, next_due: Option<SystemTime>, now: SystemTime) -> String {
+    fn detail(
+        &self,
+        state: RouteState,
+        trend: &Trend,
+        eta: Option<Duration>,
+        next_due: Option<SystemTime>,
+        now: SystemTime,
+    ) -> String {
         let backlog = &self.backlog.tally;
         let mut text = match state {
             RouteState::Blocked => {
@@ -169,7 +206,7 @@ impl Open<'_> {
                     None => format!(": {blobs} failed before, next attempt now"),
                 }
             }
-            RouteState::Syncing | RouteState::Copying if backlog.entries > 0 => self.progress(trend),
+            RouteState::Syncing | RouteState::Copying if backlog.entries > 0 => self.progress(trend, eta),
             RouteState::InSync => ": everything announced is at the destination".to_owned(),
             _ => String::new(),
         };
@@ -182,6 +219,11 @@ impl Open<'_> {
             let is = if parked == 1 { "was" } else { "were" };
             text.push_str(&format!("{sep}{} {is} given up, see recent_faults", several(parked, "blob")));
         }
+        if let Some(sync) = self.failed_sync {
+            let when = sync.end_time.map(|time| format!(" at {}", since(time, now))).unwrap_or_default();
+            let why = sync.failure.as_ref().map(|failure| format!(": {}", failure.message)).unwrap_or_default();
+            text.push_str(&format!("; but the last full sync, {}, failed{when}{why}", sync.id));
+        }
         if backlog.entries == 0 {
             for peer in self.shut {
                 text.push_str(&format!("; but {}", trouble(peer, now)));
@@ -190,13 +232,15 @@ impl Open<'_> {
         text
     }
 
-    fn progress(&self, trend: &Trend) -> String {
+    fn progress(&self, trend: &Trend, eta: Option<Duration>) -> String {
         let mut text = format!(", {} behind, lag {}", tally(&self.backlog.tally), span(self.backlog.lag));
         if trend.done_per_second > 0.0 {
             text.push_str(&format!(", {} blobs/s", rate(trend.done_per_second)));
         }
-        if let Some(eta) = trend.eta(self.backlog.tally.entries) {
-            text.push_str(&format!(", done in about {}", span(eta)));
+        match eta {
+            Some(eta) if eta < Duration::from_secs(1) => text.push_str(", done within a second"),
+            Some(eta) => text.push_str(&format!(", done in about {}", span(eta))),
+            None => {}
         }
         text
     }
@@ -346,7 +390,9 @@ pub fn overall(
         return (ReplicatorState::NotAccepting, format!("not accepting announcements: {}", queue.reason));
     }
     let needs_eye = |route: &&RouteStatus| {
-        matches!(route.state, RouteState::Parked | RouteState::Retrying | RouteState::Blocked)
+        let failed = failed_sync(route.running_sync.as_ref(), route.last_sync.as_ref()).is_some();
+        (failed && route.route.enabled)
+            || matches!(route.state, RouteState::Parked | RouteState::Retrying | RouteState::Blocked)
             || sum(&route.counts, |lane| lane.parked).entries > 0
             || sum(&route.counts, |lane| lane.retrying).entries > 0
     };

@@ -2,14 +2,15 @@
 
 use super::{
     LimitingFactor, PeerStatus, ReplicatorState, RouteFacts, RouteState, RouteStatus, Trend, overall, peer_status,
-    queue_status, route_status,
+    queue_status, route_status, route_works,
 };
 use crate::announce::Route;
 use crate::breaker::{Phase, Reason};
 use crate::clock::from_unix_ms;
 use crate::fault::FaultKind;
 use crate::peer::PeerSnapshot;
-use crate::queue::{LaneCounts, Oldest, RouteCounts, RouteId, Tally};
+use crate::queue::{LaneCounts, Oldest, RouteCounts, RouteId, SyncId, Tally};
+use crate::sync::{SyncFailure, SyncMode, SyncRecord, SyncState};
 use std::time::{Duration, SystemTime};
 
 /// 2026-01-01 12:00 UTC.
@@ -99,6 +100,8 @@ fn failed_and_parked_entries_are_told_apart() {
     let route = status(retrying, &up, |facts| facts.oldest.next_due = Some(now() + Duration::from_secs(40)));
     assert_eq!(route.summary, "primary_to_backup: retrying: 3 blobs failed before, next attempt in 40 s");
     assert_eq!(route.limiting, Some(LimitingFactor::Idle));
+    let fast = Trend { done_per_second: 1098.0, ..Trend::default() };
+    assert_eq!(status(retrying, &up, |facts| facts.trend = fast).eta, None);
     let parked = LaneCounts { parked: tally(1, 10), ..LaneCounts::default() };
     let route = status(parked, &up, |_| ());
     assert_eq!(route.summary, "primary_to_backup: parked: 1 blob was given up, see recent_faults");
@@ -106,6 +109,47 @@ fn failed_and_parked_entries_are_told_apart() {
     let (state, summary) = overall(&[route], &up, &queue_status(1, 100, None, 0, None), false);
     assert_eq!(state, ReplicatorState::Attention);
     assert!(summary.starts_with("attention: primary_to_backup: parked"), "{summary}");
+}
+
+#[test]
+fn a_route_works_while_it_copies_and_not_while_it_waits() {
+    let (up, down) = ([peer("a", None), peer("b", None)], [peer("a", None), peer("b", Some("connection refused"))]);
+    let works = |fresh: LaneCounts, enabled: bool, peers: &[PeerStatus]| {
+        let route = Route { name: "a_to_b".into(), id: RouteId(1), from: "a".into(), to: "b".into(), enabled };
+        route_works(&route, &RouteCounts { fresh, ..RouteCounts::default() }, None, peers)
+    };
+    let ready = LaneCounts { ready: tally(2, 2), ..LaneCounts::default() };
+    let retrying = LaneCounts { retrying: tally(2, 2), ..LaneCounts::default() };
+    let some_parked = LaneCounts { parked: tally(1, 1), ..ready };
+    assert!(works(LaneCounts::default(), true, &up) && works(ready, true, &up));
+    assert!(!works(LaneCounts::default(), false, &up), "disabled");
+    assert!(!works(ready, true, &down), "blocked");
+    assert!(!works(retrying, true, &up) && !works(some_parked, true, &up));
+    assert!(works(LaneCounts::default(), true, &down), "nothing waits for the peer");
+}
+
+#[test]
+fn a_full_sync_that_failed_is_told_until_another_starts() {
+    let up = [peer("primary", None), peer("backup", None)];
+    let mut sync = SyncRecord::new(SyncId(7), "primary_to_backup", SyncMode::Copy, "", now());
+    sync.state = SyncState::Failed;
+    sync.end_time = Some(now());
+    let message = "backup cannot be reached".to_owned();
+    sync.failure = Some(SyncFailure { kind: None, peer: String::new(), code: None, message });
+    let failed = status(LaneCounts::default(), &up, |facts| facts.newest_sync = Some(sync.clone()));
+    assert_eq!(
+        failed.summary,
+        "primary_to_backup: in sync: everything announced is at the destination; but the last full sync, sync-7, failed at \
+         12:00 UTC: backup cannot be reached"
+    );
+    let queue = queue_status(0, 100, None, 0, None);
+    assert_eq!(overall(&[failed], &up, &queue, false).0, ReplicatorState::Attention);
+    let again = SyncRecord::new(SyncId(8), "primary_to_backup", SyncMode::Copy, "", now());
+    let running = status(LaneCounts::default(), &up, |facts| {
+        (facts.newest_sync, facts.last_sync) = (Some(again), Some(sync));
+    });
+    assert!(!running.summary.contains("failed"), "{}", running.summary);
+    assert_eq!(overall(&[running], &up, &queue, false).0, ReplicatorState::Ok);
 }
 
 #[test]

@@ -5,7 +5,10 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 /// Rates are averages over this long.
-const RATE_WINDOW: Duration = Duration::from_secs(20);
+const RATE_WINDOW: Duration = Duration::from_secs(10);
+
+/// With nothing to copy, and nothing done for this long, there is no rate.
+const IDLE_WINDOW: Duration = Duration::from_secs(2);
 
 /// The backlog is compared with what it was this long ago.
 const GROWTH_WINDOW: Duration = Duration::from_secs(60);
@@ -23,7 +26,8 @@ struct Sample {
     copied_bytes: u64,
 }
 
-/// How fast a route is, and where its backlog goes.
+/// How fast a route is, and where its backlog goes. Rates are averages over the last ten seconds, and zero in a route that
+/// stands idle.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Trend {
     /// Whether the backlog is larger than a minute ago; absent until that is known.
@@ -76,20 +80,30 @@ impl Samples {
         if seconds < SPACING.as_secs_f64() {
             return Trend { growing, ..Trend::default() };
         }
+        let done = counts.confirmed + counts.discarded;
+        let since = self.kept.iter().rfind(|sample| sample.at + IDLE_WINDOW <= now);
+        if !is_busy(counts) && since.is_some_and(|sample| sample.done == done) {
+            return Trend { growing, ..Trend::default() };
+        }
         let rate = |new: u64, old: u64| new.saturating_sub(old) as f64 / seconds;
         Trend {
             growing,
             blobs_per_second: rate(counts.copied, from.copied),
             bytes_per_second: rate(counts.copied_bytes, from.copied_bytes),
-            done_per_second: rate(counts.confirmed + counts.discarded, from.done),
+            done_per_second: rate(done, from.done),
         }
     }
 }
 
+/// Whether anything could be copied now.
+fn is_busy(counts: &RouteCounts) -> bool {
+    [&counts.fresh, &counts.backfill].iter().any(|lane| lane.ready.entries + lane.claimed.entries > 0)
+}
+
 #[cfg(test)]
 mod tests {
-    use super::Samples;
-    use crate::queue::RouteCounts;
+    use super::{Samples, is_busy};
+    use crate::queue::{LaneCounts, RouteCounts, Tally};
     use std::time::Duration;
 
     fn counts(copied: u64) -> RouteCounts {
@@ -114,5 +128,25 @@ mod tests {
         assert_eq!(trend.eta(0), None);
         let later = samples.trend(Duration::from_secs(400), 9_000, &counts(52_000));
         assert_eq!((later.growing, later.eta(9_000)), (Some(false), None));
+    }
+
+    #[test]
+    fn an_idle_route_has_no_rate_and_a_busy_one_keeps_it_for_ten_seconds() {
+        let mut samples = Samples::default();
+        for second in 0..=20 {
+            samples.add(Duration::from_secs(second), 0, &counts(second.min(10) * 1000));
+        }
+        let claimed = Tally { entries: 1, ..Tally::default() };
+        let busy = RouteCounts { fresh: LaneCounts { claimed, ..LaneCounts::default() }, ..counts(10_000) };
+        assert!(is_busy(&busy));
+        let rate = |copied| samples.trend(Duration::from_secs(21), 0, &counts(copied)).done_per_second;
+        assert!(rate(11_000) > 50.0, "it was just busy");
+        assert!(rate(10_000) < 0.1);
+        let mut samples = Samples::default();
+        for second in 0..=13 {
+            samples.add(Duration::from_secs(second), 0, &counts(second.min(10) * 1000));
+        }
+        let rate = |counts: &RouteCounts| samples.trend(Duration::from_secs(13), 0, counts).done_per_second;
+        assert!(rate(&busy) > 600.0 && rate(&counts(10_000)) < 0.1);
     }
 }

@@ -115,7 +115,7 @@ impl Served {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
-        let routes = StoreServer::new(shelf.clone(), settings).add_to(base_routes().unwrap().0);
+        let routes = StoreServer::new(shelf.clone(), settings).add_to(base_routes(&[]).unwrap().0);
         let mut tasks = JoinSet::new();
         let stop = shutdown.clone();
         let drain = ServeSettings { drain_timeout: Duration::from_millis(300), ..ServeSettings::default() };
@@ -193,7 +193,7 @@ async fn a_remote_store_conforms() {
     let server = StoreServer::new(Arc::new(MemoryStore::new(1 << 30)), StoreServerSettings::default());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let uri = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
-    let routes = server.add_to(base_routes().unwrap().0);
+    let routes = server.add_to(base_routes(&[]).unwrap().0);
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
         serve(listener, routes, ServeSettings::default(), CancellationToken::new()).await.unwrap();

@@ -404,9 +404,9 @@ impl Inner {
             record
         };
         slot.set_newest(record.clone());
-        tracing::info!(
-            sync = %record.id, route = %route, mode = record.mode.as_str(), prefix = ?record.prefix, "full sync started"
-        );
+        // What is empty is left out.
+        let prefix = (!record.prefix.is_empty()).then_some(record.prefix.as_str());
+        tracing::info!(sync = %record.id, route = %route, mode = record.mode.as_str(), prefix, "full sync started");
         Ok(Begun { answer: Started { record, already_running: false }, is_new: true })
     }
 
@@ -434,10 +434,13 @@ impl Inner {
         record.eta = None;
         record.end_time = Some(self.parts.clock.now());
         match &record.failure {
-            Some(failure) => tracing::warn!(
-                sync = %record.id, route = %record.route, cause = failure.cause(), peer = %failure.peer,
-                reason = %failure.message, "full sync failed"
-            ),
+            Some(failure) => {
+                let peer = (!failure.peer.is_empty()).then_some(failure.peer.as_str());
+                tracing::warn!(
+                    sync = %record.id, route = %record.route, cause = failure.cause(), peer,
+                    reason = %failure.message, "full sync failed"
+                );
+            }
             None => tracing::info!(
                 sync = %record.id, route = %record.route, state = record.state.as_str(),
                 compared = record.counts.source_blobs, missing = record.counts.missing,

@@ -181,7 +181,7 @@ pub struct SyncRecord {
 
 impl SyncRecord {
     /// A record of a sync that was just asked for.
-    pub(super) fn new(id: SyncId, route: &str, mode: SyncMode, prefix: &str, now: SystemTime) -> Self {
+    pub(crate) fn new(id: SyncId, route: &str, mode: SyncMode, prefix: &str, now: SystemTime) -> Self {
         Self {
             id,
             route: route.to_owned(),

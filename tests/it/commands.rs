@@ -57,6 +57,45 @@ fn put_ls_stat_get_status_sync_and_health() {
 }
 
 #[test]
+fn a_server_of_the_wrong_kind_is_called_what_it_is() {
+    let world = World::new();
+    let (source, destination) = (world.store("source"), world.store("destination"));
+    let replicator = world.replicator(&[("a", &source.url()), ("b", &destination.url())], &[("a", "b")]);
+    let file = world.path("file");
+    fs::write(&file, "x").unwrap();
+    let (store, at, file) = (source.url(), replicator.url(), file.to_str().unwrap().to_owned());
+    let absent = format!("sha256-{}", "0".repeat(64));
+    for (arguments, kind) in [
+        (&["status", "--replicator", &store][..], "is a store"),
+        (&["sync", "--replicator", &store], "is a store"),
+        (&["put", "--store", &store, "--announce", &store, &file], "is a store"),
+        (&["ls", "--store", &at], "is a replicator"),
+        (&["get", "--store", &at, &absent], "is a replicator"),
+        (&["stat", "--store", &at, &absent], "is a replicator"),
+    ] {
+        let output = run(arguments);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {stderr}");
+        assert!(stderr.contains(kind) && stderr.contains("address"), "{arguments:?}: {stderr}");
+    }
+    let judged = run(&["conformance", "--store", &at]);
+    assert_eq!(judged.status.code(), Some(1));
+    assert_eq!(String::from_utf8_lossy(&judged.stdout).lines().count(), 1);
+    let begun = said(&["sync", "--replicator", &at]);
+    assert!(begun.contains("sync-1 of ") && begun.contains("blobferry sync --replicator "), "{begun}");
+}
+
+#[test]
+fn without_a_route_there_is_nothing_to_serve() {
+    for arguments in [&["serve"][..], &["config", "check"]] {
+        let output = run(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("no route is configured (name a file with --config"));
+    }
+    assert!(said(&["config", "print"]).contains("[server]"));
+}
+
+#[test]
 fn config_check_reports_every_problem_at_once_and_print_can_be_loaded_again() {
     let world = World::new();
     let file = world.path("wrong.toml");

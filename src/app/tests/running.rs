@@ -84,13 +84,6 @@ async fn a_drain_refuses_what_is_new_finishes_what_is_under_way_and_keeps_the_re
     let world = World::start(&[("a", "b")], &["b"]).await;
     let queued = world.put("a", "queued").await;
     world.enqueue("", [queued.to_string()]).await.unwrap();
-    let health = async |name: &str| {
-        let request = HealthCheckRequest { service: name.to_owned() };
-        HealthClient::new(world.channel.clone()).check(request).await.unwrap().into_inner().status()
-    };
-    for name in ["", "blobferry.v1.BlobReceiverService", "blobferry.v1.ReplicationService", "route/a_to_b"] {
-        assert_eq!(health(name).await, ServingStatus::Serving, "{name}");
-    }
     let mut watch = world.replication().watch_status(v1::WatchStatusRequest::default()).await.unwrap().into_inner();
     assert!(watch.message().await.unwrap().is_some());
     // An announcement that is let in before the drain, and whose bytes come after.
@@ -115,6 +108,29 @@ async fn a_drain_refuses_what_is_new_finishes_what_is_under_way_and_keeps_the_re
     assert_eq!(answer.unwrap().into_inner().routes.len(), 1);
     assert_eq!((end.code(), reason(&end).as_str()), (Code::Unavailable, "SHUTTING_DOWN"));
     assert_eq!(world.stop().await.queued, 2);
+}
+
+async fn health(world: &World, name: &str) -> ServingStatus {
+    let request = HealthCheckRequest { service: name.to_owned() };
+    HealthClient::new(world.channel.clone()).check(request).await.unwrap().into_inner().status()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_of_a_route_is_that_of_its_work_and_of_the_services_never_that_of_peers() {
+    let world = World::start(&[("a", "b"), ("-b", "c")], &["b"]).await;
+    assert_eq!(health(&world, "route/a_to_b").await, ServingStatus::Serving);
+    let blob = world.put("a", "hello").await;
+    world.enqueue("a", [blob.to_string()]).await.unwrap();
+    let says = async |status| world.until("health", async |world| health(world, "route/a_to_b").await == status).await;
+    says(ServingStatus::NotServing).await;
+    for name in ["", "blobferry.v1.BlobReceiverService", "blobferry.v1.ReplicationService"] {
+        assert_eq!(health(&world, name).await, ServingStatus::Serving, "{name}");
+    }
+    world.stores["b"].1.set_down(false);
+    says(ServingStatus::Serving).await;
+    assert!(world.holds("b", blob).await);
+    assert_eq!(health(&world, "route/b_to_c").await, ServingStatus::NotServing);
+    world.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

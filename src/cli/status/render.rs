@@ -1,13 +1,15 @@
 //! A replicator's status as text. Pure: what is shown depends on the message alone, its own clock included.
 
-use crate::cli::text::{Table, bytes, bytes_rate, count, counted, plain, rate, span};
+use crate::cli::text::{Table, bytes, bytes_rate, cause, count, counted, plain, rate, span};
 use crate::pb;
 use crate::pb::v1;
 use prost_types::Timestamp;
 use std::time::Duration;
 
-/// The longest foreign text on a line, in characters.
+/// The longest foreign name, in characters.
 const LONGEST: usize = 160;
+/// The longest foreign sentence, in characters: servers cut theirs far below, and what matters may stand at the end.
+const LONGEST_SENTENCE: usize = 4000;
 /// The most copies in progress that are listed for a route.
 const COPIES_SHOWN: usize = 5;
 
@@ -15,7 +17,7 @@ const COPIES_SHOWN: usize = 5;
 pub(super) fn page(status: &v1::ReplicatorStatus) -> String {
     let now = status.snapshot_time.as_ref();
     let state = word(status.state().as_str_name(), "REPLICATOR_STATE_");
-    let mut text = format!("{state}  {}\n", said(behind(&status.summary, &state.to_lowercase())));
+    let mut text = format!("{state}  {}\n", sentence(behind(&status.summary, &state.to_lowercase())));
     text.push_str(&format!(
         "blobferry {}, up {}; {}\n",
         said(&status.version),
@@ -92,7 +94,7 @@ fn route_details(route: &v1::RouteStatus, now: Option<&Timestamp>) -> String {
     let mut text = format!("\n{}: {} -> {}\n", said(&route.name), said(&route.from), said(&route.to));
     let mut line = |what: &str| text.push_str(&format!("  {what}\n"));
     if !route.summary.is_empty() {
-        line(&said(behind(&route.summary, &route.name)));
+        line(&sentence(behind(&route.summary, &route.name)));
     }
     if let (Some(start), Some(all)) = (&route.since_start, &route.all_time) {
         line(&format!(
@@ -105,7 +107,9 @@ fn route_details(route: &v1::RouteStatus, now: Option<&Timestamp>) -> String {
     }
     if let Some(eta) = route.eta.as_ref().and_then(pb::std_duration).filter(|eta| !eta.is_zero()) {
         let growing = if route.backlog_growing() { ", and it grows" } else { "" };
-        line(&format!("about {} for the backlog{growing}", span(eta)));
+        let eta =
+            if eta < Duration::from_secs(1) { "within a second".to_owned() } else { format!("about {}", span(eta)) };
+        line(&format!("{eta} for the backlog{growing}"));
     }
     for sync in route.running_sync.iter().chain(route.last_sync.as_ref()) {
         line(&sync_line(sync, now));
@@ -130,8 +134,9 @@ pub(crate) fn sync_line(sync: &v1::FullSync, now: Option<&Timestamp>) -> String 
         Some(ago) => format!(" {} ago", span(ago)),
         None => String::new(),
     };
+    let failure = sync.failure.as_ref().map_or_else(String::new, |failure| format!("{}; ", fault(failure)));
     let mut text = format!(
-        "full sync {} {state}{when}: compared {} with {}, missing {}, differing {}, in flight {}, confirmed {}",
+        "full sync {} {state}{when}: {failure}compared {} with {}, missing {}, differing {}, in flight {}, confirmed {}",
         said(&sync.id),
         count(counts.source_blobs()),
         count(counts.destination_blobs()),
@@ -149,9 +154,6 @@ pub(crate) fn sync_line(sync: &v1::FullSync, now: Option<&Timestamp>) -> String 
         if number > 0 {
             text.push_str(&format!(", {} {what}", count(number)));
         }
-    }
-    if let Some(failure) = &sync.failure {
-        text.push_str(&format!("; {}", fault(failure)));
     }
     for unknown in &sync.unknown_functions {
         let blobs = unknown.source_blobs().saturating_add(unknown.destination_blobs());
@@ -178,10 +180,22 @@ fn fault_line(group: &v1::FaultGroup, now: Option<&Timestamp>) -> String {
 }
 
 fn fault(fault: &v1::Fault) -> String {
-    let kind = word(fault.kind().as_str_name(), "FAULT_KIND_").to_lowercase().replace('_', " ");
-    let peer = if fault.peer.is_empty() { String::new() } else { format!(" at {}", said(&fault.peer)) };
+    // Without a kind nothing was at fault, such as with what was cut by a shutdown.
+    let kind = match fault.kind() {
+        v1::FaultKind::Unspecified => String::new(),
+        kind => word(kind.as_str_name(), "FAULT_KIND_").to_lowercase().replace('_', " "),
+    };
+    let peer = match said(&fault.peer) {
+        peer if peer.is_empty() || kind.split(' ').any(|word| word == peer) => String::new(),
+        // Some kinds name the side already.
+        peer if kind.contains(" at ") => format!(" ({peer})"),
+        peer => format!(" at {peer}"),
+    };
     let code = if fault.code.is_empty() { String::new() } else { format!(" [{}]", said(&fault.code)) };
-    format!("{kind}{peer}{code}: {}", said(&fault.message))
+    match format!("{kind}{peer}{code}").trim_start() {
+        "" => sentence(&fault.message),
+        cause => format!("{cause}: {}", sentence(&fault.message)),
+    }
 }
 
 fn peers(peers: &[v1::PeerStatus], now: Option<&Timestamp>) -> String {
@@ -206,7 +220,7 @@ fn peers(peers: &[v1::PeerStatus], now: Option<&Timestamp>) -> String {
         ]);
         let is_fine = peer.health() == v1::PeerHealth::Reachable && state == v1::BreakerState::Closed;
         if !is_fine && !peer.summary.is_empty() {
-            notes.push_str(&format!("  {}: {}\n", said(&peer.name), said(&peer.summary)));
+            notes.push_str(&format!("  {}: {}\n", said(&peer.name), sentence(behind(&peer.summary, &peer.name))));
         }
     }
     table.render("") + &notes
@@ -220,7 +234,7 @@ fn queue(queue: Option<&v1::QueueStatus>) -> String {
     let entries =
         if queue.entries() == 1 { "1 entry".to_owned() } else { format!("{} entries", count(queue.entries())) };
     let free = queue.free_bytes.map_or_else(String::new, |free| format!(", {} free", bytes(free)));
-    let reason = if queue.reason.is_empty() { String::new() } else { format!(": {}", said(&queue.reason)) };
+    let reason = if queue.reason.is_empty() { String::new() } else { format!(": {}", sentence(&queue.reason)) };
     format!("queue {state}, {entries}{free}{reason}")
 }
 
@@ -270,6 +284,10 @@ fn behind<'a>(sentence: &'a str, word: &str) -> &'a str {
 
 fn said(text: &str) -> String {
     plain(text, LONGEST)
+}
+
+fn sentence(text: &str) -> String {
+    plain(&cause(text), LONGEST_SENTENCE)
 }
 
 /// From then to now; nothing if either is missing, zero if then is later.

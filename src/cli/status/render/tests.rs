@@ -127,6 +127,13 @@ fn a_page_tells_how_everything_stands() {
 }
 
 #[test]
+fn sentences_are_shown_to_their_end() {
+    let mut status = status();
+    status.routes[0].summary = format!("{} and this matters", "x".repeat(1000));
+    assert!(page(&status).contains("and this matters\n"));
+}
+
+#[test]
 fn an_empty_status_is_shown_too() {
     let page = page(&v1::ReplicatorStatus::default());
     assert!(page.contains("No routes are configured."), "{page}");
@@ -167,7 +174,24 @@ fn a_full_sync_in_a_line() {
     };
     assert_eq!(
         sync_line(&sync, at(100).as_ref()),
-        "full sync sync-7 FAILED 1 min 0 s ago: compared 1,000 with 900, missing 100, differing 0, in flight 0, confirmed \
-         60, 40 pending; source unavailable at primary: gone"
+        "full sync sync-7 FAILED 1 min 0 s ago: source unavailable at primary: gone; compared 1,000 with 900, missing 100, \
+         differing 0, in flight 0, confirmed 60, 40 pending"
     );
+}
+
+#[test]
+fn a_fault_says_what_is_known_of_it_and_says_it_once() {
+    let fault = |kind: v1::FaultKind, peer: &str| {
+        super::fault(&v1::Fault {
+            kind: kind.into(),
+            peer: peer.to_owned(),
+            message: "why".to_owned(),
+            ..v1::Fault::default()
+        })
+    };
+    assert_eq!(fault(v1::FaultKind::Unspecified, ""), "why");
+    assert_eq!(fault(v1::FaultKind::MissingAtSource, "source"), "missing at source: why");
+    assert_eq!(fault(v1::FaultKind::MissingAtSource, "primary"), "missing at source (primary): why");
+    assert_eq!(fault(v1::FaultKind::SourceUnavailable, "source"), "source unavailable: why");
+    assert_eq!(fault(v1::FaultKind::ShortRead, "primary"), "short read at primary: why");
 }
