@@ -86,6 +86,28 @@ pub struct StoreInfo {
     pub abilities: Abilities,
 }
 
+impl StoreInfo {
+    /// What a store of this crate tells of itself; `place` says where it keeps its blobs.
+    fn of_own(store_id: &str, place: &str) -> Self {
+        Self {
+            store_id: Some(store_id.to_owned()),
+            kind: PeerKind::Store,
+            version: format!("blobferry {} ({place})", env!("CARGO_PKG_VERSION")),
+            functions: DigestFunction::ALL.to_vec(),
+            max_blob_bytes: None,
+            max_message_bytes: None,
+            abilities: Abilities {
+                stat: true,
+                fetch: true,
+                enumerate: true,
+                replace: true,
+                packed: false,
+                verify: false,
+            },
+        }
+    }
+}
+
 /// What precedes the bytes of a blob that is to be written.
 #[derive(Clone, Debug)]
 pub struct Put {

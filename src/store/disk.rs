@@ -31,10 +31,10 @@ mod io;
 
 use super::bounds::keys_of;
 use super::{
-    Abilities, ByteRange, ByteStream, Disposition, EnumerateEnd, EnumeratePage, EnumerateRange, Enumeration, Fetched,
-    PeerKind, Put, Received, Store, StoreError, StoreInfo,
+    ByteRange, ByteStream, Disposition, EnumerateEnd, EnumeratePage, EnumerateRange, Enumeration, Fetched, Put,
+    Received, Store, StoreError, StoreInfo,
 };
-use crate::blob::{BlobMeta, BlobRef, DigestFunction, Mismatch, Verifier};
+use crate::blob::{BlobMeta, BlobRef, Mismatch, Verifier};
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use commit::{Committer, Entry};
@@ -286,22 +286,7 @@ impl Shared {
 #[async_trait]
 impl Store for DiskStore {
     async fn info(&self) -> Result<StoreInfo, StoreError> {
-        Ok(StoreInfo {
-            store_id: Some(self.id.clone()),
-            kind: PeerKind::Store,
-            version: concat!("blobferry ", env!("CARGO_PKG_VERSION"), " (disk)").to_owned(),
-            functions: DigestFunction::ALL.to_vec(),
-            max_blob_bytes: None,
-            max_message_bytes: None,
-            abilities: Abilities {
-                stat: true,
-                fetch: true,
-                enumerate: true,
-                replace: true,
-                packed: false,
-                verify: false,
-            },
-        })
+        Ok(StoreInfo::of_own(&self.id, "disk"))
     }
 
     async fn stat(&self, blobs: &[BlobRef]) -> Result<Vec<BlobMeta>, StoreError> {

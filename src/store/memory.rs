@@ -4,10 +4,10 @@
 
 use super::bounds::keys_of;
 use super::{
-    Abilities, ByteRange, ByteStream, Disposition, EnumerateEnd, EnumeratePage, EnumerateRange, Enumeration, Fetched,
-    PeerKind, Put, Received, Store, StoreError, StoreInfo,
+    ByteRange, ByteStream, Disposition, EnumerateEnd, EnumeratePage, EnumerateRange, Enumeration, Fetched, Put,
+    Received, Store, StoreError, StoreInfo,
 };
-use crate::blob::{BlobMeta, BlobRef, DigestFunction, Verifier};
+use crate::blob::{BlobMeta, BlobRef, Verifier};
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
@@ -122,22 +122,7 @@ impl Drop for Room<'_> {
 #[async_trait]
 impl Store for MemoryStore {
     async fn info(&self) -> Result<StoreInfo, StoreError> {
-        Ok(StoreInfo {
-            store_id: Some(self.id.clone()),
-            kind: PeerKind::Store,
-            version: concat!("blobferry ", env!("CARGO_PKG_VERSION"), " (memory)").to_owned(),
-            functions: DigestFunction::ALL.to_vec(),
-            max_blob_bytes: None,
-            max_message_bytes: None,
-            abilities: Abilities {
-                stat: true,
-                fetch: true,
-                enumerate: true,
-                replace: true,
-                packed: false,
-                verify: false,
-            },
-        })
+        Ok(StoreInfo::of_own(&self.id, "memory"))
     }
 
     async fn stat(&self, blobs: &[BlobRef]) -> Result<Vec<BlobMeta>, StoreError> {

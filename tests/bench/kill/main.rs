@@ -11,6 +11,7 @@
 
 mod check;
 mod load;
+#[allow(dead_code, reason = "each benchmark uses a part of it")]
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -27,7 +27,6 @@ pub(crate) struct Process {
     pub(crate) address: String,
 }
 
-#[allow(dead_code, reason = "only the relay is talked to; the pipes of others are held open, not more")]
 struct Running {
     child: Child,
     stdin: ChildStdin,
@@ -85,7 +84,6 @@ impl Process {
             .with_context(|| format!("cannot start {}", self.program.display()))
     }
 
-    #[allow(dead_code, reason = "only `kill` does so")]
     /// Starts it and kills it again after this time, whatever it has come to until then.
     pub(crate) fn interrupted_start(&self, after: Duration) -> Result<()> {
         let mut child = self.spawn()?;
@@ -115,7 +113,6 @@ impl Process {
         self.running.as_ref().map(|running| running.child.id()).ok_or_else(|| anyhow!("it does not run"))
     }
 
-    #[allow(dead_code, reason = "only the relay is talked to")]
     /// Its standard input and output, after the first line.
     pub(crate) fn talk(&mut self) -> Result<(&mut ChildStdin, &mut BufReader<ChildStdout>)> {
         let running = self.running.as_mut().ok_or_else(|| anyhow!("it does not run"))?;

@@ -19,6 +19,7 @@ mod machine;
 mod memory;
 mod relay;
 mod report;
+#[allow(dead_code, reason = "each benchmark uses a part of it")]
 #[path = "../support/mod.rs"]
 mod support;
 mod throughput;
