@@ -171,6 +171,8 @@ pub struct RouteTable {
     routes: Vec<Route>,
     // Sorted; all configured stores, also those of no route.
     stores: Vec<Arc<str>>,
+    // Sorted by name; those that the queue knows and the configuration does not.
+    orphans: Vec<Route>,
 }
 
 impl RouteTable {
@@ -178,7 +180,40 @@ impl RouteTable {
     pub fn new(mut routes: Vec<Route>, stores: impl IntoIterator<Item = Arc<str>>) -> Self {
         routes.sort_by(|a, b| a.name.cmp(&b.name));
         let stores: BTreeSet<Arc<str>> = stores.into_iter().collect();
-        Self { routes, stores: stores.into_iter().collect() }
+        Self { routes, stores: stores.into_iter().collect(), orphans: Vec::new() }
+    }
+
+    /// The same, and these routes, which left the configuration: they can be named, and take and copy nothing.
+    #[must_use]
+    pub fn with_orphans(mut self, mut orphans: Vec<Route>) -> Self {
+        orphans.sort_by(|a, b| a.name.cmp(&b.name));
+        self.orphans = orphans;
+        self
+    }
+
+    /// The routes that left the configuration and that the queue still knows, by name.
+    pub fn orphans(&self) -> &[Route] {
+        &self.orphans
+    }
+
+    /// The orphaned route of this name.
+    pub fn orphan(&self, name: &str) -> Option<&Route> {
+        self.orphans.iter().find(|route| &*route.name == name)
+    }
+
+    /// The route of this name, orphaned or not; an empty name means the only configured one.
+    ///
+    /// # Errors
+    /// As [`route`](Self::route), with the names of both.
+    pub fn route_or_orphan(&self, name: &str) -> Result<&Route, AnnounceError> {
+        match (self.route(name), self.orphan(name)) {
+            (_, Some(orphan)) => Ok(orphan),
+            (Err(AnnounceError::UnknownRoute { name, known }), None) => {
+                let orphans = self.orphans.iter().map(|route| route.name.clone());
+                Err(AnnounceError::UnknownRoute { name, known: Names(known.0.into_iter().chain(orphans).collect()) })
+            }
+            (found, None) => found,
+        }
     }
 
     /// All routes, disabled ones too, by name.

@@ -25,7 +25,7 @@
 //! - The two services serve while announcements would be written durably. They never depend on a peer.
 //! - `route/NAME` serves while the route works: it is enabled, and IN_SYNC, COPYING or SYNCING with nothing parked. It does
 //!   not while it is BLOCKED by a peer, all that is left is RETRYING or PARKED, or it is DISABLED or DRAINING. It does not
-//!   wait for the first sync.
+//!   wait for the first sync. A paused route is NOT_SERVING: its destination falls behind, whoever wanted it so.
 
 mod crew;
 mod drain;
@@ -38,7 +38,8 @@ pub use parts::Parts;
 use crate::announce::{Announcer, Backlog, Gate, Route, RouteTable};
 use crate::config::{Config, RouteConfig};
 use crate::grpc::{ServeSettings, base_routes, serve};
-use crate::peer::{Needs, Peer};
+use crate::overrides::Overrides;
+use crate::peer::{Needs, Peer, store_id_key};
 use crate::queue::rocks::KnownRoute;
 use crate::queue::{State, StateWrite};
 use crate::service::{SERVICE_NAMES, Service, ServiceParts};
@@ -83,6 +84,7 @@ pub struct App {
     workers: Vec<Arc<Worker>>,
     routes: Arc<RouteTable>,
     syncs: FullSyncs,
+    overrides: Arc<Overrides>,
     announcer: Arc<Announcer>,
     observer: Arc<Observer>,
     service: Service,
@@ -96,9 +98,10 @@ impl App {
     pub async fn build(config: &Config, parts: Parts) -> Result<Self> {
         let gate = Arc::new(Gate::default());
         let (draining, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let routes = Arc::new(register(config, &parts).await?);
+        let routes = Arc::new(register(config, &parts).await?.with_orphans(orphans(config, &parts)));
+        let overrides = open_overrides(config, &parts).await?;
         let peers = open_peers(config, &parts).await?;
-        let workers = open_workers(config, &parts, &routes, &peers)?;
+        let workers = open_workers(config, &parts, &routes, &peers, &overrides)?;
         let syncs = open_syncs(config, &parts, &routes, &peers).await?;
         let announcer =
             Arc::new(Announcer::new(parts.queue.clone(), routes.clone(), parts.clock.clone(), gate.clone()));
@@ -106,9 +109,10 @@ impl App {
             queue: parts.queue.clone(),
             announcer: announcer.clone(),
             syncs: syncs.clone(),
+            overrides: overrides.clone(),
             clock: parts.clock.clone(),
             gate: gate.clone(),
-            routes: watched_routes(config, &parts, &routes, &workers),
+            routes: watched_routes(&routes, &workers),
             peers: peers.iter().map(|(name, peer)| watched_peer(config, name, peer)).collect(),
             max_entries: config.queue.max_entries,
             reserve_bytes: config.queue.reserve_bytes,
@@ -119,6 +123,11 @@ impl App {
             routes: routes.clone(),
             queue: parts.queue.clone(),
             failures: parts.failures.clone(),
+            drop: parts.drop.clone(),
+            state: parts.state.clone(),
+            overrides: overrides.clone(),
+            peers: peers.values().cloned().collect(),
+            clock: parts.clock.clone(),
             syncs: syncs.clone(),
             observer: observer.clone(),
             gate: gate.clone(),
@@ -129,7 +138,21 @@ impl App {
             max_connections: config.server.max_connections,
             drain_timeout: config.server.drain_timeout,
         };
-        Ok(Self { parts, serve, gate, draining, tasks, peers, workers, routes, syncs, announcer, observer, service })
+        Ok(Self {
+            parts,
+            serve,
+            gate,
+            draining,
+            tasks,
+            peers,
+            workers,
+            routes,
+            syncs,
+            overrides,
+            announcer,
+            observer,
+            service,
+        })
     }
 
     /// What each enabled route's worker tells of itself, by the route's name; also while the app runs.
@@ -160,6 +183,12 @@ impl App {
         // Whoever connects first finds health known.
         watch.look().await;
         background.spawn("watch", watch.run(self.draining.clone()));
+        let (overrides, stopped) = (self.overrides.clone(), stop.clone());
+        background.spawn("overrides", async move {
+            // It keeps on for ever: only the stop ends it.
+            stopped.run_until_cancelled(overrides.keep()).await;
+            Ok(())
+        });
         for peer in self.peers.values() {
             let (ids, state) = (peer.store_id(), self.parts.state.clone());
             let record = record_store_id(peer.name().clone(), ids, state, stop.clone());
@@ -202,6 +231,27 @@ async fn register(config: &Config, parts: &Parts) -> Result<RouteTable> {
     Ok(RouteTable::new(routes, config.stores.keys().map(|name| name.as_str().into())))
 }
 
+/// The routes that the queue knows and the configuration does not. Their entries are kept.
+fn orphans(config: &Config, parts: &Parts) -> Vec<Route> {
+    let left = parts.known_routes.iter().filter(|known| !config.routes.contains_key(&known.name));
+    let orphans = left.map(|KnownRoute { id, name, from, to }| {
+        let entries = Backlog::with_parked(&parts.queue.counts(*id));
+        if entries > 0 {
+            tracing::warn!(route = %name, %from, %to, entries, "a route left the configuration; its entries are kept");
+        }
+        let (name, from, to) = (name.as_str().into(), from.as_str().into(), to.as_str().into());
+        Route { name, id: *id, from, to, enabled: false }
+    });
+    orphans.collect()
+}
+
+/// What operators have overridden, of the configured routes' limits.
+async fn open_overrides(config: &Config, parts: &Parts) -> Result<Arc<Overrides>> {
+    let configured = config.routes.iter().map(|(name, route)| (name.clone(), route.limits())).collect();
+    let (clock, state, file) = (parts.clock.clone(), parts.state.clone(), parts.overrides_file.clone());
+    Overrides::open(clock, state, file, configured).await.context("the operators' overrides cannot be read")
+}
+
 /// A peer for each store that a route names, with the id that was recorded for it.
 async fn open_peers(config: &Config, parts: &Parts) -> Result<BTreeMap<String, Arc<Peer>>> {
     let mut needs: BTreeMap<&str, Needs> = BTreeMap::new();
@@ -227,6 +277,7 @@ fn open_workers(
     parts: &Parts,
     routes: &RouteTable,
     peers: &BTreeMap<String, Arc<Peer>>,
+    overrides: &Overrides,
 ) -> Result<Vec<Arc<Worker>>> {
     let mut workers = Vec::new();
     for route in routes.all().iter().filter(|route| route.enabled) {
@@ -243,7 +294,7 @@ fn open_workers(
             id: route.id,
             from: peer(&route.from)?,
             to: peer(&route.to)?,
-            workers: settings.workers,
+            limits: overrides.limits(&route.name).context("a route without limits")?,
             receive_only: settings.receive_only,
             next: next.collect(),
         };
@@ -288,27 +339,13 @@ async fn open_syncs(
     Ok(FullSyncs::open(sync_parts, synced).await?)
 }
 
-/// The configured routes, and those that left the configuration and have entries still. The latter are shown, and not touched.
-fn watched_routes(config: &Config, parts: &Parts, routes: &RouteTable, workers: &[Arc<Worker>]) -> Vec<WatchedRoute> {
-    let watched = routes.all().iter().map(|route| WatchedRoute {
-        route: route.clone(),
-        orphaned: false,
-        workers: config.routes.get(&*route.name).map_or(0, |settings| settings.workers),
-        worker: workers.iter().find(|worker| worker.spec().id == route.id).cloned(),
-    });
-    let left = parts.known_routes.iter().filter(|known| !config.routes.contains_key(&known.name));
-    let orphans = left.filter_map(|known| {
-        let entries = Backlog::with_parked(&parts.queue.counts(known.id));
-        if entries == 0 {
-            return None;
-        }
-        let KnownRoute { id, name, from, to } = known;
-        tracing::warn!(route = %name, %from, %to, entries, "a route left the configuration; its entries are kept");
-        let (name, from, to) = (name.as_str().into(), from.as_str().into(), to.as_str().into());
-        let route = Route { name, id: *id, from, to, enabled: false };
-        Some(WatchedRoute { route, orphaned: true, workers: 0, worker: None })
-    });
-    watched.chain(orphans).collect()
+/// The configured routes, and those that left the configuration. The latter are shown while they have entries.
+fn watched_routes(routes: &RouteTable, workers: &[Arc<Worker>]) -> Vec<WatchedRoute> {
+    let worker = |route: &Route| workers.iter().find(|worker| worker.spec().id == route.id).cloned();
+    let configured = routes.all().iter().map(|route| (route, false, worker(route)));
+    let orphans = routes.orphans().iter().map(|route| (route, true, None));
+    let watched = configured.chain(orphans);
+    watched.map(|(route, orphaned, worker)| WatchedRoute { route: route.clone(), orphaned, worker }).collect()
 }
 
 fn watched_peer(config: &Config, name: &str, peer: &Arc<Peer>) -> WatchedPeer {
@@ -327,10 +364,6 @@ async fn replicator_id(parts: &Parts) -> Result<String> {
     let value = Some(id.clone().into_bytes());
     parts.state.write(vec![StateWrite { key: REPLICATOR_ID.to_owned(), value }]).await?;
     Ok(id)
-}
-
-fn store_id_key(store: &str) -> String {
-    format!("peer/{store}/store_id")
 }
 
 /// Records the id of a store when it is learned, so that another store in its place is noticed after a restart, too.

@@ -243,6 +243,13 @@ impl Breaker {
         }
     }
 
+    /// What is expected of the peer has changed: the next probe is due now. One that is out goes on.
+    pub fn probe_now(&mut self, now: Duration) {
+        if let Some(outage) = &mut self.outage {
+            outage.next_probe = outage.next_probe.min(now);
+        }
+    }
+
     /// The breaker as it is to be shown.
     pub fn snapshot(&self) -> Snapshot {
         let outage = self.outage.as_ref();

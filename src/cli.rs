@@ -3,9 +3,12 @@
 //! What was asked for goes to stdout, all else to stderr. Failures are one line, `blobferry: what (what to do)`, and an
 //! [`Exit`] that scripts can tell apart.
 
+mod adopt;
 mod blobs;
+mod drop;
 mod failures;
 mod json;
+mod limits;
 mod output;
 pub(crate) mod progress;
 mod put;
@@ -244,6 +247,16 @@ enum Command {
     /// Lists, retries and discards what failed to be copied.
     #[command(subcommand)]
     Failures(failures::FailuresCommand),
+    /// Pauses a route: nothing new is copied, announcements are still queued.
+    Pause(limits::PauseArgs),
+    /// Ends a pause.
+    Resume(limits::ResumeArgs),
+    /// Shows or changes what a route may use: workers, bytes and blobs a second.
+    Limits(limits::LimitsArgs),
+    /// Takes another store for the one that was known under a name.
+    Adopt(adopt::AdoptArgs),
+    /// Deletes what is queued on a route that left the configuration.
+    Drop(drop::DropArgs),
     /// Writes files to a store, and announces them to a replicator.
     Put(put::PutArgs),
     /// Reads a blob from a store, verified.
@@ -320,6 +333,11 @@ pub async fn run(cli: Cli, stop: CancellationToken) -> Result<Exit, Failure> {
         Command::Conformance(args) => until(stop, serve::conform(args)).await,
         Command::Sync(args) => until(stop, sync::sync(args)).await,
         Command::Failures(command) => until(stop, failures::failures(command)).await,
+        Command::Pause(args) => until(stop, limits::pause(args)).await,
+        Command::Resume(args) => until(stop, limits::resume(args)).await,
+        Command::Limits(args) => until(stop, limits::limits(args)).await,
+        Command::Adopt(args) => until(stop, adopt::adopt(args)).await,
+        Command::Drop(args) => until(stop, drop::drop_route(args)).await,
         Command::Put(args) => put::put(args, stop).await,
         Command::Get(args) => until(stop, blobs::get(args)).await,
         Command::Ls(args) => until(stop, blobs::ls(args)).await,
@@ -371,6 +389,13 @@ mod tests {
             "status --watch --json",
             "status --check --replicator http://x:1",
             "sync primary_to_backup --watch",
+            "pause primary_to_backup --for 2h --reason swap --by eve --json",
+            "pause --until 2026-01-01T06:00:00Z",
+            "resume",
+            "limits",
+            "limits a --workers 8 --bytes-per-second 50MiB --blobs-per-second none --reset all,workers",
+            "adopt backup 8c1f",
+            "drop old --count-only",
             "put --store http://x:1 --announce http://y:2 --source-store a --function blake3 --verbose dir file",
             "get sha256-00 -o file",
             "ls --after sha256-1 --limit 10 --json",
@@ -382,7 +407,17 @@ mod tests {
             let arguments = std::iter::once("blobferry").chain(line.split(' '));
             assert!(Cli::try_parse_from(arguments).is_ok(), "{line}");
         }
-        for line in ["put", "get", "frobnicate", "store", "serve --set novalue", "put --function md5 x"] {
+        for line in [
+            "put",
+            "get",
+            "drop",
+            "adopt x",
+            "pause --for 1h --until 2026-01-01T06:00:00Z",
+            "frobnicate",
+            "store",
+            "serve --set novalue",
+            "put --function md5 x",
+        ] {
             let error = Cli::try_parse_from(std::iter::once("blobferry").chain(line.split(' '))).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{line}");
         }

@@ -8,6 +8,7 @@
 
 pub mod announcer;
 mod failures;
+mod overrides;
 pub mod upload;
 
 use crate::blob::Excerpt;

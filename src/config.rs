@@ -15,6 +15,7 @@ mod sections;
 mod tree;
 
 use crate::backoff::{Backoff, Patience};
+use crate::limits::{BlobRate, Limits};
 use http::Uri;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -108,6 +109,10 @@ pub struct RouteConfig {
     pub to: String,
     /// How many blobs are copied at a time; 1 to 1024. Default 32.
     pub workers: usize,
+    /// How many bytes may be copied in a second, over the whole route; 1 B to 1 PiB. Default: no limit.
+    pub bytes_per_second: Option<u64>,
+    /// How many blobs may be copied in a second, over the whole route; 0.001 to 1,000,000. Default: no limit.
+    pub blobs_per_second: Option<BlobRate>,
     /// Whether the route does anything; a disabled one is known and shown. Default true.
     pub enabled: bool,
     /// Whether the destination uses blobs up and answers CONSUMED, which then counts as confirmed. Default false.
@@ -117,7 +122,25 @@ pub struct RouteConfig {
 impl RouteConfig {
     /// A route between two stores, with default settings.
     pub fn between(from: impl Into<String>, to: impl Into<String>) -> Self {
-        Self { from: from.into(), to: to.into(), workers: 32, enabled: true, receive_only: false }
+        Self {
+            from: from.into(),
+            to: to.into(),
+            workers: 32,
+            bytes_per_second: None,
+            blobs_per_second: None,
+            enabled: true,
+            receive_only: false,
+        }
+    }
+
+    /// The limits, as they hold while no operator overrides them.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            paused: false,
+            workers: self.workers,
+            bytes_per_second: self.bytes_per_second,
+            blobs_per_second: self.blobs_per_second,
+        }
     }
 }
 

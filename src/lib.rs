@@ -9,6 +9,7 @@ pub mod breaker;
 pub mod clock;
 pub mod config;
 pub mod fault;
+pub mod limits;
 pub mod pb;
 pub mod telemetry;
 // Floor 1: ports
@@ -18,6 +19,7 @@ pub mod store;
 // Floor 2: work
 pub mod announce;
 pub mod copy;
+pub mod overrides;
 pub mod peer;
 pub mod status;
 pub mod sync;

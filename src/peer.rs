@@ -130,6 +130,32 @@ impl fmt::Debug for Permit {
     }
 }
 
+/// Why a store's id cannot be adopted.
+#[derive(Debug, thiserror::Error)]
+pub enum AdoptError {
+    /// The store does not answer.
+    #[error("the store {store} cannot be asked for its id: {detail}")]
+    Unavailable {
+        /// Its configured name.
+        store: Arc<str>,
+        /// Why.
+        detail: String,
+    },
+    /// It tells another id, or none.
+    #[error("the store {store} tells {}, so that is not what can be adopted", found.as_ref().map_or_else(|| "no id".to_owned(), |id| format!("the id {id:?}")))]
+    Other {
+        /// Its configured name.
+        store: Arc<str>,
+        /// The id that it tells.
+        found: Option<String>,
+    },
+}
+
+/// The key in the queue's state of the id that is expected of a store.
+pub fn store_id_key(store: &str) -> String {
+    format!("peer/{store}/store_id")
+}
+
 /// A peer as it is shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerSnapshot {
@@ -210,8 +236,27 @@ impl Peer {
     /// Expects this id from now on; `None`: whichever the store tells next.
     pub fn adopt_store_id(&self, id: Option<String>) {
         self.store_id.send_replace(id);
-        self.state().info = None;
+        let now = self.clock.monotonic();
+        let mut state = self.state();
+        state.info = None;
+        state.breaker.probe_now(now);
+        drop(state);
         self.tell();
+    }
+
+    /// Asks the store whether this is its id, for whoever is about to adopt it.
+    ///
+    /// # Errors
+    /// [`AdoptError`].
+    pub async fn check_identity(&self, id: &str) -> Result<(), AdoptError> {
+        let unavailable = |detail: String| AdoptError::Unavailable { store: self.name.clone(), detail };
+        let answer = tokio::time::timeout(INFO_TIMEOUT, self.store.info()).await;
+        let answer = answer.map_err(|_| unavailable("it did not answer in time".to_owned()))?;
+        let info = answer.map_err(|error| unavailable(error.to_string()))?;
+        if info.store_id.as_deref() == Some(id) {
+            return Ok(());
+        }
+        Err(AdoptError::Other { store: self.name.clone(), found: info.store_id })
     }
 
     /// Changes whenever the breaker does, or a probe is given back.
@@ -342,9 +387,10 @@ impl Peer {
         let mut complaint = None;
         self.store_id.send_if_modified(|expected| match (expected.as_deref(), info.store_id.as_deref()) {
             (Some(expected), Some(found)) if expected != found => {
+                let name = &self.name;
                 complaint = Some(format!(
-                    "another store answers: its id is {found:?}, and that of {} was {expected:?}",
-                    self.name
+                    "another store answers: its id is {found:?}, and that of {name} was {expected:?}; if it is to take its \
+                     place: blobferry adopt {name} {found:?}"
                 ));
                 false
             }

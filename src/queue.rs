@@ -1,8 +1,7 @@
 //! The queue port: entries, what can happen to them, and who may hold them.
 //!
 //! An entry is *ready*, *claimed*, *retrying* or *parked*. It leaves the queue only by [`Queue::settle`], or by an operator's
-//! [`Discard`](failures::Remedy::Discard). Every change is one
-//! durable, atomic write: when a method returns `Ok`, it is on disk, synced. Claims live in memory: after a restart, what
+//! [`Discard`](failures::Remedy::Discard) or [drop](drop::DropEntries) of a whole route. Every change is one durable, atomic write: when a method returns `Ok`, it is on disk, synced. Claims live in memory: after a restart, what
 //! was claimed is ready again.
 //!
 //! What a [`Push`] does to an entry of the same route and ref that is there already:
@@ -17,6 +16,7 @@
 //! A repair flags the entry that it meets, or the successor, never a claimed one. Where a first entry retries or parks, its
 //! successor is merged into it in the same write (repair flag, sync ids, freshest lane), due now.
 
+pub mod drop;
 pub mod failures;
 pub mod model;
 pub mod rocks;

@@ -7,16 +7,23 @@
 mod encode;
 mod failures;
 mod full_sync;
+mod orphans;
+mod overrides;
+mod stores;
 
 use crate::announce::{AnnounceError, Announced, Announcement, Announcer, Gate, RouteTable};
 use crate::blob::{BlobRef, DigestFunction, RefError, Verifier};
+use crate::clock::Clock;
 use crate::grpc::{
     CallLimit, MAX_DECODED_BYTES, MAX_ITEMS, MAX_MESSAGE_BYTES, Reason, STREAM_IDLE, invalid_field, mismatch_status,
     pump, queue_status, read_header, store_status, trace_context,
 };
+use crate::overrides::Overrides;
 use crate::pb::{reason_text, std_duration, v1};
+use crate::peer::Peer;
+use crate::queue::drop::DropEntries;
 use crate::queue::failures::Failures;
-use crate::queue::{Pushed, Queue};
+use crate::queue::{Pushed, Queue, State};
 use crate::status::Observer;
 use crate::store::ByteStream;
 use crate::sync::FullSyncs;
@@ -64,6 +71,16 @@ pub struct ServiceParts {
     pub queue: Arc<dyn Queue>,
     /// Lists and mends what failed; the same queue.
     pub failures: Arc<dyn Failures>,
+    /// Deletes the entries of orphaned routes; the same queue.
+    pub drop: Arc<dyn DropEntries>,
+    /// Keeps what was recorded of the stores.
+    pub state: Arc<dyn State>,
+    /// What operators have overridden.
+    pub overrides: Arc<Overrides>,
+    /// The stores of the routes, by name.
+    pub peers: Vec<Arc<Peer>>,
+    /// Tells the time.
+    pub clock: Arc<dyn Clock>,
     /// The full syncs.
     pub syncs: FullSyncs,
     /// Takes pictures.
@@ -111,7 +128,7 @@ impl Service {
                 // Elsewhere it would mean the only route; in a list it is a slip.
                 return Err(invalid_field("routes", "a name is empty; leave the list empty to mean all routes"));
             }
-            self.parts.routes.route(name).map_err(|error| announce_status(&error))?;
+            self.parts.routes.route_or_orphan(name).map_err(|error| announce_status(&error))?;
         }
         Ok(())
     }
@@ -265,6 +282,47 @@ impl ReplicationService for Service {
         let _permit = self.calls.enter()?;
         let caller = failures::caller(&request);
         failures::discard(&self.parts, request.into_inner(), caller).await.map(Response::new)
+    }
+
+    async fn pause_route(
+        &self,
+        request: Request<v1::PauseRouteRequest>,
+    ) -> Result<Response<v1::PauseRouteResponse>, Status> {
+        let caller = failures::caller(&request);
+        overrides::pause(&self.parts, request.into_inner(), caller).await.map(Response::new)
+    }
+
+    async fn resume_route(
+        &self,
+        request: Request<v1::ResumeRouteRequest>,
+    ) -> Result<Response<v1::ResumeRouteResponse>, Status> {
+        let caller = failures::caller(&request);
+        overrides::resume(&self.parts, request.into_inner(), caller).await.map(Response::new)
+    }
+
+    async fn update_route(
+        &self,
+        request: Request<v1::UpdateRouteRequest>,
+    ) -> Result<Response<v1::UpdateRouteResponse>, Status> {
+        let caller = failures::caller(&request);
+        overrides::update(&self.parts, request.into_inner(), caller).await.map(Response::new)
+    }
+
+    async fn adopt_store(
+        &self,
+        request: Request<v1::AdoptStoreRequest>,
+    ) -> Result<Response<v1::AdoptStoreResponse>, Status> {
+        let caller = failures::caller(&request);
+        stores::adopt(&self.parts, request.into_inner(), caller).await.map(Response::new)
+    }
+
+    async fn drop_route(
+        &self,
+        request: Request<v1::DropRouteRequest>,
+    ) -> Result<Response<v1::DropRouteResponse>, Status> {
+        let _permit = self.calls.enter()?;
+        let caller = failures::caller(&request);
+        orphans::drop_route(&self.parts, request.into_inner(), caller).await.map(Response::new)
     }
 
     async fn enqueue_blobs(

@@ -14,6 +14,7 @@ pub use sentence::{RouteFacts, overall, peer_status, queue_status, route_status,
 pub use trend::{Samples, Trend};
 
 use crate::announce::{Backlog, Route};
+use crate::overrides::InForce;
 use crate::peer::PeerSnapshot;
 use crate::queue::RouteCounts;
 use crate::sync::SyncRecord;
@@ -85,8 +86,8 @@ pub struct RouteStatus {
     pub copies: Vec<InProgress>,
     /// What went wrong of late, by cause, the latest first.
     pub faults: Vec<ErrorGroup>,
-    /// Copies that may run at a time.
-    pub workers: usize,
+    /// The limits in force, and who set them.
+    pub limits: InForce,
     /// The sync that runs.
     pub running_sync: Option<SyncRecord>,
     /// The sync that ended last.
@@ -108,6 +109,8 @@ pub enum RouteState {
     Retrying,
     /// Entries wait for a peer.
     Blocked,
+    /// An operator has paused it.
+    Paused,
     /// The replicator shuts down.
     Draining,
     /// Configured to do nothing.
@@ -131,6 +134,7 @@ impl RouteState {
             Self::Parked => "parked",
             Self::Retrying => "retrying",
             Self::Blocked => "blocked",
+            Self::Paused => "paused",
             Self::Draining => "draining",
             Self::Disabled => "disabled",
             Self::Orphaned => "orphaned",
@@ -143,8 +147,10 @@ impl RouteState {
 pub enum LimitingFactor {
     /// There is nothing to copy now.
     Idle,
-    /// It is disabled.
+    /// It is paused or disabled.
     Paused,
+    /// It uses up its rate.
+    RateLimit,
     /// All workers are busy.
     Workers,
     /// Copies mostly wait for the source.

@@ -13,6 +13,8 @@
 //! - Both breakers are asked before anything is claimed: closed, all workers; probing, one entry, each time another where
 //!   there is another; open, none. A peer's fault releases the claim and charges nobody.
 //! - What has been copied while a settlement was being written is settled together in the next; a lone one at once.
+//! - Limits are read live. A paused route claims nothing and asks nothing of its peers; what is in flight ends by itself, also
+//!   where workers are taken away. A rate holds a claimed entry back before its copy starts, by releasing it.
 //! - Wake-ups are hints: a lost one costs a poll interval.
 //! - A claim is a guard. Whatever drops a copy, the stop of the whole process included, releases its entry.
 
@@ -26,6 +28,7 @@ pub use report::{Activity, ErrorGroup, InProgress, LagPercentiles, Rate, Report}
 
 use crate::backoff::{Backoff, Patience};
 use crate::clock::{Clock, Entropy};
+use crate::limits::{Limits, Throttle};
 use crate::peer::Peer;
 use crate::queue::{Queue, RouteId};
 use report::Board;
@@ -33,6 +36,7 @@ use run::Run;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use suspects::Suspects;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// An enabled route that starts where this one ends.
@@ -59,8 +63,8 @@ pub struct RouteSpec {
     pub from: Arc<Peer>,
     /// The store that it writes.
     pub to: Arc<Peer>,
-    /// How many blobs are copied at a time, at least 1.
-    pub workers: usize,
+    /// What it may use, as of now; changes at any time.
+    pub limits: watch::Receiver<Limits>,
     /// Whether the destination's CONSUMED confirms, too.
     pub receive_only: bool,
     /// Where a confirmed blob goes from here.
@@ -111,13 +115,16 @@ pub struct Worker {
     deps: Deps,
     board: Arc<Board>,
     suspects: Mutex<Suspects>,
+    throttle: Arc<Throttle>,
 }
 
 impl Worker {
     /// A worker that does nothing before it is [run](Self::run).
     pub fn new(spec: RouteSpec, deps: Deps) -> Arc<Self> {
         let board = Board::new(deps.clock.clone());
-        Arc::new(Self { spec, deps, board, suspects: Mutex::default() })
+        let throttle = Throttle::new(deps.clock.clone());
+        throttle.set(&spec.limits.borrow());
+        Arc::new(Self { spec, deps, board, suspects: Mutex::default(), throttle })
     }
 
     /// Its route.
@@ -134,6 +141,10 @@ impl Worker {
     /// `abort`, which cancels the copies in flight, releases their claims, and settles what was copied already.
     pub async fn run(self: Arc<Self>, stop: CancellationToken, abort: CancellationToken) {
         Run::new(self).until_drained(&stop, &abort).await;
+    }
+
+    fn limits(&self) -> Limits {
+        *self.spec.limits.borrow()
     }
 
     fn suspects(&self) -> MutexGuard<'_, Suspects> {

@@ -3,6 +3,7 @@
 use crate::clock::{Clock, Entropy, SystemClock};
 use crate::config::{Config, StoreConfig};
 use crate::grpc::PeerEndpoint;
+use crate::queue::drop::DropEntries;
 use crate::queue::failures::Failures;
 use crate::queue::rocks::{KnownRoute, RocksOptions, RocksQueue};
 use crate::queue::{Queue, State};
@@ -27,6 +28,8 @@ pub struct Parts {
     pub queue: Arc<dyn Queue>,
     /// Lists and mends what failed; the same queue.
     pub failures: Arc<dyn Failures>,
+    /// Deletes the entries of orphaned routes; the same queue.
+    pub drop: Arc<dyn DropEntries>,
     /// Keeps small facts; the same database as the queue.
     pub state: Arc<dyn State>,
     /// A store for each configured name.
@@ -35,6 +38,8 @@ pub struct Parts {
     pub known_routes: Vec<KnownRoute>,
     /// The folder whose free bytes matter to the queue; absent where it is on no disk.
     pub disk: Option<PathBuf>,
+    /// Where a second copy of the operators' overrides is, beside the queue; absent where there is none.
+    pub overrides_file: Option<PathBuf>,
     /// What to do when all is over.
     pub close: Option<Close>,
 }
@@ -72,10 +77,12 @@ impl Parts {
             entropy: Arc::new(Entropy::from_os()),
             queue: queue.clone(),
             failures: queue.clone(),
+            drop: queue.clone(),
             state: queue.clone(),
             stores,
             known_routes: queue.routes(),
             disk: Some(dir),
+            overrides_file: Some(config.server.data_dir.join("overrides.json")),
             close: Some(Box::new(move || Box::pin(async move { closing.close().await }))),
         })
     }

@@ -68,13 +68,14 @@ impl World {
         let clock = Arc::new(SystemClock::new());
         let wall = clock.clone();
         let model = ModelQueue::new(50, Duration::from_secs(60), Arc::new(move || wall.now()));
-        let failures = Arc::new(model.clone());
+        let (failures, drop) = (Arc::new(model.clone()), Arc::new(model.clone()));
         let queue = Arc::new(FailingQueue::new(model));
         let parts = Parts {
             clock,
             entropy: Arc::new(Entropy::seeded(1)),
             queue: queue.clone(),
             failures,
+            drop,
             state: queue.clone(),
             stores: stores
                 .iter()
@@ -82,6 +83,7 @@ impl World {
                 .collect(),
             known_routes: Vec::new(),
             disk: None,
+            overrides_file: None,
             close: None,
         };
         let app = App::build(&config, parts).await.unwrap();

@@ -48,6 +48,21 @@ fn opened() -> Breaker {
 }
 
 #[test]
+fn a_probe_can_be_made_due_and_one_that_is_out_goes_on() {
+    let mut breaker = Breaker::new(Backoff::PROBE, Duration::ZERO);
+    breaker.probe_now(Duration::ZERO);
+    assert_eq!(breaker.snapshot().phase, Phase::Closed);
+    let reason = Reason::new(FaultKind::StoreIdChanged, "another");
+    assert!(breaker.latch(reason, Duration::from_secs(1), 0.5).is_some());
+    assert!(breaker.wait_until(Duration::from_secs(1)).is_some());
+    breaker.probe_now(Duration::from_secs(1));
+    let Permit::Identify(ticket) = breaker.permit(Duration::from_secs(1)) else { panic!("a probe is due") };
+    breaker.probe_now(Duration::from_secs(1));
+    assert!(matches!(breaker.permit(Duration::from_secs(1)), Permit::Wait(_)), "one is out");
+    assert!(breaker.on_success(ticket, Duration::from_secs(2)).is_some());
+}
+
+#[test]
 fn opens_at_once_probes_with_backoff_and_closes_on_one_success() {
     let mut breaker = Breaker::new(Backoff::PROBE, at(0));
     let ticket = go(&mut breaker, 10);

@@ -236,7 +236,7 @@ fn cause_name(cause: &v1::Fault) -> String {
 }
 
 /// A time to the second, in UTC.
-fn moment(time: &prost_types::Timestamp) -> String {
+pub(super) fn moment(time: &prost_types::Timestamp) -> String {
     prost_types::Timestamp { seconds: time.seconds, nanos: 0 }.to_string()
 }
 

@@ -182,7 +182,7 @@ mod tests {
                     limits: Some(v1::RouteLimits {
                         workers: Some(32),
                         bytes_per_second: Some(0),
-                        blobs_per_second: None,
+                        ..v1::RouteLimits::default()
                     }),
                     ..v1::RouteStatus::default()
                 },

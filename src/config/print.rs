@@ -29,6 +29,12 @@ pub(super) fn to_toml(config: &Config) -> String {
         string(&mut text, "from", &route.from);
         string(&mut text, "to", &route.to);
         plain(&mut text, "workers", route.workers);
+        if let Some(rate) = route.bytes_per_second {
+            string(&mut text, "bytes_per_second", &size_text(rate));
+        }
+        if let Some(rate) = route.blobs_per_second {
+            plain(&mut text, "blobs_per_second", rate);
+        }
         plain(&mut text, "enabled", route.enabled);
         plain(&mut text, "receive_only", route.receive_only);
     }

@@ -2,6 +2,7 @@
 
 use super::Problem;
 use super::tree::{Leaf, Node, Origin, Scalar, Table, Tree};
+use crate::limits::BlobRate;
 use http::Uri;
 use std::collections::BTreeSet;
 use std::fmt;
@@ -223,6 +224,21 @@ pub(super) fn size(range: RangeInclusive<u64>) -> impl FnOnce(&Scalar) -> Result
     }
 }
 
+/// Blobs in a second.
+pub(super) fn blob_rate(value: &Scalar) -> Result<BlobRate, Wrong> {
+    const ADVICE: &str = "set a number from 0.001 to 1000000, such as 50 or 0.5";
+    let number = match value {
+        Scalar::Integer(number) => number.to_string().parse().ok(),
+        Scalar::Float(number) => Some(*number),
+        Scalar::Bare(text) => text.replace('_', "").parse().ok(),
+        _ => None,
+    };
+    let Some(number) = number else {
+        return Err(Wrong::new(format!("{} is not a number", shown(value)), ADVICE));
+    };
+    BlobRate::new(number).ok_or_else(|| Wrong::new(format!("{number} is out of range"), ADVICE))
+}
+
 pub(super) fn duration(range: RangeInclusive<Duration>) -> impl FnOnce(&Scalar) -> Result<Duration, Wrong> {
     move |value| {
         let (Scalar::Text(text) | Scalar::Bare(text)) = value else {
@@ -313,6 +329,7 @@ fn shown(value: &Scalar) -> String {
     match value {
         Scalar::Bare(text) | Scalar::Text(text) => format!("{text:?}"),
         Scalar::Integer(number) => number.to_string(),
+        Scalar::Float(_) => "a value of type float".to_owned(),
         Scalar::Boolean(value) => value.to_string(),
         Scalar::Other(kind) => format!("a value of type {kind}"),
     }

@@ -1,12 +1,13 @@
 //! What each section holds, within which bounds, and what must hold between them.
 
 use super::read::{
-    Section, Wrong, address, boolean, choice, duration, endpoint, endpoint_text, integer, path, size, text,
+    Section, Wrong, address, blob_rate, boolean, choice, duration, endpoint, endpoint_text, integer, path, size, text,
 };
 use super::tree::Tree;
 use super::{
     Config, LogConfig, LogFormat, LogLevel, Problem, QueueConfig, RetryConfig, RouteConfig, ServerConfig, StoreConfig,
 };
+use crate::limits::WORKERS;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -122,7 +123,9 @@ fn read_route(
     }
     let default = RouteConfig::between(from.clone().unwrap_or_default(), to.clone().unwrap_or_default());
     let route = RouteConfig {
-        workers: section.value("workers", default.workers, integer(1..=1024)),
+        workers: section.value("workers", default.workers, integer(WORKERS)),
+        bytes_per_second: section.optional("bytes_per_second", size(1..=1 << 50)),
+        blobs_per_second: section.optional("blobs_per_second", blob_rate),
         enabled: section.value("enabled", default.enabled, boolean),
         receive_only: section.value("receive_only", default.receive_only, boolean),
         ..default

@@ -3,6 +3,7 @@
 use super::read::{size, size_text};
 use super::tree::Scalar;
 use super::{AmbiguousSource, Config, ConfigError, LogFormat, LogLevel, RouteConfig};
+use crate::limits::BlobRate;
 use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
 use std::path::Path;
 use std::time::Duration;
@@ -74,6 +75,32 @@ fn reads_the_example() {
     let route = &config.routes["primary_to_backup"];
     assert_eq!(route, &RouteConfig { workers: 64, ..RouteConfig::between("primary", "backup") });
     assert_eq!((config.queue.max_entries, config.queue.reserve_bytes), (1000, 512 << 20));
+}
+
+#[test]
+fn rates_are_read_printed_and_bounded() {
+    let rates = |lines: &str| {
+        let stores = "[stores.a]\nendpoint = 'http://a:1'\n[stores.b]\nendpoint = 'http://b:1'\n";
+        load(&format!("{stores}[routes.r]\nfrom = 'a'\nto = 'b'\n{lines}"), &[], &[])
+    };
+    let config = rates("bytes_per_second = '200MiB'\nblobs_per_second = 1.5").unwrap();
+    let limits = config.routes["r"].limits();
+    assert_eq!((limits.bytes_per_second, limits.blobs_per_second), (Some(200 << 20), BlobRate::new(1.5)));
+    assert_eq!(load(&config.to_toml(), &[], &[]).unwrap(), config);
+    let whole = rates("blobs_per_second = 50").unwrap();
+    assert_eq!(whole.routes["r"].blobs_per_second, BlobRate::new(50.0));
+    assert_eq!(load(&whole.to_toml(), &[], &[]).unwrap(), whole);
+    let bare = load(&whole.to_toml(), &[("BLOBFERRY__ROUTES__R__BLOBS_PER_SECOND", "0.25")], &[]).unwrap();
+    assert_eq!(bare.routes["r"].blobs_per_second, BlobRate::new(0.25));
+    for (wrong, said) in [
+        ("bytes_per_second = 0", "0 is out of range (set 1B to 1PiB"),
+        ("blobs_per_second = 0", "0 is out of range (set a number from 0.001 to 1000000"),
+        ("blobs_per_second = nan", "NaN is out of range"),
+        ("blobs_per_second = 'many'", "\"many\" is not a number"),
+    ] {
+        let error = rates(wrong).unwrap_err().to_string();
+        assert!(error.contains(said), "{error}");
+    }
 }
 
 #[test]

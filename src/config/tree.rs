@@ -39,6 +39,8 @@ pub(super) enum Scalar {
     Text(String),
     /// A TOML integer.
     Integer(i128),
+    /// A TOML float; what is no number at all is none here.
+    Float(f64),
     /// A TOML boolean.
     Boolean(bool),
     /// Any other TOML value, by the name of its type.
@@ -152,7 +154,11 @@ fn from_toml(table: &DeTable<'_>, name: &Rc<str>, text: &str) -> Table {
                 Ok(integer) => Scalar::Integer(integer),
                 Err(_) => Scalar::Other("integer out of all range"),
             },
-            other @ (DeValue::Float(_) | DeValue::Datetime(_) | DeValue::Array(_)) => Scalar::Other(other.type_str()),
+            DeValue::Float(float) => match float.as_str().replace('_', "").parse() {
+                Ok(number) => Scalar::Float(number),
+                Err(_) => Scalar::Other("float"),
+            },
+            other @ (DeValue::Datetime(_) | DeValue::Array(_)) => Scalar::Other(other.type_str()),
         };
         let origin = Origin::File(name.clone(), line_of(text, value.span().start));
         nodes.insert(key.get_ref().to_string(), Node::Leaf(Leaf { value: scalar, origin }));

@@ -112,6 +112,14 @@ reasons! {
     NoEnabledRoute = "NO_ENABLED_ROUTE", FailedPrecondition;
     /// The route is disabled by its configuration.
     RouteDisabled = "ROUTE_DISABLED", FailedPrecondition;
+    /// The route is no longer configured.
+    RouteOrphaned = "ROUTE_ORPHANED", FailedPrecondition;
+    /// The route is configured, and cannot be dropped.
+    RouteConfigured = "ROUTE_CONFIGURED", FailedPrecondition;
+    /// The store has another id than the one to be adopted.
+    StoreIdMismatch = "STORE_ID_MISMATCH", FailedPrecondition;
+    /// A store does not answer, and must.
+    PeerUnavailable = "PEER_UNAVAILABLE", Unavailable;
     /// Another full sync runs on the route.
     SyncRunning = "SYNC_RUNNING", FailedPrecondition;
     /// There is no such full sync.

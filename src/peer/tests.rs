@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use super::{Admission, Needs, Peer, Permit};
+use super::{Admission, AdoptError, Needs, Peer, Permit};
 use crate::breaker::{Phase, Reason};
 use crate::clock::{Entropy, ManualClock};
 use crate::fault::FaultKind;
@@ -186,9 +186,27 @@ async fn a_store_id_is_learned_and_another_one_latches_until_it_is_adopted() {
     }
     assert_eq!(lab.peer.snapshot().store_id.as_deref(), Some("id-1"));
     lab.store.set_info(Some(StoreInfo { store_id: Some("id-2".to_owned()), ..lab.info.clone() }));
-    lab.peer.adopt_store_id(Some("id-2".to_owned()));
+    let complaint = lab.peer.snapshot().reason.unwrap().message;
+    assert!(complaint.contains("no store id"), "{complaint}");
     lab.pass(60);
+    assert!(lab.is_waiting().await);
+    let complaint = lab.peer.snapshot().reason.unwrap().message;
+    assert!(complaint.ends_with("if it is to take its place: blobferry adopt primary \"id-2\""), "{complaint}");
+    // At once, whenever the next probe would have been due.
+    lab.peer.adopt_store_id(Some("id-2".to_owned()));
     drop(lab.go().await);
+}
+
+#[tokio::test]
+async fn an_id_is_adopted_only_where_the_store_tells_it() {
+    let lab = lab(BOTH, Some("id-0")).await;
+    assert!(lab.peer.check_identity("id-1").await.is_ok());
+    let other = lab.peer.check_identity("id-2").await.unwrap_err().to_string();
+    assert!(other.contains("primary tells the id \"id-1\""), "{other}");
+    lab.store.set_info(Some(StoreInfo { store_id: None, ..lab.info.clone() }));
+    assert!(matches!(lab.peer.check_identity("").await, Err(AdoptError::Other { found: None, .. })));
+    lab.store.set_down(true);
+    assert!(matches!(lab.peer.check_identity("id-1").await, Err(AdoptError::Unavailable { .. })));
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 //! Written from the port's table alone. Whatever is claimable is found by looking at every entry, so it is for thousands
 //! of entries, not for millions. "Durable" is what [`ModelQueue::crash`] keeps: everything but the claims.
 
+mod dropped;
 mod failed;
 
 use crate::blob::BlobRef;

@@ -39,6 +39,7 @@
 mod claims;
 mod commit;
 mod decide;
+mod dropped;
 mod failed;
 mod keys;
 mod open;

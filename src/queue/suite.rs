@@ -2,8 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod dropped;
 mod failures;
 
+pub(crate) use dropped::{
+    a_dropped_route_is_empty_and_works_again, a_route_half_dropped_is_whole,
+    claimed_entries_outlive_the_drop_of_their_route,
+};
 pub(crate) use failures::{
     a_discarded_entry_makes_way_for_its_successor, all_failures, claimed_and_ready_entries_are_no_failures,
     failures_are_discarded, failures_are_listed_in_pages, failures_are_revived,
@@ -11,6 +16,7 @@ pub(crate) use failures::{
 
 use crate::blob::{BlobRef, DigestFunction};
 use crate::fault::FaultKind;
+use crate::queue::drop::DropEntries;
 use crate::queue::failures::Failures;
 use crate::queue::{
     Claim, Failure, Lane, Oldest, Origin, Outcome, Push, Pushed, Queue, QueueError, RouteCounts, RouteId, State,
@@ -25,8 +31,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub(crate) const MAX_BACKOFF: Duration = Duration::from_secs(600);
 
 /// A queue with its state and its failures.
-pub(crate) trait Both: Queue + State + Failures {}
-impl<T: Queue + State + Failures> Both for T {}
+pub(crate) trait Both: Queue + State + Failures + DropEntries {}
+impl<T: Queue + State + Failures + DropEntries> Both for T {}
 
 /// A queue under test.
 #[async_trait]
@@ -79,7 +85,9 @@ macro_rules! conformance {
             routes_keep_their_stores, subscribers_are_woken, failures_keep_their_history, oldest_is_told,
             sequences_are_never_used_twice, unknown_routes_are_refused_whole,
             failures_are_listed_in_pages, failures_are_revived, failures_are_discarded,
-            claimed_and_ready_entries_are_no_failures, a_discarded_entry_makes_way_for_its_successor
+            claimed_and_ready_entries_are_no_failures, a_discarded_entry_makes_way_for_its_successor,
+            a_dropped_route_is_empty_and_works_again, a_route_half_dropped_is_whole,
+            claimed_entries_outlive_the_drop_of_their_route
         );
     };
     (@ $make:path, $($case:ident),+) => {

@@ -4,6 +4,9 @@ use crate::announce::Backlog;
 use crate::breaker::Phase;
 use crate::copy::Stage;
 use crate::fault::FaultKind;
+use crate::limits::{BlobRate, Limits};
+use crate::overrides::InForce;
+use crate::pb::v1::LimitSettings;
 use crate::pb::{duration, timestamp, v1};
 use crate::peer::PeerSnapshot;
 use crate::queue::{Lane, LaneCounts, Pushed, RouteCounts, Tally};
@@ -70,6 +73,7 @@ fn route(status: &RouteStatus) -> v1::RouteStatus {
         RouteState::Parked => v1::RouteState::Parked,
         RouteState::Retrying => v1::RouteState::Retrying,
         RouteState::Blocked => v1::RouteState::Blocked,
+        RouteState::Paused => v1::RouteState::Paused,
         RouteState::Draining => v1::RouteState::Draining,
         RouteState::Disabled => v1::RouteState::Disabled,
         RouteState::Orphaned => v1::RouteState::Orphaned,
@@ -78,6 +82,7 @@ fn route(status: &RouteStatus) -> v1::RouteStatus {
         None => v1::LimitingFactor::Unspecified,
         Some(LimitingFactor::Idle) => v1::LimitingFactor::Idle,
         Some(LimitingFactor::Paused) => v1::LimitingFactor::Paused,
+        Some(LimitingFactor::RateLimit) => v1::LimitingFactor::RateLimit,
         Some(LimitingFactor::Workers) => v1::LimitingFactor::Workers,
         Some(LimitingFactor::SourceSlow) => v1::LimitingFactor::SourceSlow,
         Some(LimitingFactor::DestinationSlow) => v1::LimitingFactor::DestinationSlow,
@@ -108,13 +113,36 @@ fn route(status: &RouteStatus) -> v1::RouteStatus {
         all_time: Some(totals(&Totals { confirmed, copied, copied_bytes, discarded, failed_attempts: None })),
         copies: status.copies.iter().map(copy).collect(),
         recent_faults: status.faults.iter().map(fault_group).collect(),
-        limits: Some(v1::RouteLimits {
-            workers: Some(u32::try_from(status.workers).unwrap_or(u32::MAX)),
-            bytes_per_second: None,
-            blobs_per_second: None,
-        }),
+        limits: Some(limits(&status.limits)),
         running_sync: status.running_sync.as_ref().map(full_sync),
         last_sync: status.last_sync.as_ref().map(full_sync),
+    }
+}
+
+pub(super) fn limits(in_force: &InForce) -> v1::RouteLimits {
+    let LimitSettings { workers, bytes_per_second, blobs_per_second } = limit_settings(&in_force.limits);
+    let overrides = in_force.overrides.iter().map(|(value, stamp)| v1::LimitOverride {
+        setting: value.setting().as_str().to_owned(),
+        set_by: stamp.set_by.clone(),
+        set_time: Some(timestamp(stamp.set_time)),
+        expire_time: stamp.expire_time.map(timestamp),
+        reason: stamp.reason.clone(),
+    });
+    v1::RouteLimits {
+        workers,
+        bytes_per_second,
+        blobs_per_second,
+        paused: Some(in_force.limits.paused),
+        overrides: overrides.collect(),
+        configured: Some(limit_settings(&in_force.configured)),
+    }
+}
+
+fn limit_settings(limits: &Limits) -> LimitSettings {
+    LimitSettings {
+        workers: Some(u32::try_from(limits.workers).unwrap_or(u32::MAX)),
+        bytes_per_second: limits.bytes_per_second,
+        blobs_per_second: limits.blobs_per_second.map(BlobRate::per_second),
     }
 }
 
@@ -222,6 +250,7 @@ fn peer(status: &PeerStatus) -> v1::PeerStatus {
             next_probe_time: next_probe.map(timestamp),
             cause: reason.as_ref().map(|reason| peer_fault(reason.kind, &reason.message, *since)),
         }),
+        expected_store_id: status.snapshot.store_id.clone().unwrap_or_default(),
         last_fault: last_error.as_ref().map(|(reason, time)| peer_fault(reason.kind, &reason.message, *time)),
     }
 }

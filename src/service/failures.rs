@@ -81,6 +81,9 @@ pub(super) async fn retry(
     caller: String,
 ) -> Result<v1::RetryFailuresResponse, Status> {
     let v1::RetryFailuresRequest { route, selection, count_only, page_token } = request;
+    if let Some(orphan) = parts.routes.orphan(&route) {
+        return Err(super::overrides::orphaned(orphan));
+    }
     let walk = Walk::new(parts, &route, selection, (Remedy::Revive, count_only), &page_token, caller)?;
     let Walked { matched, changed, next } = walk.run().await?;
     Ok(v1::RetryFailuresResponse {
@@ -376,7 +379,7 @@ fn fault(failure: &Failure) -> v1::Fault {
 }
 
 fn route<'a>(parts: &'a ServiceParts, name: &str) -> Result<&'a Route, Status> {
-    parts.routes.route(name).map_err(|error| announce_status(&error))
+    parts.routes.route_or_orphan(name).map_err(|error| announce_status(&error))
 }
 
 /// The kind of this number on the wire; 0 means any.

@@ -4,6 +4,8 @@ use super::sentence::{RouteFacts, overall, peer_status, queue_status, route_stat
 use super::{PeerStatus, QueueState, QueueStatus, ReplicatorStatus, Samples};
 use crate::announce::{Announcer, Backlog, Gate, Route};
 use crate::clock::Clock;
+use crate::limits::Limits;
+use crate::overrides::{InForce, Overrides};
 use crate::peer::Peer;
 use crate::queue::{Oldest, Queue, RouteCounts};
 use crate::sync::FullSyncs;
@@ -19,8 +21,6 @@ const UNKNOWN: u64 = u64::MAX;
 pub struct WatchedRoute {
     /// The route.
     pub route: Route,
-    /// Copies that may run at a time.
-    pub workers: usize,
     /// Whether it left the configuration and the queue still knows it.
     pub orphaned: bool,
     /// Its worker; absent where it is disabled or orphaned.
@@ -43,6 +43,8 @@ pub struct ObserverParts {
     pub announcer: Arc<Announcer>,
     /// The full syncs.
     pub syncs: FullSyncs,
+    /// What operators have overridden.
+    pub overrides: Arc<Overrides>,
     /// Tells the time.
     pub clock: Arc<dyn Clock>,
     /// Tells of the drain.
@@ -106,7 +108,8 @@ impl Observer {
         let works = |route: &Route| {
             let syncing = self.parts.syncs.running(&route.name);
             let counts = self.parts.queue.counts(route.id);
-            !draining && route_works(route, &counts, syncing.as_ref(), &peers)
+            let paused = self.limits(&route.name).limits.paused;
+            !draining && !paused && route_works(route, &counts, syncing.as_ref(), &peers)
         };
         configured.map(|watched| (watched.route.name.clone(), works(&watched.route))).collect()
     }
@@ -116,9 +119,14 @@ impl Observer {
         let now = self.parts.clock.now();
         let draining = self.parts.gate.is_shut();
         let asked = |route: &Route| names.is_empty() || names.iter().any(|name| **name == *route.name);
+        // One that was dropped is of no interest, but to who asks for it.
+        let is_empty = |route: &Route| Backlog::with_parked(&self.parts.queue.counts(route.id)) == 0;
+        let is_gone = |watched: &WatchedRoute| watched.orphaned && names.is_empty() && is_empty(&watched.route);
         let all_peers = self.peers();
         let mut routes = Vec::new();
-        for (index, watched) in self.parts.routes.iter().enumerate().filter(|(_, watched)| asked(&watched.route)) {
+        for (index, watched) in
+            self.parts.routes.iter().enumerate().filter(|(_, watched)| asked(&watched.route) && !is_gone(watched))
+        {
             let facts = self.facts(index, watched, draining).await;
             routes.push(route_status(facts, &all_peers, now));
         }
@@ -156,12 +164,12 @@ impl Observer {
             None
         };
         let at_start = self.at_start[index];
-        let workers = watched.workers;
+        let limits = self.limits(&route.name);
         let orphaned = watched.orphaned;
         RouteFacts {
             route,
             orphaned,
-            workers,
+            limits,
             counts,
             at_start,
             oldest,
@@ -171,6 +179,11 @@ impl Observer {
             last_sync,
             draining,
         }
+    }
+
+    fn limits(&self, route: &str) -> InForce {
+        // An orphaned route may do nothing.
+        self.parts.overrides.in_force(route).unwrap_or_else(|| InForce::configured(Limits::workers(0)))
     }
 
     fn peers(&self) -> Vec<PeerStatus> {

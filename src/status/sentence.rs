@@ -8,6 +8,7 @@ use super::{
 use crate::announce::{Backlog, Route};
 use crate::breaker::Phase;
 use crate::copy::Stage;
+use crate::overrides::{InForce, Stamp};
 use crate::peer::PeerSnapshot;
 use crate::queue::{Oldest, RouteCounts, Tally};
 use crate::sync::{SyncPhase, SyncRecord, SyncState};
@@ -23,8 +24,8 @@ pub struct RouteFacts<'a> {
     pub route: &'a Route,
     /// Whether it is no longer configured.
     pub orphaned: bool,
-    /// The copies that may run at a time.
-    pub workers: usize,
+    /// The limits in force.
+    pub limits: InForce,
     /// The queue's figures now.
     pub counts: RouteCounts,
     /// The same when the process started.
@@ -52,7 +53,7 @@ pub fn route_status(facts: RouteFacts<'_>, peers: &[PeerStatus], now: SystemTime
     let RouteFacts {
         route,
         orphaned,
-        workers,
+        limits,
         counts,
         at_start,
         oldest,
@@ -76,6 +77,8 @@ pub fn route_status(facts: RouteFacts<'_>, peers: &[PeerStatus], now: SystemTime
         RouteState::Disabled
     } else if draining {
         RouteState::Draining
+    } else if limits.limits.paused {
+        RouteState::Paused
     } else {
         open.state()
     };
@@ -87,12 +90,13 @@ pub fn route_status(facts: RouteFacts<'_>, peers: &[PeerStatus], now: SystemTime
         RouteState::Disabled => format!(" by the configuration{}", kept(&counts, backlog)),
         RouteState::Orphaned => format!(": no longer configured{}", kept(&counts, backlog)),
         RouteState::Draining => draining_text(&counts, backlog),
+        RouteState::Paused => paused_text(limits.pause(), &counts, backlog, now),
         _ => open.detail(state, &trend, eta, oldest.next_due, now),
     };
     if let Some(why) = queue_failed {
         detail.push_str(&format!("; but the queue fails: {why}"));
     }
-    let limiting = limiting(route, &open, worker.as_ref(), workers, oldest.next_due, now);
+    let limiting = limiting(route, &limits, &open, worker.as_ref(), oldest.next_due, now);
     let (mut copies, faults) = worker.map(|report| (report.in_progress, report.errors)).unwrap_or_default();
     copies.sort_by_key(|copy| copy.start);
     copies.truncate(MAX_COPIES);
@@ -117,7 +121,7 @@ pub fn route_status(facts: RouteFacts<'_>, peers: &[PeerStatus], now: SystemTime
         },
         copies,
         faults,
-        workers,
+        limits,
         running_sync,
         last_sync,
     }
@@ -272,15 +276,39 @@ fn draining_text(counts: &RouteCounts, backlog: Backlog) -> String {
     )
 }
 
+/// Who paused it, since when, until when and why; what waits, and what is still in flight.
+fn paused_text(pause: Option<&Stamp>, counts: &RouteCounts, backlog: Backlog, now: SystemTime) -> String {
+    let mut text = String::new();
+    if let Some(Stamp { set_by, set_time, expire_time, reason }) = pause {
+        text.push_str(&format!(" by {set_by} since {}", since(*set_time, now)));
+        if let Some(left) = expire_time.and_then(|end| end.duration_since(now).ok()) {
+            text.push_str(&format!(", for another {}", span(left)));
+        }
+        if !reason.is_empty() {
+            text.push_str(&format!(" ({reason})"));
+        }
+    }
+    let copying = sum(counts, |lane| lane.claimed).entries;
+    let waiting = backlog.tally.entries.saturating_sub(copying);
+    let wait = if waiting == 1 { "waits" } else { "wait" };
+    text.push_str(&format!(": {} {wait}", several(waiting, "blob")));
+    match copying {
+        0 => {}
+        1 => text.push_str(", 1 copy in flight is being finished"),
+        many => text.push_str(&format!(", {} copies in flight are being finished", number(many))),
+    }
+    text
+}
+
 fn limiting(
     route: &Route,
+    limits: &InForce,
     open: &Open<'_>,
     worker: Option<&Report>,
-    workers: usize,
     next_due: Option<SystemTime>,
     now: SystemTime,
 ) -> Option<LimitingFactor> {
-    if !route.enabled {
+    if !route.enabled || limits.limits.paused {
         return Some(LimitingFactor::Paused);
     }
     let (ready, claimed) = (open.sum(|lane| lane.ready).entries, open.sum(|lane| lane.claimed).entries);
@@ -291,7 +319,10 @@ fn limiting(
     if !open.shut.is_empty() {
         return Some(LimitingFactor::Breaker);
     }
-    if ready > 0 && claimed >= workers as u64 {
+    if worker.is_some_and(|report| report.activity == Activity::RateLimited) {
+        return Some(LimitingFactor::RateLimit);
+    }
+    if ready > 0 && claimed >= limits.limits.workers as u64 {
         return Some(LimitingFactor::Workers);
     }
     let copies = &worker?.in_progress;
@@ -392,7 +423,10 @@ pub fn overall(
     let needs_eye = |route: &&RouteStatus| {
         let failed = failed_sync(route.running_sync.as_ref(), route.last_sync.as_ref()).is_some();
         (failed && route.route.enabled)
-            || matches!(route.state, RouteState::Parked | RouteState::Retrying | RouteState::Blocked)
+            || matches!(
+                route.state,
+                RouteState::Parked | RouteState::Retrying | RouteState::Blocked | RouteState::Paused
+            )
             || sum(&route.counts, |lane| lane.parked).entries > 0
             || sum(&route.counts, |lane| lane.retrying).entries > 0
     };

@@ -8,6 +8,8 @@ use crate::announce::Route;
 use crate::breaker::{Phase, Reason};
 use crate::clock::from_unix_ms;
 use crate::fault::FaultKind;
+use crate::limits::{Limits, Override};
+use crate::overrides::{InForce, Stamp};
 use crate::peer::PeerSnapshot;
 use crate::queue::{LaneCounts, Oldest, RouteCounts, RouteId, SyncId, Tally};
 use crate::sync::{SyncFailure, SyncMode, SyncRecord, SyncState};
@@ -45,7 +47,7 @@ fn status(fresh: LaneCounts, peers: &[PeerStatus], change: impl FnOnce(&mut Rout
     let mut facts = RouteFacts {
         route: &route,
         orphaned: false,
-        workers: 32,
+        limits: InForce::configured(Limits::workers(32)),
         counts: RouteCounts { fresh, ..RouteCounts::default() },
         at_start: RouteCounts::default(),
         oldest: Oldest { fresh: Some(now() - Duration::from_millis(2140)), ..Oldest::default() },
@@ -109,6 +111,36 @@ fn failed_and_parked_entries_are_told_apart() {
     let (state, summary) = overall(&[route], &up, &queue_status(1, 100, None, 0, None), false);
     assert_eq!(state, ReplicatorState::Attention);
     assert!(summary.starts_with("attention: primary_to_backup: parked"), "{summary}");
+}
+
+#[test]
+fn a_paused_route_says_who_paused_it_and_until_when_and_what_waits() {
+    let down = [peer("primary", None), peer("backup", Some("connection refused"))];
+    let counts = LaneCounts { ready: tally(1204, 9), claimed: tally(3, 9), ..LaneCounts::default() };
+    let pause = |end: Option<u64>, reason: &str| {
+        let configured = Limits::workers(32);
+        let stamp = Stamp {
+            set_by: "eve@host".to_owned(),
+            set_time: now() - Duration::from_secs(7080),
+            expire_time: end.map(|seconds| now() + Duration::from_secs(seconds)),
+            reason: reason.to_owned(),
+        };
+        let limits = configured.with(&[Override::Paused]);
+        InForce { limits, configured, overrides: vec![(Override::Paused, stamp)] }
+    };
+    let route = status(counts, &down, |facts| facts.limits = pause(Some(600), "disk swap"));
+    assert_eq!(
+        route.summary,
+        "primary_to_backup: paused by eve@host since 10:02 UTC, for another 10 min (disk swap): 1,204 blobs wait, 3 copies in \
+         flight are being finished"
+    );
+    assert_eq!((route.state, route.limiting, route.eta), (RouteState::Paused, Some(LimitingFactor::Paused), None));
+    assert!(!route.state.works());
+    let (state, summary) = overall(&[route], &[], &queue_status(1, 100, None, 0, None), false);
+    assert_eq!(state, ReplicatorState::Attention);
+    assert!(summary.starts_with("attention: primary_to_backup: paused by eve@host"), "{summary}");
+    let idle = status(LaneCounts::default(), &down, |facts| facts.limits = pause(None, ""));
+    assert_eq!(idle.summary, "primary_to_backup: paused by eve@host since 10:02 UTC: 0 blobs wait");
 }
 
 #[test]

@@ -46,6 +46,10 @@ pub struct Report {
 pub enum Activity {
     /// It copies, or would if there were entries to copy.
     Ready,
+    /// An operator has paused it: nothing new is begun.
+    Paused,
+    /// The rates that it may use are used up for the moment.
+    RateLimited,
     /// It waits for this peer, whose breaker is not closed.
     WaitingForPeer(Arc<str>),
     /// The queue gives out no entries, or records no outcomes.

@@ -1,11 +1,14 @@
 //! The loop of a worker: it picks one event at a time and applies it.
 
+mod limited;
+
 use super::judge::Permits;
 use super::lanes::{Lanes, index};
 use super::report::{Activity, ShownCopy};
 use super::{Deps, Worker};
 use crate::copy::{Copied, CopyError, CopyJob, Progress, copy_blob};
 use crate::fault::FaultKind;
+use crate::limits::Charge;
 use crate::peer::{Admission, Peer};
 use crate::queue::{Claim, Entry, Lane, Outcome, QueueError};
 use futures::future::BoxFuture;
@@ -62,12 +65,13 @@ struct Slots([AtomicUsize; 2]);
 struct Slot {
     slots: Arc<Slots>,
     lane: Lane,
+    charge: Charge,
 }
 
 impl Slot {
-    fn take(slots: &Arc<Slots>, lane: Lane) -> Self {
+    fn take(slots: &Arc<Slots>, lane: Lane, charge: Charge) -> Self {
         slots.0[index(lane)].fetch_add(1, Ordering::Relaxed);
-        Self { slots: slots.clone(), lane }
+        Self { slots: slots.clone(), lane, charge }
     }
 }
 
@@ -144,6 +148,7 @@ impl Run {
         let mut queue = self.worker.deps.queue.subscribe(spec.id);
         let mut from = spec.from.changes();
         let mut to = spec.to.changes();
+        let mut limits = spec.limits.clone();
         let mut stopping = stop.is_cancelled();
         loop {
             self.settle();
@@ -169,6 +174,10 @@ impl Run {
                     break;
                 }
                 () = stop.cancelled(), if !stopping => stopping = true,
+                () = changed(&mut limits) => {
+                    limits.mark_unchanged();
+                    self.on_limits();
+                }
                 settled = maybe(&mut self.settling) => {
                     self.settling = None;
                     self.on_settled(settled);
@@ -193,12 +202,12 @@ impl Run {
     }
 
     fn free(&self) -> usize {
-        self.worker.spec.workers.max(1).saturating_sub(self.copies.len())
+        self.workers().saturating_sub(self.copies.len())
     }
 
     fn wants_more(&self) -> bool {
         // When the queue writes slowly, copying must not run ahead of it without bound.
-        let unsettled = self.judged.len() < 2 * self.worker.spec.workers.max(32);
+        let unsettled = self.judged.len() < 2 * self.workers().max(32);
         self.filling.is_none() && self.rest.is_none() && self.free() > 0 && unsettled
     }
 
@@ -207,10 +216,11 @@ impl Run {
         let has_work =
             [counts.fresh, counts.backfill].map(|lane| lane.ready.entries.saturating_add(lane.retrying.entries) > 0);
         let in_flight = [0, 1].map(|lane: usize| self.slots.0[lane].load(Ordering::Relaxed));
-        let shares = self.lanes.share(self.worker.spec.workers.max(1), in_flight, has_work);
+        let Some(room) = self.room(has_work) else { return };
+        let shares = self.lanes.share(in_flight[0] + in_flight[1] + room, in_flight, has_work);
         let now = self.worker.deps.clock.monotonic();
         let check = self.checked_peers.is_none_or(|checked| now.saturating_sub(checked) >= IDLE_CHECK);
-        let order = FillOrder { shares, has_work, free: self.free(), check };
+        let order = FillOrder { shares, has_work, free: room, check };
         self.filling = Some(Box::pin(fill(self.worker.clone(), order)));
     }
 
@@ -220,9 +230,14 @@ impl Run {
         }
         self.rest = fill.rest;
         self.set_activity(fill.activity);
-        let Some(permits) = fill.permits else { return };
+        let Some(permits) = fill.permits.filter(|_| !self.worker.limits().paused) else { return };
         for claim in fill.claims {
-            let slot = Slot::take(&self.slots, claim.entry().lane);
+            let charge = match self.worker.throttle.begin(claim.entry().size) {
+                Ok(charge) => charge,
+                // This one and those behind it are released, in their order.
+                Err(until) => return self.rest_for_rate(until),
+            };
+            let slot = Slot::take(&self.slots, claim.entry().lane, charge);
             self.copies.spawn(attempt(self.worker.clone(), claim, permits.clone(), slot));
         }
     }
@@ -429,7 +444,7 @@ async fn rest_until_due(worker: &Worker, poll: Duration) -> Rest {
 }
 
 /// Copies one entry's blob.
-async fn attempt(worker: Arc<Worker>, claim: Claim, permits: Arc<Permits>, slot: Slot) -> Finished {
+async fn attempt(worker: Arc<Worker>, claim: Claim, permits: Arc<Permits>, mut slot: Slot) -> Finished {
     let entry = claim.entry();
     let spec = &worker.spec;
     let progress = Arc::new(Progress::new(entry.size));
@@ -458,12 +473,16 @@ async fn attempt(worker: Arc<Worker>, claim: Claim, permits: Arc<Permits>, slot:
             tokio::select! {
                 biased;
                 result = &mut copy => break result,
-                () = progress.news() => permits.tell_heard(&progress),
+                () = progress.news() => {
+                    permits.tell_heard(&progress);
+                    slot.charge.known(progress.size());
+                }
             }
         }
     };
     let result = result.instrument(span).await;
     progress.settling();
+    slot.charge.known(Some(progress.bytes()));
     drop(slot);
     Finished { claim, result, permits, progress, shown }
 }
@@ -486,7 +505,7 @@ async fn maybe<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {
     }
 }
 
-async fn changed(news: &mut watch::Receiver<u64>) {
+async fn changed<T>(news: &mut watch::Receiver<T>) {
     if news.changed().await.is_err() {
         // Nobody is left to tell any.
         std::future::pending().await

@@ -1,10 +1,13 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod limited;
+
 use super::{Activity, Deps, NextHop, Policy, RouteSpec, Worker};
 use crate::backoff::{Backoff, Patience};
 use crate::blob::{BlobRef, DigestFunction};
 use crate::clock::{Clock, Entropy};
 use crate::fault::FaultKind;
+use crate::limits::Limits;
 use crate::peer::{Needs, Peer};
 use crate::queue::model::ModelQueue;
 use crate::queue::{
@@ -108,6 +111,7 @@ struct Lab {
     flaky: Arc<FlakyQueue>,
     places: BTreeMap<String, Place>,
     workers: Vec<Arc<Worker>>,
+    limits: watch::Sender<Limits>,
     running: JoinSet<()>,
     stop: CancellationToken,
     abort: CancellationToken,
@@ -146,6 +150,7 @@ impl Lab {
         };
         let (fails, failures) = (AtomicBool::new(false), AtomicU64::new(0));
         let flaky = Arc::new(FlakyQueue { inner: queue.clone(), fails, failures });
+        let limits = watch::Sender::new(Limits::workers(workers));
         let deps = Deps { queue: flaky.clone(), clock, entropy, policy: Policy::default() };
         let worker = |(index, (from, to)): (usize, &(&str, &str))| {
             let spec = RouteSpec {
@@ -153,7 +158,7 @@ impl Lab {
                 id: ids[index],
                 from: places[*from].peer.clone(),
                 to: places[*to].peer.clone(),
-                workers,
+                limits: limits.subscribe(),
                 receive_only,
                 next: (0..routes.len()).filter(|next| routes[*next].0 == *to).map(hop).collect(),
             };
@@ -161,7 +166,7 @@ impl Lab {
         };
         let workers = routes.iter().enumerate().map(worker).collect();
         let (stop, abort) = (CancellationToken::new(), CancellationToken::new());
-        Self { queue, flaky, places, workers, running: JoinSet::new(), stop, abort }
+        Self { queue, flaky, places, workers, limits, running: JoinSet::new(), stop, abort }
     }
 
     fn start(&mut self) {

@@ -1,5 +1,6 @@
 //! A replicator's status as text. Pure: what is shown depends on the message alone, its own clock included.
 
+use crate::cli::limits::override_line;
 use crate::cli::text::{Table, bytes, bytes_rate, cause, count, counted, plain, rate, span};
 use crate::pb;
 use crate::pb::v1;
@@ -95,6 +96,9 @@ fn route_details(route: &v1::RouteStatus, now: Option<&Timestamp>) -> String {
     let mut line = |what: &str| text.push_str(&format!("  {what}\n"));
     if !route.summary.is_empty() {
         line(&sentence(behind(&route.summary, &route.name)));
+    }
+    for one in route.limits.iter().flat_map(|limits| &limits.overrides) {
+        line(&override_line(one));
     }
     if let (Some(start), Some(all)) = (&route.since_start, &route.all_time) {
         line(&format!(

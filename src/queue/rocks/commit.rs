@@ -9,6 +9,7 @@ use super::row::RouteRow;
 use super::shared::Shared;
 use super::txn::{Effects, Moved, Txn};
 use super::{RocksOptions, WallClock};
+use crate::queue::drop::Dropped;
 use crate::queue::failures::Remedy;
 use crate::queue::{Claim, Origin, Outcome, Push, Pushed, QueueError, RouteId, Seq, StateWrite};
 use rocksdb::{DB, WriteBatch};
@@ -37,6 +38,7 @@ pub(super) enum Request {
     Push { pushes: Vec<Push>, state: Vec<StateWrite>, answer: Answer<Vec<Pushed>> },
     Settle { settled: Vec<(Claim, Outcome)>, answer: Answer<()> },
     Remedy { route: RouteId, seqs: Vec<Seq>, remedy: Remedy, answer: Answer<u64> },
+    DropEntries { route: RouteId, max: usize, answer: Answer<Dropped> },
     Register { route: RouteRow, answer: Answer<RouteId> },
     Aside { rows: Vec<BadRow> },
 }
@@ -47,6 +49,7 @@ impl Request {
             Self::Push { pushes, state, .. } => pushes.len() + state.len(),
             Self::Settle { settled, .. } => settled.len(),
             Self::Remedy { seqs, .. } => seqs.len(),
+            Self::DropEntries { max, .. } => *max,
             Self::Register { .. } => 1,
             Self::Aside { rows } => rows.len(),
         }
@@ -59,6 +62,7 @@ enum Decided {
     Push(Answer<Vec<Pushed>>, Result<Vec<Pushed>, QueueError>),
     Settle(Answer<()>, Result<Vec<Claim>, QueueError>),
     Remedy(Answer<u64>, Result<u64, QueueError>),
+    DropEntries(Answer<Dropped>, Result<Dropped, QueueError>),
     Register(Answer<RouteId>, Result<RouteId, QueueError>),
 }
 
@@ -68,6 +72,7 @@ impl Decided {
         match self {
             Self::Push(to, pushed) => answer(to, pushed),
             Self::Remedy(to, changed) => answer(to, changed),
+            Self::DropEntries(to, dropped) => answer(to, dropped),
             Self::Register(to, id) => answer(to, id),
             Self::Settle(to, claims) => {
                 answer(to, claims.map(|claims| claims.into_iter().for_each(Claim::disarm)));
@@ -81,6 +86,7 @@ impl Decided {
         match self {
             Self::Push(to, pushed) => answer(to, pushed.and(Err(error))),
             Self::Remedy(to, changed) => answer(to, changed.and(Err(error))),
+            Self::DropEntries(to, dropped) => answer(to, dropped.and(Err(error))),
             Self::Register(to, id) => answer(to, id.and(Err(error))),
             Self::Settle(to, claims) => {
                 let result = claims.and(Err(error));
@@ -193,6 +199,13 @@ impl Committer {
                     txn.roll_back(savepoint);
                 }
                 Some(Decided::Remedy(answer, result.map(|()| changed)))
+            }
+            Request::DropEntries { route, max, answer } => {
+                let dropped = txn.drop_entries(route, max);
+                if dropped.is_err() {
+                    txn.roll_back(savepoint);
+                }
+                Some(Decided::DropEntries(answer, dropped))
             }
             Request::Register { route, answer } => Some(Decided::Register(answer, register(txn, route))),
             Request::Aside { rows } => {

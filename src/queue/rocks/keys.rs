@@ -114,6 +114,14 @@ pub(super) fn seqs_value(seqs: &[u64]) -> Vec<u8> {
     seqs.iter().flat_map(|seq| seq.to_be_bytes()).collect()
 }
 
+/// Where all rows of a route end, exclusive, in the families whose keys begin with it.
+pub(super) fn route_end(route: RouteId) -> Vec<u8> {
+    match route.0.checked_add(1) {
+        Some(next) => next.to_be_bytes().to_vec(),
+        None => vec![0xff; 64],
+    }
+}
+
 /// A `meta` key of a route.
 pub(super) fn of_route(prefix: &[u8], route: RouteId) -> Vec<u8> {
     [prefix, &route.0.to_be_bytes()].concat()

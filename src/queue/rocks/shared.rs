@@ -5,7 +5,7 @@
 use super::claims::{BadRow, Claims, Picked};
 use super::keys;
 use super::row::{self, RouteRow};
-use super::txn::{add, family};
+use super::txn::{add, family, queued};
 use crate::queue::{Claim, Entry, Lane, Oldest, QueueError, RouteCounts, RouteId, SyncId, SyncTally, Tally};
 use rocksdb::{DB, Direction, IteratorMode};
 use std::collections::{BTreeMap, HashMap};
@@ -65,8 +65,7 @@ impl Figures {
 
     /// Entries in all routes.
     pub(super) fn total(&self) -> u64 {
-        let lanes = self.counts.values().flat_map(|counts| [counts.fresh, counts.backfill]);
-        lanes.map(|lane| lane.ready.entries + lane.retrying.entries + lane.parked.entries).sum()
+        self.counts.values().map(queued).sum()
     }
 }
 

@@ -4,6 +4,7 @@
 //! from each entry as it was and as it is, when the batch is [finished](Txn::finish).
 
 use super::claims::{BadRow, Spot};
+use super::dropped::{self, DroppedRows};
 use super::keys;
 use super::row::{self, RouteRow, Stored};
 use super::shared::Shared;
@@ -59,6 +60,7 @@ pub(super) struct Txn<'a> {
     pub(super) ended: BTreeMap<RouteId, Ended>,
     pub(super) ended_syncs: BTreeMap<SyncId, Ended>,
     pub(super) state: Vec<StateWrite>,
+    pub(super) dropped: DroppedRows,
     first_seq: u64,
     entries: HashMap<(RouteId, u64), Slot<Option<Stored>>>,
     refs: HashMap<(RouteId, BlobRef), Slot<Vec<u64>>>,
@@ -123,6 +125,7 @@ impl<'a> Txn<'a> {
             ended: BTreeMap::new(),
             ended_syncs: BTreeMap::new(),
             state: Vec::new(),
+            dropped: DroppedRows::default(),
             first_seq: next_seq,
             entries: HashMap::new(),
             refs: HashMap::new(),
@@ -264,6 +267,11 @@ impl<'a> Txn<'a> {
         id
     }
 
+    /// Whether this batch has looked at an entry of this route.
+    pub(super) fn touches(&self, route: RouteId) -> bool {
+        self.entries.keys().any(|(touched, _)| *touched == route)
+    }
+
     pub(super) fn set_aside(&mut self, row: BadRow) {
         self.aside.push(row);
     }
@@ -287,6 +295,11 @@ impl<'a> Txn<'a> {
         let mut counts = BTreeMap::new();
         let mut syncs = BTreeMap::new();
         let mut aside_total = self.shared.figures().aside;
+        // First, so that what the batch adds behind them stays.
+        aside_total += self.dropped.write(db, &mut batch)?;
+        for route in &self.dropped.swept {
+            counts.insert(*route, dropped::emptied(&self.shared.figures().counts(*route)));
+        }
 
         for ((route, seq), slot) in self.entries {
             if slot.before == slot.after {
@@ -307,6 +320,7 @@ impl<'a> Txn<'a> {
             let key = keys::entry(route, seq);
             match after {
                 Some(stored) => batch.put_cf(family(db, keys::ENTRY)?, key, row::encode_entry(stored)),
+                None if self.dropped.covers(route, seq) => {}
                 None => batch.delete_cf(family(db, keys::ENTRY)?, key),
             }
             let old = before.and_then(|stored| Some((stored.index()?, stored.index_value())));
@@ -415,6 +429,12 @@ fn tally_of<'a>(counts: &'a mut RouteCounts, stored: &Stored) -> &'a mut Tally {
     } else {
         ready
     }
+}
+
+/// Entries that are counted as queued.
+pub(super) fn queued(counts: &RouteCounts) -> u64 {
+    let lanes = [counts.fresh, counts.backfill];
+    lanes.map(|lane| lane.ready.entries + lane.retrying.entries + lane.parked.entries).into_iter().sum()
 }
 
 /// Adds to a counter, or subtracts from it.

@@ -4,6 +4,7 @@
 
 use super::Rocks;
 use crate::fault::FaultKind;
+use crate::queue::drop::DropEntries;
 use crate::queue::failures::{Failed, FailedState, FailureFilter, Failures, Remedy};
 use crate::queue::model::ModelQueue;
 use crate::queue::suite::{MAX_BACKOFF, Subject, TestClock, all_failures, announced, blob, failure};
@@ -157,6 +158,15 @@ impl Pair {
         assert_eq!(changed, self.model.remedy(route, of_model, remedy).await.unwrap());
     }
 
+    /// Drops some of a route's entries, or all.
+    async fn drop_entries(&mut self) {
+        let (route, max) = (self.route(), self.rng.random_range(1..30));
+        for _ in 0..self.rng.random_range(1..4) {
+            let real = self.rocks.queue().drop_entries(route, max).await.unwrap();
+            assert_eq!(real, self.model.drop_entries(route, max).await.unwrap());
+        }
+    }
+
     fn same(&mut self, real: &[Failed], model: &[Failed]) {
         assert_eq!(real.len(), model.len());
         for (real, model) in real.iter().zip(model) {
@@ -178,7 +188,8 @@ impl Pair {
             35..60 => self.claim().await,
             60..80 => self.settle().await,
             80..84 => drop(self.take_claims()),
-            84..88 => self.remedy().await,
+            84..87 => self.remedy().await,
+            87 => self.drop_entries().await,
             88..93 => self.clock.advance(self.rng.random_range(0..300)),
             93..95 => self.clock.go_back(self.rng.random_range(0..300)),
             95..97 => self.stale.clear(),

@@ -1,0 +1,124 @@
+//! Dropping a route's entries, in steps of one batch each, so that tallies and counters follow as they always do. The entries'
+//! own rows are deleted as one range a step, so that no step walks over what those before it deleted. When no entry is left,
+//! one range a family sweeps up rows that belong to none.
+
+use super::RocksQueue;
+use super::commit::Request;
+use super::keys;
+use super::row;
+use super::txn::{Txn, family, queued};
+use crate::queue::drop::{DropEntries, Dropped};
+use crate::queue::{LaneCounts, QueueError, RouteCounts, RouteId, Tally};
+use async_trait::async_trait;
+use rocksdb::{DB, Direction, IteratorMode, ReadOptions, WriteBatch};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Rows that one step looks at, at most: claimed ones are passed by.
+const MAX_LOOKS: usize = 50_000;
+
+/// The families whose keys begin with the route.
+const FAMILIES: [&str; 5] = [keys::ENTRY, keys::READY, keys::RETRY, keys::PARKED, keys::REF];
+
+/// What the drops of a batch delete, besides what follows from its entries.
+#[derive(Debug, Default)]
+pub(super) struct DroppedRows {
+    /// Sequences, inclusive, between which a route has no entry any more.
+    ranges: Vec<(RouteId, u64, u64)>,
+    /// Rows of entries that cannot be read.
+    bad: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Routes without entries.
+    pub(super) swept: BTreeSet<RouteId>,
+}
+
+impl DroppedRows {
+    /// Whether an entry's row is deleted with others.
+    pub(super) fn covers(&self, route: RouteId, seq: u64) -> bool {
+        self.ranges.iter().any(|(of, first, last)| *of == route && (*first..=*last).contains(&seq))
+    }
+
+    /// Writes all of it, and says how many rows it set aside.
+    pub(super) fn write(&self, db: &DB, batch: &mut WriteBatch) -> Result<u64, QueueError> {
+        let (entries, aside) = (family(db, keys::ENTRY)?, family(db, keys::ASIDE)?);
+        for (key, value) in &self.bad {
+            tracing::error!(?key, "an entry of a dropped route cannot be read; it is set aside");
+            batch.put_cf(aside, keys::aside(keys::ENTRY, key), value);
+            batch.delete_cf(entries, key);
+        }
+        for (route, first, last) in &self.ranges {
+            batch.delete_range_cf(entries, keys::entry(*route, *first), keys::entry(*route, last.saturating_add(1)));
+        }
+        for route in &self.swept {
+            for name in FAMILIES {
+                batch.delete_range_cf(family(db, name)?, keys::of_route(&[], *route), keys::route_end(*route));
+            }
+        }
+        Ok(self.bad.len() as u64)
+    }
+}
+
+/// A route's counters without anything queued.
+pub(super) fn emptied(counts: &RouteCounts) -> RouteCounts {
+    RouteCounts { fresh: LaneCounts::default(), backfill: LaneCounts::default(), ..*counts }
+}
+
+fn read_error(error: &rocksdb::Error) -> QueueError {
+    QueueError::Read(error.to_string())
+}
+
+impl Txn<'_> {
+    /// Deletes up to `max` entries of a route.
+    pub(super) fn drop_entries(&mut self, route: RouteId, max: usize) -> Result<Dropped, QueueError> {
+        let db = self.db;
+        let (start, end) = (keys::of_route(&[], route), keys::route_end(route));
+        let mut options = ReadOptions::default();
+        options.set_iterate_upper_bound(end);
+        let from = IteratorMode::From(&start, Direction::Forward);
+        let (mut tally, mut looks, mut kept, mut bad) = (Tally::default(), 0, 0, BTreeMap::new());
+        let mut seqs: Option<(u64, u64)> = None;
+        for found in db.iterator_cf_opt(family(db, keys::ENTRY)?, options, from) {
+            if usize::try_from(tally.entries).is_ok_and(|dropped| dropped >= max) || looks >= MAX_LOOKS {
+                break;
+            }
+            looks += 1;
+            let (key, value) = found.map_err(|error| read_error(&error))?;
+            let seq = key.get(4..).and_then(keys::number).filter(|seq| row::decode_entry(route, *seq, &value).is_ok());
+            let Some(seq) = seq else {
+                bad.insert(key.into_vec(), value.into_vec());
+                continue;
+            };
+            // Another request of this batch may have removed it.
+            if let Some(stored) = self.entry(route, seq)? {
+                if self.claimed(&stored) {
+                    kept += 1;
+                    continue;
+                }
+                let one = row::tally(stored.entry.size);
+                tally.entries += one.entries;
+                tally.bytes = tally.bytes.saturating_add(one.bytes);
+                tally.unknown_size += one.unknown_size;
+                self.discard(stored)?;
+            }
+            seqs = Some((seqs.map_or(seq, |(first, _)| first), seq));
+        }
+        // Nothing may fail from here on: these are not taken back.
+        let rows = &mut self.dropped;
+        rows.bad.append(&mut bad);
+        if let (Some((first, last)), 0) = (seqs, kept) {
+            rows.ranges.push((route, first, last));
+        }
+        // What this batch has touched is not in the database yet: the next step will see it.
+        let done = looks == 0 && !self.touches(route);
+        if done && self.dropped.swept.insert(route) {
+            let stray = queued(&self.shared.figures().counts(route));
+            self.total = self.total.saturating_sub(stray);
+        }
+        Ok(Dropped { tally, done })
+    }
+}
+
+#[async_trait]
+impl DropEntries for RocksQueue {
+    async fn drop_entries(&self, route: RouteId, max: usize) -> Result<Dropped, QueueError> {
+        self.ask(|answer| Request::DropEntries { route, max, answer }).await
+    }
+}
