@@ -49,32 +49,57 @@ impl Backoff {
     }
 }
 
-/// After how many charged attempts an entry is parked.
+/// What becomes of an entry whose blob its source does not come to hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnMissing {
+    /// It is parked: an operator, an announcement or a sync revives it.
+    #[default]
+    Park,
+    /// It is discarded, counted and logged: for sources that delete blobs of their own accord.
+    Discard,
+}
+
+impl OnMissing {
+    /// Both.
+    pub const ALL: [OnMissing; 2] = [Self::Park, Self::Discard];
+
+    /// The word, as it stands in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Park => "park",
+            Self::Discard => "discard",
+        }
+    }
+}
+
+/// When an entry is given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Patience {
-    /// For every kind of fault but the one below.
+    /// After so many charged attempts; those that missed the blob at its source are not among them.
     pub park_after: u32,
-    /// For a blob that is missing at its source: longer, because the announcement may precede the write.
-    pub missing_park_after: u32,
+    /// After the source was seen not to hold the blob for so long: longer, because the announcement may precede the write.
+    pub missing: Duration,
+    /// What becomes of it then.
+    pub on_missing: OnMissing,
 }
 
 impl Patience {
-    /// Whether an entry is given up that failed in this way, after so many attempts, this one included.
+    /// Whether an entry is given up that failed in this way, after so many attempts, this one included, among them so many
+    /// misses that span so long.
     ///
     /// Failures that no retry can mend park at once; that is for the error's own type to say, not for a count.
-    pub fn is_exhausted(&self, kind: FaultKind, attempts: u32) -> bool {
-        let limit = match kind {
-            FaultKind::MissingAtSource => self.missing_park_after,
-            _ => self.park_after,
-        };
-        attempts >= limit
+    pub fn is_exhausted(&self, kind: FaultKind, attempts: u32, misses: u32, missed_for: Duration) -> bool {
+        match kind {
+            FaultKind::MissingAtSource => missed_for >= self.missing,
+            _ => attempts.saturating_sub(misses) >= self.park_after,
+        }
     }
 }
 
 impl Default for Patience {
-    /// 10 attempts (4 to 9 minutes with [`Backoff::ENTRY`]), or 30 for a blob that is missing (1.7 to 3.5 hours).
+    /// 10 attempts (4 to 9 minutes with [`Backoff::ENTRY`]); 2 hours for a blob that is missing, which is parked then.
     fn default() -> Self {
-        Self { park_after: 10, missing_park_after: 30 }
+        Self { park_after: 10, missing: Duration::from_hours(2), on_missing: OnMissing::Park }
     }
 }
 
@@ -109,10 +134,14 @@ mod tests {
     #[test]
     fn a_missing_blob_is_waited_for_longer() {
         let patience = Patience::default();
-        assert!(!patience.is_exhausted(FaultKind::DestinationRejected, 9));
-        assert!(patience.is_exhausted(FaultKind::DestinationRejected, 10));
-        assert!(!patience.is_exhausted(FaultKind::MissingAtSource, 29));
-        assert!(patience.is_exhausted(FaultKind::MissingAtSource, 30));
+        let rejected = |attempts, misses| {
+            patience.is_exhausted(FaultKind::DestinationRejected, attempts, misses, Duration::from_hours(9))
+        };
+        assert!(!rejected(9, 0) && rejected(10, 0));
+        assert!(!rejected(39, 30) && rejected(40, 30), "time that it was waited for is not held against it");
+        let missing =
+            |seconds| patience.is_exhausted(FaultKind::MissingAtSource, 100, 100, Duration::from_secs(seconds));
+        assert!(!missing(7199) && missing(7200));
     }
 
     proptest! {

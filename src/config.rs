@@ -14,7 +14,7 @@ mod read;
 mod sections;
 mod tree;
 
-use crate::backoff::{Backoff, Patience};
+use crate::backoff::{Backoff, OnMissing, Patience};
 use crate::limits::{BlobRate, Limits};
 use http::Uri;
 use std::collections::{BTreeMap, BTreeSet};
@@ -153,8 +153,10 @@ pub struct RetryConfig {
     pub max: Duration,
     /// After how many failed attempts an entry is parked; 1 to 100,000. Default 10.
     pub park_after: u32,
-    /// The same, for a blob that its source does not hold (yet); 1 to 100,000. Default 30.
-    pub missing_park_after: u32,
+    /// How long a blob is waited for that its source does not hold (yet); up to 365 days. Default 2 h.
+    pub missing_patience: Duration,
+    /// What becomes of its entry then. Default `park`.
+    pub on_missing: OnMissing,
 }
 
 impl RetryConfig {
@@ -165,7 +167,7 @@ impl RetryConfig {
 
     /// When an entry is parked.
     pub fn patience(&self) -> Patience {
-        Patience { park_after: self.park_after, missing_park_after: self.missing_park_after }
+        Patience { park_after: self.park_after, missing: self.missing_patience, on_missing: self.on_missing }
     }
 }
 
@@ -176,7 +178,8 @@ impl Default for RetryConfig {
             initial: Backoff::ENTRY.nominal(1),
             max: Backoff::ENTRY.max(),
             park_after: patience.park_after,
-            missing_park_after: patience.missing_park_after,
+            missing_patience: patience.missing,
+            on_missing: patience.on_missing,
         }
     }
 }

@@ -81,6 +81,21 @@ impl FaultKind {
         }
     }
 
+    /// Whether such a fault is one blob's, unless so many blobs in a row show it that it must be their peer's.
+    pub const fn is_of_one_blob(self) -> bool {
+        matches!(
+            self,
+            Self::MissingAtSource
+                | Self::SourceSizeMismatch
+                | Self::SourceBytesCorrupt
+                | Self::ShortRead
+                | Self::SourceRejected
+                | Self::DestinationRejected
+                | Self::DestinationConfirmedOther
+                | Self::Panicked
+        )
+    }
+
     /// The durable number.
     pub const fn number(self) -> u8 {
         self as u8
@@ -105,6 +120,16 @@ pub enum Side {
     Source,
     /// The store that is written.
     Destination,
+}
+
+impl Side {
+    /// The other one.
+    pub const fn other(self) -> Self {
+        match self {
+            Self::Source => Self::Destination,
+            Self::Destination => Self::Source,
+        }
+    }
 }
 
 /// Who answers for a failed attempt (see DESIGN: errors of one blob belong to its entry, everything else to the peer).

@@ -71,8 +71,8 @@ struct State {
     breaker: Breaker,
     // What the store said, and when; absent where it must be asked before it is used.
     info: Option<(StoreInfo, Duration)>,
-    // The latest that it ever said.
-    shown: Option<StoreInfo>,
+    // The latest that it ever said, and when.
+    shown: Option<(StoreInfo, Duration)>,
     last_contact: Option<Duration>,
     last_error: Option<(Reason, Duration)>,
 }
@@ -92,6 +92,8 @@ pub enum Admission {
 pub struct Permit {
     peer: Arc<Peer>,
     ticket: Ticket,
+    // Of a probe: why the breaker is open.
+    probes: Option<FaultKind>,
 }
 
 impl Permit {
@@ -103,6 +105,11 @@ impl Permit {
     /// The peer itself failed.
     pub fn failed(&self, reason: Reason) {
         self.peer.failed(self.ticket, reason);
+    }
+
+    /// Why the breaker is open, where this is a probe.
+    pub fn probes(&self) -> Option<FaultKind> {
+        self.probes
     }
 
     /// The peer.
@@ -179,6 +186,8 @@ pub struct PeerSnapshot {
     pub failures: u64,
     /// The last peer fault, and when it happened.
     pub last_error: Option<(Reason, SystemTime)>,
+    /// When it told what `info` says.
+    pub info_time: Option<SystemTime>,
     /// When it last answered as a peer should.
     pub last_contact: Option<SystemTime>,
 }
@@ -225,7 +234,7 @@ impl Peer {
 
     /// What the store said of itself, when it last did.
     pub fn info(&self) -> Option<StoreInfo> {
-        self.state().shown.clone()
+        self.state().shown.as_ref().map(|(info, _)| info.clone())
     }
 
     /// The store id that is expected: changes when one is learned, which is to be recorded durably then.
@@ -269,6 +278,22 @@ impl Peer {
         self.state().breaker.wait_until(self.clock.monotonic())
     }
 
+    /// Why the breaker is not closed, and whether only the right peer's identification closes it.
+    pub fn open_for(&self) -> Option<(FaultKind, bool)> {
+        let breaker = self.state().breaker.snapshot();
+        breaker.reason.map(|reason| (reason.kind, breaker.latched))
+    }
+
+    /// What the peer says of blobs is odd, as if it were another: it is asked what it is before its next use, unless it has
+    /// just been asked.
+    pub fn doubt(&self) {
+        let now = self.clock.monotonic();
+        let mut state = self.state();
+        if state.info.as_ref().is_some_and(|(_, asked)| now.saturating_sub(*asked) > SILENCE) {
+            state.info = None;
+        }
+    }
+
     /// Whether the breaker is closed. Says nothing about the very next use.
     pub fn is_closed(&self) -> bool {
         self.state().breaker.snapshot().phase == Phase::Closed
@@ -279,17 +304,18 @@ impl Peer {
         let mut guard = None;
         loop {
             let now = self.clock.monotonic();
-            let (decision, known) = {
+            let (decision, known, open_for) = {
                 let mut state = self.state();
                 let known = state.is_identified(now);
                 // Who would have to ask waits for his turn first, and takes no probe into the queue.
                 if !known && guard.is_none() && state.breaker.wait_until(now).is_none() {
-                    (None, false)
+                    (None, false, None)
                 } else {
-                    (Some(state.breaker.permit(now)), known)
+                    let open_for = state.breaker.snapshot().reason.map(|reason| reason.kind);
+                    (Some(state.breaker.permit(now)), known, open_for)
                 }
             };
-            let permit = |ticket| Permit { peer: self.clone(), ticket };
+            let permit = |ticket| Permit { peer: self.clone(), ticket, probes: open_for };
             match decision {
                 None => guard = Some(self.asking.lock().await),
                 Some(Decision::Wait(until)) => return Admission::Wait(until),
@@ -337,7 +363,8 @@ impl Peer {
         PeerSnapshot {
             name: self.name.clone(),
             store_id: self.store_id.borrow().clone(),
-            info: state.shown.clone(),
+            info: state.shown.as_ref().map(|(info, _)| info.clone()),
+            info_time: state.shown.as_ref().map(|(_, told)| wall(*told)),
             phase: breaker.phase,
             reason: breaker.reason,
             latched: breaker.latched,
@@ -365,7 +392,7 @@ impl Peer {
             }
             Err(error) => return permit.failed(self.unavailable(&error.to_string())),
         };
-        self.state().shown = Some(info.clone());
+        self.state().shown = Some((info.clone(), self.clock.monotonic()));
         if let Some(complaint) = self.needs.complaint(&info) {
             return self.latch(Reason::new(FaultKind::WrongPeerKind, complaint));
         }

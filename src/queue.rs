@@ -30,7 +30,7 @@ use async_trait::async_trait;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 
 /// A route's number in this queue, given by [`Queue::register`] and kept for ever.
@@ -104,6 +104,18 @@ pub struct Failure {
     pub count: u32,
 }
 
+/// How often, and for how long, the source was seen not to hold an entry's blob since the entry was pushed or revived.
+///
+/// The time is served, not elapsed: an attempt adds what lies between it and the miss before it, and no more than the longest
+/// backoff, so that neither an outage nor a clock that jumps uses up a blob's patience.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Misses {
+    /// Charged attempts that missed it.
+    pub count: u32,
+    /// The time that they span.
+    pub lasted: Duration,
+}
+
 /// A blob that is to be copied along a route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -123,6 +135,8 @@ pub struct Entry {
     pub due_time: SystemTime,
     /// Attempts that were charged to it since it was pushed or revived.
     pub attempts: u32,
+    /// Those among them that did not find the blob at its source.
+    pub misses: Misses,
     /// Why the last attempt failed, if one did.
     pub failure: Option<Failure>,
     /// The trace context of the announcement.
@@ -133,6 +147,29 @@ pub struct Entry {
     pub syncs: Vec<SyncId>,
     /// Whether the destination's bytes were proven wrong and are to be replaced.
     pub repair: bool,
+}
+
+impl Entry {
+    /// One attempt more, its failure with the entry's history carried on; what queues do when a settlement says so.
+    pub fn charge(&mut self, failure: &Failure, longest_backoff: Duration) {
+        let before = self.failure.as_ref();
+        if failure.kind == FaultKind::MissingAtSource {
+            let missed = before.filter(|before| self.attempts > 0 && before.kind == FaultKind::MissingAtSource);
+            let since = missed.map_or(failure.last, |before| before.last);
+            let served = failure.last.duration_since(since).unwrap_or_default().min(longest_backoff);
+            self.misses.count = self.misses.count.saturating_add(1);
+            self.misses.lasted = self.misses.lasted.saturating_add(served);
+        }
+        let (first, count) = before.map_or((failure.first, 0), |before| (before.first, before.count));
+        self.failure = Some(Failure { first, count: count.saturating_add(1), ..failure.clone() });
+        self.attempts = self.attempts.saturating_add(1);
+    }
+
+    /// Its charged attempts are forgiven, as when it is revived; its history stays.
+    pub fn forgive(&mut self) {
+        self.attempts = 0;
+        self.misses = Misses::default();
+    }
 }
 
 /// Who pushes.

@@ -12,16 +12,21 @@
 //!
 //! - Both breakers are asked before anything is claimed: closed, all workers; probing, one entry, each time another where
 //!   there is another; open, none. A peer's fault releases the claim and charges nobody.
+//! - Whose fault a failed copy was is for [`CopyError`](crate::copy::CopyError) to say; `suspects` finds the entry that alone
+//!   draws a peer's errors, and `streaks` the peer that has one fault with every blob.
 //! - What has been copied while a settlement was being written is settled together in the next; a lone one at once.
 //! - Limits are read live. A paused route claims nothing and asks nothing of its peers; what is in flight ends by itself, also
 //!   where workers are taken away. A rate holds a claimed entry back before its copy starts, by releasing it.
 //! - Wake-ups are hints: a lost one costs a poll interval.
 //! - A claim is a guard. Whatever drops a copy, the stop of the whole process included, releases its entry.
 
+mod attempt;
 mod judge;
 mod lanes;
+mod probes;
 mod report;
 mod run;
+mod streaks;
 mod suspects;
 
 pub use report::{Activity, ErrorGroup, InProgress, LagPercentiles, Rate, Report};
@@ -30,11 +35,14 @@ use crate::backoff::{Backoff, Patience};
 use crate::clock::{Clock, Entropy};
 use crate::limits::{Limits, Throttle};
 use crate::peer::Peer;
+use crate::queue::failures::Failures;
 use crate::queue::{Queue, RouteId};
+use probes::Probes;
 use report::Board;
 use run::Run;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use streaks::Streaks;
 use suspects::Suspects;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -101,6 +109,8 @@ impl Default for Policy {
 pub struct Deps {
     /// The queue.
     pub queue: Arc<dyn Queue>,
+    /// Mends what failed; the same queue.
+    pub failures: Arc<dyn Failures>,
     /// The clock.
     pub clock: Arc<dyn Clock>,
     /// Jitter.
@@ -114,8 +124,16 @@ pub struct Worker {
     spec: RouteSpec,
     deps: Deps,
     board: Arc<Board>,
-    suspects: Mutex<Suspects>,
+    evidence: Mutex<Evidence>,
     throttle: Arc<Throttle>,
+}
+
+/// What failures and successes of late say of entries and peers.
+#[derive(Default)]
+struct Evidence {
+    suspects: Suspects,
+    streaks: Streaks,
+    probes: Probes,
 }
 
 impl Worker {
@@ -124,7 +142,7 @@ impl Worker {
         let board = Board::new(deps.clock.clone());
         let throttle = Throttle::new(deps.clock.clone());
         throttle.set(&spec.limits.borrow());
-        Arc::new(Self { spec, deps, board, suspects: Mutex::default(), throttle })
+        Arc::new(Self { spec, deps, board, evidence: Mutex::default(), throttle })
     }
 
     /// Its route.
@@ -147,8 +165,8 @@ impl Worker {
         *self.spec.limits.borrow()
     }
 
-    fn suspects(&self) -> MutexGuard<'_, Suspects> {
-        self.suspects.lock().unwrap_or_else(PoisonError::into_inner)
+    fn evidence(&self) -> MutexGuard<'_, Evidence> {
+        self.evidence.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

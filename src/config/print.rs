@@ -42,7 +42,8 @@ pub(super) fn to_toml(config: &Config) -> String {
     duration(&mut text, "initial", config.retry.initial);
     duration(&mut text, "max", config.retry.max);
     plain(&mut text, "park_after", config.retry.park_after);
-    plain(&mut text, "missing_park_after", config.retry.missing_park_after);
+    duration(&mut text, "missing_patience", config.retry.missing_patience);
+    string(&mut text, "on_missing", config.retry.on_missing.as_str());
     section(&mut text, "queue");
     plain(&mut text, "max_entries", config.queue.max_entries);
     string(&mut text, "reserve_bytes", &size_text(config.queue.reserve_bytes));

@@ -7,6 +7,7 @@ use super::tree::Tree;
 use super::{
     Config, LogConfig, LogFormat, LogLevel, Problem, QueueConfig, RetryConfig, RouteConfig, ServerConfig, StoreConfig,
 };
+use crate::backoff::OnMissing;
 use crate::limits::WORKERS;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -149,7 +150,12 @@ fn read_retry(mut section: Section<'_>) -> RetryConfig {
         initial: section.value("initial", default.initial, duration(delays.clone())),
         max: section.value("max", default.max, duration(delays)),
         park_after: section.value("park_after", default.park_after, integer(1..=100_000)),
-        missing_park_after: section.value("missing_park_after", default.missing_park_after, integer(1..=100_000)),
+        missing_patience: section.value(
+            "missing_patience",
+            default.missing_patience,
+            duration(Duration::ZERO..=Duration::from_hours(365 * 24)),
+        ),
+        on_missing: section.value("on_missing", default.on_missing, choice(&OnMissing::ALL, OnMissing::as_str)),
     };
     if retry.initial > retry.max {
         section.report(

@@ -8,7 +8,7 @@ mod failed;
 
 use crate::blob::BlobRef;
 use crate::queue::{
-    Claim, Entry, Failure, Lane, LaneCounts, Oldest, Origin, Outcome, Push, Pushed, Queue, QueueError, RouteCounts,
+    Claim, Entry, Lane, LaneCounts, Misses, Oldest, Origin, Outcome, Push, Pushed, Queue, QueueError, RouteCounts,
     RouteId, Seq, State, StateWrite, SyncId, SyncTally, Tally,
 };
 use async_trait::async_trait;
@@ -126,6 +126,7 @@ impl Durable {
             enqueue_time: now,
             due_time: now,
             attempts: 0,
+            misses: Misses::default(),
             failure: None,
             trace: push.trace.clone(),
             visited: push.visited.clone(),
@@ -195,7 +196,7 @@ impl Durable {
         match item.line {
             Line::Successor => Ok(Pushed::Succeeds),
             Line::Parked => {
-                item.entry.attempts = 0;
+                item.entry.forgive();
                 item.line = Line::Timed;
                 item.entry.due_time = now;
                 Ok(Pushed::Revived)
@@ -217,20 +218,10 @@ impl Durable {
     }
 
     /// Settles a claimed entry; chained pushes are the caller's.
-    fn settle(&mut self, seq: u64, outcome: &Outcome, now: SystemTime) {
+    fn settle(&mut self, seq: u64, outcome: &Outcome, now: SystemTime, max_backoff: Duration) {
         let Some(mut item) = self.delete(seq) else { return };
         let route = item.entry.route;
         let successor = self.queued(route, item.entry.blob).first().copied();
-        let fail = |item: &mut Item, failure: &Failure| {
-            item.entry.attempts += 1;
-            let mut failure = failure.clone();
-            failure.count = 1;
-            if let Some(before) = &item.entry.failure {
-                failure.first = before.first;
-                failure.count = before.count + 1;
-            }
-            item.entry.failure = Some(failure);
-        };
         match outcome {
             Outcome::Confirmed { .. } | Outcome::Discard => {
                 let ended = self.ended.entry(route).or_default();
@@ -257,18 +248,18 @@ impl Durable {
                 return;
             }
             Outcome::Retry { due, failure } => {
-                fail(&mut item, failure);
+                item.entry.charge(failure, max_backoff);
                 item.line = Line::Timed;
                 item.entry.due_time = *due;
             }
             Outcome::Park { failure } => {
-                fail(&mut item, failure);
+                item.entry.charge(failure, max_backoff);
                 item.line = Line::Parked;
             }
         }
         if let Some(next) = successor.and_then(|next| self.delete(next)) {
             if item.line == Line::Parked {
-                item.entry.attempts = 0;
+                item.entry.forgive();
             }
             item.line = Line::Timed;
             item.entry.due_time = now;
@@ -423,7 +414,7 @@ impl Queue for ModelQueue {
             claim.disarm();
             inner.claimed.remove(&seq);
             let Inner { durable, claimed, .. } = &mut *inner;
-            durable.settle(seq, &outcome, now);
+            durable.settle(seq, &outcome, now, self.max_backoff);
             if let Outcome::Confirmed { chained, .. } = outcome {
                 for push in chained {
                     durable.push(&push, claimed, u64::MAX, now)?;

@@ -19,8 +19,8 @@ use crate::fault::FaultKind;
 use crate::queue::drop::DropEntries;
 use crate::queue::failures::Failures;
 use crate::queue::{
-    Claim, Failure, Lane, Oldest, Origin, Outcome, Push, Pushed, Queue, QueueError, RouteCounts, RouteId, State,
-    StateWrite, SyncId, SyncTally, Tally,
+    Claim, Failure, Lane, Misses, Oldest, Origin, Outcome, Push, Pushed, Queue, QueueError, RouteCounts, RouteId,
+    State, StateWrite, SyncId, SyncTally, Tally,
 };
 use async_trait::async_trait;
 use std::sync::Arc;
@@ -79,6 +79,7 @@ macro_rules! conformance {
             ready_takes_a_push_as_done, retrying_is_hastened, parked_is_revived, claimed_gets_one_successor,
             claimed_takes_a_sync, retry_merges_the_successor, park_merges_the_successor,
             successor_waits_after_a_restart, released_claims_come_first, order_is_by_sequence_then_due, retries_hold_up_no_ready_entry,
+            misses_are_served_not_elapsed,
             clock_going_back_changes_no_order, far_due_times_are_due, counts_follow_every_state,
             sync_tallies_follow_every_state, state_is_written_with_the_push, settling_pushes_the_next_hops,
             full_queue_refuses_announcements_whole, one_ref_twice_in_a_push, routes_are_apart,
@@ -712,6 +713,36 @@ pub(crate) async fn failures_keep_their_history(make: Make) {
     assert_eq!(failure.last, started + Duration::from_secs(20));
     assert_eq!((failure.kind, failure.code), (FaultKind::MissingAtSource, Some(tonic::Code::NotFound)));
     assert_eq!((failure.peer.as_str(), failure.message.as_str()), ("a", "no such blob"));
+}
+
+pub(crate) async fn misses_are_served_not_elapsed(make: Make) {
+    let mut bench = Bench::new(make).await;
+    bench.announce(1).await;
+    let misses = async |bench: &Bench| bench.claim(Lane::Fresh).await.entry().misses;
+    for served in [0, 10, 20] {
+        bench.retry_in(bench.claim(Lane::Fresh).await, 0).await;
+        assert_eq!(misses(&bench).await.lasted, Duration::from_secs(served));
+        bench.clock.advance(10);
+    }
+    // An outage, in which nobody asked, counts as the longest backoff.
+    bench.clock.advance(1 << 30);
+    bench.retry_in(bench.claim(Lane::Fresh).await, 0).await;
+    assert_eq!(misses(&bench).await, Misses { count: 4, lasted: Duration::from_secs(20) + MAX_BACKOFF });
+    // Another fault between two misses ends the stretch, and is none.
+    let short = Failure { kind: FaultKind::ShortRead, ..failure(&bench.clock) };
+    let due = bench.clock.now();
+    bench.settle(bench.claim(Lane::Fresh).await, Outcome::Retry { due, failure: short }).await;
+    bench.clock.advance(10);
+    bench.retry_in(bench.claim(Lane::Fresh).await, 0).await;
+    bench.subject.restart().await;
+    let claim = bench.claim(Lane::Fresh).await;
+    let lasted = Duration::from_secs(20) + MAX_BACKOFF;
+    assert_eq!((claim.entry().attempts, claim.entry().misses), (6, Misses { count: 5, lasted }));
+    // Whoever revives it forgives them.
+    bench.park(claim).await;
+    bench.announce(1).await;
+    let claim = bench.claim(Lane::Fresh).await;
+    assert_eq!((claim.entry().attempts, claim.entry().misses), (0, Misses::default()));
 }
 
 pub(crate) async fn oldest_is_told(make: Make) {

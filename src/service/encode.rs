@@ -241,7 +241,7 @@ fn peer(status: &PeerStatus) -> v1::PeerStatus {
         health: health.into(),
         endpoint: status.endpoint.clone(),
         peer_info: info.as_ref().map(peer_info),
-        peer_info_time: None,
+        peer_info_time: status.snapshot.info_time.map(timestamp),
         store_id_checked: info.as_ref().map(|info| info.store_id.is_some()),
         breaker: Some(v1::Breaker {
             state: state.into(),

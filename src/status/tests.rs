@@ -37,6 +37,7 @@ fn peer(name: &str, reason: Option<&str>) -> PeerStatus {
         failures: 3,
         last_error: None,
         last_contact: None,
+        info_time: None,
     };
     peer_status(snapshot, format!("http://{name}:7080"), now())
 }

@@ -32,7 +32,7 @@ pub enum Trouble {
     StatedSize(u64),
     /// Fetch takes this long to begin.
     Slow(Duration),
-    /// Fetch says that the blob is missing.
+    /// Fetch says that the blob is missing, and stat leaves it out. For all blobs: the store was emptied.
     Missing,
     /// Receive commits, and confirms another ref.
     ConfirmRef(BlobRef),
@@ -71,6 +71,11 @@ struct Script {
 }
 
 impl Script {
+    fn hides(&self, blob: BlobRef) -> bool {
+        let slot = self.blobs.get(&blob).or(self.all.as_ref());
+        slot.is_some_and(|(trouble, left)| *trouble == Trouble::Missing && *left != Some(0))
+    }
+
     fn draw(&mut self, blob: BlobRef, fits: impl Fn(&Trouble) -> bool) -> Option<Trouble> {
         let mut slot = self.blobs.get_mut(&blob).filter(|(trouble, left)| fits(trouble) && *left != Some(0));
         if slot.is_none() {
@@ -189,7 +194,11 @@ impl Store for FaultyStore {
 
     async fn stat(&self, blobs: &[BlobRef]) -> Result<Vec<BlobMeta>, StoreError> {
         self.check_up()?;
-        self.inner.stat(blobs).await
+        let there: Vec<BlobRef> = {
+            let script = self.script();
+            blobs.iter().copied().filter(|blob| !script.hides(*blob)).collect()
+        };
+        self.inner.stat(&there).await
     }
 
     async fn fetch(&self, blob: BlobRef, range: ByteRange) -> Result<Fetched, StoreError> {

@@ -1,6 +1,10 @@
 //! What follows from the end of a copy: for the entry, for the peers, and for the next hops. No I/O.
 
+use super::attempt::Finished;
+use super::streaks::{self, Finding};
 use super::{Policy, RouteSpec, Worker};
+use crate::backoff::OnMissing;
+use crate::blob::BlobMeta;
 use crate::breaker::Reason;
 use crate::copy::{Copied, CopyError, Progress};
 use crate::fault::{Blame, FaultKind, Side};
@@ -27,66 +31,163 @@ impl Permits {
     /// Tells the breakers of the sides that have answered so far: others may be waiting for a probe of a large blob.
     pub(super) fn tell_heard(&self, progress: &Progress) {
         for side in [Side::Source, Side::Destination] {
-            if progress.was_heard(side) {
-                self.of(side).succeeded();
+            let permit = self.of(side);
+            // A peer that fails with every blob is heard well, up to the end of each.
+            if progress.was_heard(side) && !permit.probes().is_some_and(FaultKind::is_of_one_blob) {
+                permit.succeeded();
             }
         }
     }
 }
 
+/// What the end of a copy leads to.
+pub(super) struct Verdict {
+    /// What becomes of the entry; `None`: it is released, uncharged.
+    pub(super) outcome: Option<Outcome>,
+    /// What the source is to be asked before it is known whose fault it was.
+    pub(super) question: Option<Question>,
+}
+
+/// Whether blobs that were copied earlier are still at the source.
+pub(super) struct Question {
+    /// The fault that raises it.
+    pub(super) kind: FaultKind,
+    /// What was said of the last blob.
+    pub(super) message: String,
+    /// The blobs to ask for.
+    pub(super) sample: Vec<BlobMeta>,
+    /// Held until the answer is there, which a probe is reported by.
+    pub(super) permits: Arc<Permits>,
+}
+
+impl Verdict {
+    const RELEASE: Self = Self { outcome: None, question: None };
+}
+
 impl Worker {
-    /// Reports a copy's end to the peers, and decides what becomes of the entry; `None`: it is released, uncharged.
-    pub(super) fn judge(
-        &self,
-        entry: &Entry,
-        result: &Result<Copied, CopyError>,
-        permits: &Permits,
-        progress: &Progress,
-    ) -> Option<Outcome> {
+    /// Reports a copy's end to the peers, and decides what becomes of the entry.
+    pub(super) fn judge(&self, finished: &Finished) -> Verdict {
+        let Finished { claim, result, permits, .. } = finished;
+        let entry = claim.entry();
         let error = match result {
             Ok(copied) => {
-                let mut suspects = self.suspects();
                 for side in [Side::Source, Side::Destination] {
-                    permits.of(side).succeeded();
-                    suspects.succeeded(entry.seq, side);
+                    self.side_succeeded(finished, side);
                 }
-                return Some(confirmed(&self.spec, entry, *copied));
+                return Verdict { outcome: Some(confirmed(&self.spec, entry, *copied)), question: None };
             }
             Err(error) => error,
         };
-        let charged = self.report_fault(entry, error, permits, progress);
+        let (charged, question) = match error.blame() {
+            Blame::Peer(side) => (self.peer_failed(finished, error, side), None),
+            Blame::Entry => self.blob_failed(finished, error),
+        };
         let peer = permits.of(error.side).peer().name();
         self.board.copy_failed(entry.blob, peer, error, charged);
         if !charged {
             tracing::debug!(route = %self.spec.name, blob = %entry.blob, %peer, %error, "copy failed, the peer is at fault");
-            return None;
+            return Verdict { question, ..Verdict::RELEASE };
         }
         let outcome = charge(&self.deps.policy, entry, error, peer, self.deps.clock.now(), self.deps.entropy.jitter());
         let parked = matches!(outcome, Outcome::Park { .. });
         let attempt = entry.attempts.saturating_add(1);
         tracing::warn!(route = %self.spec.name, blob = %entry.blob, %peer, attempt, parked, %error, "copy failed");
-        Some(outcome)
+        Verdict { outcome: Some(outcome), question }
     }
 
-    /// Tells the breakers; returns whether the entry is to be charged.
-    fn report_fault(&self, entry: &Entry, error: &CopyError, permits: &Permits, progress: &Progress) -> bool {
-        let mut suspects = self.suspects();
-        let mut charged = error.blame() == Blame::Entry;
-        for side in [Side::Source, Side::Destination] {
-            let answered = error.blame() == Blame::Entry && error.side == side && error.kind != FaultKind::Panicked;
-            if error.blame() == Blame::Peer(side) {
-                if suspects.is_convicted(entry.seq, side) {
-                    charged = true;
-                } else {
-                    suspects.failed(entry.seq, side);
-                    permits.of(side).failed(Reason::new(error.kind, error.message.clone()));
-                }
-            } else if answered || progress.was_heard(side) {
-                permits.of(side).succeeded();
-                suspects.succeeded(entry.seq, side);
+    /// The source was asked; `None`: it did not answer.
+    pub(super) fn answered(&self, question: &Question, vanished: Option<bool>) {
+        let Question { kind, message, permits, .. } = question;
+        let is_probe = permits.from.probes().is_some();
+        match vanished {
+            Some(false) if is_probe => permits.from.succeeded(),
+            Some(true) => {
+                let why =
+                    format!("{kind} for many blobs in a row, and blobs copied earlier have vanished, too: {message}");
+                permits.from.failed(Reason::new(*kind, why));
             }
+            None if is_probe => permits.from.failed(Reason::new(*kind, message.clone())),
+            Some(false) | None => {}
+        }
+        if !is_probe {
+            self.evidence().streaks.vanished(*kind, vanished == Some(true));
+        }
+    }
+
+    /// A peer's fault; returns whether the entry is to be charged all the same.
+    fn peer_failed(&self, finished: &Finished, error: &CopyError, at: Side) -> bool {
+        let Finished { claim, permits, progress, .. } = finished;
+        let permit = permits.of(at);
+        let may_charge = permit.probes().is_none() && permit.peer().is_closed();
+        let charged = self.evidence().suspects.failed(claim.entry().seq, at, finished.began, may_charge);
+        if !charged {
+            permit.failed(Reason::new(error.kind, error.message.clone()));
+        }
+        if progress.was_heard(at.other()) {
+            self.side_succeeded(finished, at.other());
         }
         charged
+    }
+
+    /// A fault of the blob; returns whether the entry is charged, and what is to be asked.
+    fn blob_failed(&self, finished: &Finished, error: &CopyError) -> (bool, Option<Question>) {
+        let Finished { claim, permits, progress, .. } = finished;
+        let at = error.side;
+        if progress.was_heard(at.other()) {
+            self.side_succeeded(finished, at.other());
+        }
+        let permit = permits.of(at);
+        if error.kind == FaultKind::Panicked {
+            if progress.was_heard(at) {
+                permit.succeeded();
+            }
+            return (true, None);
+        }
+        let question = |sample| {
+            Some(Question { kind: error.kind, message: error.message.clone(), sample, permits: permits.clone() })
+        };
+        let reason = |why: String| Reason::new(error.kind, why);
+        match permit.peer().open_for() {
+            // It is not the peer that it should be.
+            Some((_, true)) => return (false, None),
+            // It fails with every blob, or did.
+            Some((open_for, false)) if open_for.is_of_one_blob() => {
+                if permit.probes().is_none() {
+                    return (false, None);
+                }
+                let sample = self.evidence().streaks.sample();
+                if streaks::needs_asking(error.kind) && !sample.is_empty() {
+                    return (false, question(sample));
+                }
+                permit.failed(reason(format!("the next blob failed, too: {}", error.message)));
+                return (false, None);
+            }
+            Some(_) | None => {}
+        }
+        if streaks::needs_asking(error.kind) {
+            permit.peer().doubt();
+        }
+        let finding = self.evidence().streaks.failed(claim.entry(), error.kind, at);
+        if finding == Finding::OfThePeer {
+            let why = format!("{} blobs in a row failed alike, the last one: {}", streaks::ENOUGH, error.message);
+            permit.failed(reason(why));
+            return (false, None);
+        }
+        // An answer, if only about this blob.
+        permit.succeeded();
+        self.evidence().suspects.succeeded(claim.entry().seq, at, finished.began);
+        match finding {
+            Finding::Ask(sample) => (true, question(sample)),
+            Finding::OfTheEntry | Finding::OfThePeer => (true, None),
+        }
+    }
+
+    /// A side did for this entry what was asked of it.
+    fn side_succeeded(&self, finished: &Finished, side: Side) {
+        finished.permits.of(side).succeeded();
+        let mut evidence = self.evidence();
+        evidence.suspects.succeeded(finished.claim.entry().seq, side, finished.began);
+        evidence.streaks.succeeded(side, self.deps.clock.now());
     }
 }
 
@@ -121,7 +222,6 @@ pub(super) fn charge(
     now: SystemTime,
     jitter: f64,
 ) -> Outcome {
-    let attempts = entry.attempts.saturating_add(1);
     let failure = Failure {
         kind: error.kind,
         code: error.code,
@@ -131,9 +231,22 @@ pub(super) fn charge(
         last: now,
         count: 1,
     };
-    if error.is_permanent() || policy.patience.is_exhausted(error.kind, attempts) {
-        return Outcome::Park { failure };
+    let Policy { backoff, patience, .. } = policy;
+    let mut after = entry.clone();
+    after.charge(&failure, backoff.max());
+    let Entry { attempts, misses, .. } = after;
+    let is_missing = error.kind == FaultKind::MissingAtSource;
+    if error.is_permanent() || patience.is_exhausted(error.kind, attempts, misses.count, misses.lasted) {
+        return match patience.on_missing {
+            OnMissing::Discard if is_missing => Outcome::Discard,
+            OnMissing::Discard | OnMissing::Park => Outcome::Park { failure },
+        };
     }
-    let delay = policy.backoff.delay(attempts, jitter);
+    let mut delay = backoff.delay(attempts, jitter);
+    if is_missing {
+        // The last attempt comes when the patience ends, not up to a longest backoff later.
+        let left = patience.missing.saturating_sub(misses.lasted);
+        delay = delay.min(left.max(backoff.nominal(1)));
+    }
     Outcome::Retry { due: now.checked_add(delay).unwrap_or(now), failure }
 }

@@ -2,29 +2,26 @@
 
 mod limited;
 
-use super::judge::Permits;
+use super::attempt::{Finished, Slot, Slots, attempt};
+use super::judge::{Permits, Question, Verdict};
 use super::lanes::{Lanes, index};
 use super::report::{Activity, ShownCopy};
-use super::{Deps, Worker};
-use crate::copy::{Copied, CopyError, CopyJob, Progress, copy_blob};
+use super::{Deps, Evidence, Worker, streaks};
+use crate::blob::{BlobMeta, BlobRef};
 use crate::fault::FaultKind;
-use crate::limits::Charge;
 use crate::peer::{Admission, Peer};
+use crate::queue::failures::Remedy;
 use crate::queue::{Claim, Entry, Lane, Outcome, QueueError};
 use futures::future::BoxFuture;
-use std::cmp::Reverse;
-use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::Instrument;
 
-/// Among so many entries a probe is chosen.
-const PROBE_CHOICE: usize = 16;
+/// How long the source may take to say what it still holds.
+const ASK_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How long to leave the queue alone after it failed.
 const QUEUE_PAUSE: Duration = Duration::from_secs(1);
@@ -45,6 +42,8 @@ pub(super) struct Run {
     // Copied, and not yet being settled.
     judged: Vec<Judged>,
     settling: Option<BoxFuture<'static, Settled>>,
+    // Sources asked for what was copied earlier.
+    asking: JoinSet<Answer>,
     // Between fills: what ends the pause.
     rest: Option<Rest>,
     checked_peers: Option<Duration>,
@@ -58,43 +57,19 @@ struct Rest {
     on_queue: bool,
 }
 
-/// How many copies of each lane there are.
-#[derive(Debug, Default)]
-struct Slots([AtomicUsize; 2]);
-
-struct Slot {
-    slots: Arc<Slots>,
-    lane: Lane,
-    charge: Charge,
-}
-
-impl Slot {
-    fn take(slots: &Arc<Slots>, lane: Lane, charge: Charge) -> Self {
-        slots.0[index(lane)].fetch_add(1, Ordering::Relaxed);
-        Self { slots: slots.clone(), lane, charge }
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.slots.0[index(self.lane)].fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// The end of one copy.
-struct Finished {
-    claim: Claim,
-    result: Result<Copied, CopyError>,
-    permits: Arc<Permits>,
-    progress: Arc<Progress>,
-    shown: ShownCopy,
-}
-
 /// A copy whose outcome is to be recorded.
 struct Judged {
     claim: Claim,
     outcome: Outcome,
+    // Of a discarded one.
+    cause: Option<String>,
     shown: ShownCopy,
+}
+
+/// What a source said of the blobs that were copied earlier: whether they have vanished, if it said so.
+struct Answer {
+    question: Question,
+    vanished: Option<bool>,
 }
 
 /// The end of a settlement.
@@ -108,6 +83,9 @@ struct Note {
     entry: Entry,
     // Size, and whether bytes were sent; absent where it was not confirmed.
     confirmed: Option<(u64, bool)>,
+    // Given up; and why, where it is discarded.
+    parked: bool,
+    cause: Option<String>,
     _shown: ShownCopy,
 }
 
@@ -138,6 +116,7 @@ impl Run {
             filling: None,
             judged: Vec::new(),
             settling: None,
+            asking: JoinSet::new(),
             rest: None,
             checked_peers: None,
         }
@@ -188,6 +167,11 @@ impl Run {
                         self.on_finished(finished);
                     }
                 }
+                Some(answer) = self.asking.join_next() => {
+                    if let Ok(Answer { question, vanished }) = answer {
+                        self.worker.answered(&question, vanished);
+                    }
+                }
                 fill = maybe(&mut self.filling) => {
                     self.filling = None;
                     self.on_filled(fill);
@@ -215,7 +199,7 @@ impl Run {
         let counts = self.worker.deps.queue.counts(self.worker.spec.id);
         let has_work =
             [counts.fresh, counts.backfill].map(|lane| lane.ready.entries.saturating_add(lane.retrying.entries) > 0);
-        let in_flight = [0, 1].map(|lane: usize| self.slots.0[lane].load(Ordering::Relaxed));
+        let in_flight = Lane::ALL.map(|lane| self.slots.of(lane));
         let Some(room) = self.room(has_work) else { return };
         let shares = self.lanes.share(in_flight[0] + in_flight[1] + room, in_flight, has_work);
         let now = self.worker.deps.clock.monotonic();
@@ -229,6 +213,11 @@ impl Run {
             self.checked_peers = Some(self.worker.deps.clock.monotonic());
         }
         self.rest = fill.rest;
+        if matches!(fill.activity, Activity::WaitingForPeer(_))
+            && self.worker.spec.from.open_for() == Some((FaultKind::StoreIdChanged, true))
+        {
+            self.worker.evidence().streaks.impostor();
+        }
         self.set_activity(fill.activity);
         let Some(permits) = fill.permits.filter(|_| !self.worker.limits().paused) else { return };
         for claim in fill.claims {
@@ -255,33 +244,55 @@ impl Run {
     }
 
     fn on_finished(&mut self, finished: Result<Finished, tokio::task::JoinError>) {
-        let Finished { claim, result, permits, progress, shown } = match finished {
+        let finished = match finished {
             Ok(finished) => finished,
             // The copier's own panics are caught closer by; this one released its claim as it unwound.
             Err(error) => return tracing::error!(route = %self.worker.spec.name, %error, "a copy was lost"),
         };
-        if let Some(outcome) = self.worker.judge(claim.entry(), &result, &permits, &progress) {
-            self.judged.push(Judged { claim, outcome, shown });
+        let Verdict { outcome, question } = self.worker.judge(&finished);
+        if let Some(question) = question {
+            self.asking.spawn(ask(self.worker.clone(), question));
+        }
+        if let Some(outcome) = outcome {
+            let Finished { claim, result, shown, .. } = finished;
+            let discards = matches!(outcome, Outcome::Discard);
+            let cause = result.err().filter(|_| discards).map(|error| error.to_string());
+            self.judged.push(Judged { claim, outcome, cause, shown });
         }
     }
 
     /// Settles what has been judged so far, unless a settlement is under way.
     fn settle(&mut self) {
-        if self.settling.is_some() || self.judged.is_empty() {
+        if self.settling.is_some() {
+            return;
+        }
+        // Whoever is to be forgiven is settled already, or will be in this batch.
+        let forgiven = self.worker.evidence().streaks.take_forgiven();
+        if self.judged.is_empty() && forgiven.is_empty() {
             return;
         }
         let mut notes = Vec::with_capacity(self.judged.len());
         let mut settled = Vec::with_capacity(self.judged.len());
-        for Judged { claim, outcome, shown } in self.judged.drain(..) {
+        for Judged { claim, outcome, cause, shown } in self.judged.drain(..) {
             let confirmed = match &outcome {
                 Outcome::Confirmed { size, copied, .. } => Some((*size, *copied)),
                 _ => None,
             };
-            notes.push(Note { entry: claim.entry().clone(), confirmed, _shown: shown });
+            let parked = matches!(outcome, Outcome::Park { .. });
+            notes.push(Note { entry: claim.entry().clone(), confirmed, parked, cause, _shown: shown });
             settled.push((claim, outcome));
         }
-        let queue = self.worker.deps.queue.clone();
-        self.settling = Some(Box::pin(async move { Settled { result: queue.settle(settled).await, notes } }));
+        let (spec, deps) = (&self.worker.spec, &self.worker.deps);
+        let (route, name, queue, failures) = (spec.id, spec.name.clone(), deps.queue.clone(), deps.failures.clone());
+        self.settling = Some(Box::pin(async move {
+            let result = if settled.is_empty() { Ok(()) } else { queue.settle(settled).await };
+            if !forgiven.is_empty()
+                && let Err(error) = failures.remedy(route, forgiven, Remedy::Revive).await
+            {
+                tracing::warn!(route = %name, %error, "attempts that were a peer's fault stay charged");
+            }
+            Settled { result, notes }
+        }));
     }
 
     fn on_settled(&mut self, settled: Settled) {
@@ -292,11 +303,18 @@ impl Run {
             self.rest = Some(Rest { until: Instant::now() + QUEUE_PAUSE, on_queue: false });
             return;
         }
-        let mut suspects = self.worker.suspects();
-        for Note { entry, confirmed, .. } in &settled.notes {
+        let mut evidence = self.worker.evidence();
+        for Note { entry, confirmed, parked, cause, .. } in &settled.notes {
             if let Some((size, copied)) = *confirmed {
-                suspects.forget(entry.seq);
                 self.worker.board.confirmed(entry.lane, entry.enqueue_time, size, copied);
+                evidence.streaks.confirmed(BlobMeta { blob: entry.blob, size });
+            }
+            if let Some(cause) = cause {
+                let (route, waited) = (&self.worker.spec.name, humantime::format_duration(entry.misses.lasted));
+                tracing::warn!(%route, blob = %entry.blob, %waited, %cause, "discarded, as retry.on_missing says");
+            }
+            if confirmed.is_some() || *parked || cause.is_some() {
+                evidence.suspects.forget(entry.seq);
             }
         }
     }
@@ -311,6 +329,7 @@ impl Run {
                 finished => self.on_finished(finished),
             }
         }
+        self.asking.shutdown().await;
         while self.settling.is_some() || !self.judged.is_empty() {
             if let Some(settling) = self.settling.take() {
                 let settled = settling.await;
@@ -363,6 +382,9 @@ async fn fill(worker: Arc<Worker>, order: FillOrder) -> Fill {
     let from_is_first = Arc::ptr_eq(first.peer(), &spec.from);
     let permits = if from_is_first { Permits { from: first, to: second } } else { Permits { from: second, to: first } };
 
+    if !probing {
+        worker.evidence().probes.done();
+    }
     let claimed = if probing { claim_probe(&worker).await } else { claim_shares(&worker, order).await };
     let claims = match claimed {
         Ok(claims) => claims,
@@ -407,19 +429,20 @@ async fn claim_shares(worker: &Worker, order: FillOrder) -> Result<Vec<Claim>, Q
     Ok(claims)
 }
 
-/// One entry, and rather one that did not meet a peer's error yet: it may have been the cause.
+/// One entry; see [`Probes`](super::probes::Probes). The others are released.
 async fn claim_probe(worker: &Worker) -> Result<Vec<Claim>, QueueError> {
-    for lane in Lane::ALL {
-        let mut claims = claim(worker, lane, PROBE_CHOICE).await?;
-        if claims.is_empty() {
-            continue;
+    let (lanes, reach) = {
+        let Evidence { probes, .. } = &*worker.evidence();
+        (probes.lanes(), probes.reach())
+    };
+    for lane in lanes {
+        let mut claims = claim(worker, lane, reach).await?;
+        let entries: Vec<&Entry> = claims.iter().map(Claim::entry).collect();
+        let Evidence { probes, suspects, .. } = &mut *worker.evidence();
+        let pick = |bound| usize::try_from(worker.deps.entropy.below(bound as u64)).unwrap_or(0);
+        if let Some(chosen) = probes.choose(&entries, |seq| suspects.is_suspect(seq), pick) {
+            return Ok(vec![claims.swap_remove(chosen)]);
         }
-        let suspects = worker.suspects();
-        // A stable sort: the last is the first among the least suspicious. The others are released.
-        claims.reverse();
-        claims.sort_by_key(|claim| Reverse(suspects.weight(claim.entry().seq)));
-        drop(suspects);
-        return Ok(claims.pop().into_iter().collect());
     }
     Ok(Vec::new())
 }
@@ -443,59 +466,14 @@ async fn rest_until_due(worker: &Worker, poll: Duration) -> Rest {
     Rest { until: Instant::now() + pause.max(SHORTEST_REST), on_queue: true }
 }
 
-/// Copies one entry's blob.
-async fn attempt(worker: Arc<Worker>, claim: Claim, permits: Arc<Permits>, mut slot: Slot) -> Finished {
-    let entry = claim.entry();
-    let spec = &worker.spec;
-    let progress = Arc::new(Progress::new(entry.size));
-    let shown = worker.board.show(entry, progress.clone());
-    let job = CopyJob {
-        blob: entry.blob,
-        size_hint: entry.size,
-        repair: entry.repair,
-        receive_only: spec.receive_only,
-        ask_first: asks_first(entry),
-        idle_timeout: worker.deps.policy.idle_timeout,
+/// Asks the source whether it still holds what was copied from it.
+async fn ask(worker: Arc<Worker>, question: Question) -> Answer {
+    let refs: Vec<BlobRef> = question.sample.iter().map(|meta| meta.blob).collect();
+    let vanished = match timeout(ASK_TIMEOUT, worker.spec.from.store().stat(&refs)).await {
+        Ok(Ok(found)) => Some(streaks::have_vanished(&question.sample, &found)),
+        Ok(Err(_)) | Err(_) => None,
     };
-    let queue_wait = waited(entry, worker.deps.clock.now());
-    // The entry's trace context is to be attached here: as a link, or as the parent, before the span is first entered.
-    let span = tracing::info_span!(
-        "process",
-        blob = %entry.blob,
-        route = %spec.name,
-        attempt = entry.attempts.saturating_add(1),
-        size = entry.size,
-        queue_wait_ms = u64::try_from(queue_wait.as_millis()).unwrap_or(u64::MAX),
-    );
-    let result = async {
-        let mut copy = pin!(copy_blob(&**spec.from.store(), &**spec.to.store(), &job, &progress));
-        loop {
-            tokio::select! {
-                biased;
-                result = &mut copy => break result,
-                () = progress.news() => {
-                    permits.tell_heard(&progress);
-                    slot.charge.known(progress.size());
-                }
-            }
-        }
-    };
-    let result = result.instrument(span).await;
-    progress.settling();
-    slot.charge.known(Some(progress.bytes()));
-    drop(slot);
-    Finished { claim, result, permits, progress, shown }
-}
-
-/// Whether the blob may have arrived by an earlier attempt whose answer was lost. A destination whose word was wrong is not
-/// asked for it.
-fn asks_first(entry: &Entry) -> bool {
-    entry.attempts > 0
-        && entry.failure.as_ref().is_none_or(|failure| failure.kind != FaultKind::DestinationConfirmedOther)
-}
-
-fn waited(entry: &Entry, now: SystemTime) -> Duration {
-    now.duration_since(entry.enqueue_time).unwrap_or_default()
+    Answer { question, vanished }
 }
 
 async fn maybe<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {

@@ -150,8 +150,9 @@ impl Lab {
         };
         let (fails, failures) = (AtomicBool::new(false), AtomicU64::new(0));
         let flaky = Arc::new(FlakyQueue { inner: queue.clone(), fails, failures });
+        let failures = queue.clone();
         let limits = watch::Sender::new(Limits::workers(workers));
-        let deps = Deps { queue: flaky.clone(), clock, entropy, policy: Policy::default() };
+        let deps = Deps { queue: flaky.clone(), failures, clock, entropy, policy: Policy::default() };
         let worker = |(index, (from, to)): (usize, &(&str, &str))| {
             let spec = RouteSpec {
                 name: hop(index).name,
@@ -429,21 +430,17 @@ async fn every_lie_is_named_and_the_entry_stays() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_entry_parks_after_its_patience_and_a_missing_blob_is_waited_for_longer() {
+async fn an_entry_parks_after_its_patience() {
     let patience = Patience::default();
-    for (trouble, attempts) in
-        [(Trouble::WrongBytes, patience.park_after), (Trouble::Missing, patience.missing_park_after)]
-    {
-        let mut lab = Lab::new(&[("a", "b")]).await;
-        lab.announce("a", 0..1).await;
-        lab.place("a").faulty.set(Some(trouble));
-        lab.start();
-        lab.until("parked", |lab| lab.fresh(0).parked.entries == 1).await;
-        assert_eq!(lab.place("a").faulty.fetches(), u64::from(attempts));
-        let errors = lab.workers[0].report().errors;
-        assert_eq!((errors[0].count, errors[0].charged), (attempts.into(), attempts.into()));
-        lab.stopped().await;
-    }
+    let mut lab = Lab::new(&[("a", "b")]).await;
+    lab.announce("a", 0..1).await;
+    lab.place("a").faulty.set(Some(Trouble::WrongBytes));
+    lab.start();
+    lab.until("parked", |lab| lab.fresh(0).parked.entries == 1).await;
+    assert_eq!(lab.place("a").faulty.fetches(), u64::from(patience.park_after));
+    let errors = lab.workers[0].report().errors;
+    assert_eq!((errors[0].count, errors[0].charged), (patience.park_after.into(), patience.park_after.into()));
+    lab.stopped().await;
 }
 
 #[tokio::test(start_paused = true)]

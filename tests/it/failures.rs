@@ -34,7 +34,7 @@ async fn parked_blobs_are_listed_discarded_and_retried() {
         let file = world.path("failing.toml");
         let data = world.path("failing-data");
         let config = format!(
-            "{stores}[server]\ndata_dir = \"{}\"\n[retry]\ninitial = \"20ms\"\nmax = \"50ms\"\nmissing_park_after = 2\n",
+            "{stores}[server]\ndata_dir = \"{}\"\n[retry]\ninitial = \"20ms\"\nmax = \"50ms\"\nmissing_patience = \"1ms\"\n",
             data.to_str().unwrap()
         );
         std::fs::write(&file, config).unwrap();

@@ -5,7 +5,7 @@ use crate::blob::BlobRef;
 use crate::queue::failures::{Failed, FailedState, FailureCursor, FailureFilter, FailurePage, Failures, Remedy};
 use crate::queue::{Outcome, QueueError, RouteId, Seq};
 use async_trait::async_trait;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 impl Item {
     fn failed(&self) -> Option<(FailureCursor, Failed)> {
@@ -29,7 +29,7 @@ impl Durable {
         let Some(item) = self.items.get_mut(&seq) else { return false };
         let Some((_, Failed { state, .. })) = item.failed() else { return false };
         if remedy == Remedy::Discard {
-            self.settle(seq, &Outcome::Discard, now);
+            self.settle(seq, &Outcome::Discard, now, Duration::ZERO);
             return true;
         }
         let due = match state {
@@ -37,7 +37,7 @@ impl Durable {
             FailedState::Parked => now,
         };
         let changes = state == FailedState::Parked || item.entry.attempts > 0 || due != item.entry.due_time;
-        item.entry.attempts = 0;
+        item.entry.forgive();
         item.entry.due_time = due;
         item.line = Line::Timed;
         changes

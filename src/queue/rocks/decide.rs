@@ -2,7 +2,7 @@
 
 use super::row::{Place, Stored};
 use super::txn::Txn;
-use crate::queue::{Entry, Failure, Lane, Origin, Outcome, Push, Pushed, QueueError, RouteId, Seq};
+use crate::queue::{Entry, Lane, Misses, Origin, Outcome, Push, Pushed, QueueError, RouteId, Seq};
 use std::cmp::min;
 
 impl Txn<'_> {
@@ -55,7 +55,7 @@ impl Txn<'_> {
         let retrying = !parked && first.entry.failure.is_some();
         self.meet(push, &mut first);
         let pushed = if parked {
-            first.entry.attempts = 0;
+            first.entry.forgive();
             self.make_due(&mut first);
             Pushed::Revived
         } else if retrying && sync.is_none() {
@@ -83,6 +83,7 @@ impl Txn<'_> {
             enqueue_time: self.now,
             due_time: self.now,
             attempts: 0,
+            misses: Misses::default(),
             failure: None,
             trace: push.trace.clone(),
             visited: push.visited.clone(),
@@ -121,7 +122,7 @@ impl Txn<'_> {
 
     /// Ends a claim. Chained pushes follow apart.
     pub(super) fn settle(&mut self, route: RouteId, seq: u64, outcome: &Outcome) -> Result<(), QueueError> {
-        let Some(stored) = self.entry(route, seq)? else {
+        let Some(mut stored) = self.entry(route, seq)? else {
             tracing::error!(route = route.0, seq, "a claimed entry is gone; nothing is settled");
             self.set_settled(seq);
             return Ok(());
@@ -150,13 +151,13 @@ impl Txn<'_> {
                 self.end(stored, successor, &refs)
             }
             Outcome::Retry { due, failure } => {
-                let mut stored = charged(stored, failure);
+                stored.entry.charge(failure, self.shared.max_backoff());
                 stored.place = Place::Due;
                 stored.entry.due_time = *due;
                 self.keep(stored, successor)
             }
             Outcome::Park { failure } => {
-                let mut stored = charged(stored, failure);
+                stored.entry.charge(failure, self.shared.max_backoff());
                 stored.place = Place::Parked(failure.kind.number());
                 self.keep(stored, successor)
             }
@@ -202,7 +203,7 @@ impl Txn<'_> {
             self.remove(successor.entry.route, successor.entry.seq.0);
             self.set_refs(stored.entry.route, stored.entry.blob, vec![stored.entry.seq.0])?;
             if stored.parked() {
-                stored.entry.attempts = 0;
+                stored.entry.forgive();
             }
             let entry = &mut stored.entry;
             entry.repair |= successor.entry.repair;
@@ -217,13 +218,4 @@ impl Txn<'_> {
         self.put(stored);
         Ok(())
     }
-}
-
-/// The entry with one more attempt and this failure, its history carried on.
-fn charged(mut stored: Stored, failure: &Failure) -> Stored {
-    let entry = &mut stored.entry;
-    entry.attempts = entry.attempts.saturating_add(1);
-    let (first, count) = entry.failure.as_ref().map_or((failure.first, 0), |before| (before.first, before.count));
-    entry.failure = Some(Failure { first, count: count.saturating_add(1), ..failure.clone() });
-    stored
 }

@@ -154,7 +154,7 @@ impl Txn<'_> {
         match (remedy, state) {
             (Remedy::Discard, _) => self.discard(stored)?,
             (Remedy::Revive, FailedState::Parked) => {
-                stored.entry.attempts = 0;
+                stored.entry.forgive();
                 self.make_due(&mut stored);
                 self.put(stored);
             }
@@ -163,7 +163,7 @@ impl Txn<'_> {
                 if entry.attempts == 0 && entry.due_time <= self.now {
                     return Ok(false);
                 }
-                entry.attempts = 0;
+                entry.forgive();
                 entry.due_time = min(entry.due_time, self.now);
                 self.put(stored);
             }

@@ -4,10 +4,11 @@
 use super::keys;
 use crate::blob::BlobRef;
 use crate::fault::FaultKind;
-use crate::queue::{Entry, Failure, Lane, LaneCounts, RouteCounts, RouteId, Seq, SyncId, SyncTally, Tally};
+use crate::queue::{Entry, Failure, Lane, LaneCounts, Misses, RouteCounts, RouteId, Seq, SyncId, SyncTally, Tally};
 use crate::telemetry::TraceContext;
 use prost::Message;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The version byte of every row with a message.
 const ROW_VERSION: u8 = 1;
@@ -140,6 +141,11 @@ struct EntryRow {
     /// Of a parked entry: the kind in its index key.
     #[prost(uint32, tag = "13")]
     parked_kind: u32,
+    #[prost(uint32, tag = "20")]
+    misses: u32,
+    /// Nanoseconds.
+    #[prost(uint64, tag = "21")]
+    missed_for: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -252,6 +258,8 @@ pub(super) fn encode_entry(stored: &Stored) -> Vec<u8> {
         repair: entry.repair,
         place,
         parked_kind,
+        misses: entry.misses.count,
+        missed_for: u64::try_from(entry.misses.lasted.as_nanos()).unwrap_or(u64::MAX),
     })
 }
 
@@ -285,6 +293,7 @@ pub(super) fn decode_entry(route: RouteId, seq: u64, bytes: &[u8]) -> Result<Sto
         enqueue_time: keys::time(row.enqueue_time),
         due_time: keys::time(row.due_time),
         attempts: row.attempts,
+        misses: Misses { count: row.misses, lasted: Duration::from_nanos(row.missed_for) },
         failure,
         trace: row.trace.map(|trace| TraceContext { traceparent: trace.traceparent, tracestate: trace.tracestate }),
         visited: row.visited.into_iter().map(Arc::from).collect(),

@@ -101,6 +101,11 @@ impl Shared {
         }
     }
 
+    /// The longest backoff there is.
+    pub(super) fn max_backoff(&self) -> Duration {
+        self.max_backoff
+    }
+
     pub(super) fn db(&self) -> Result<Arc<DB>, QueueError> {
         self.db.read().unwrap_or_else(PoisonError::into_inner).clone().ok_or(QueueError::Closed)
     }
