@@ -40,6 +40,7 @@ mod claims;
 mod commit;
 mod decide;
 mod failed;
+mod gather;
 mod keys;
 mod open;
 mod row;

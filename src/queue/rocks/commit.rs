@@ -5,6 +5,7 @@
 //! after it leaves all of it, and callers that were not answered retry, which does no harm.
 
 use super::claims::BadRow;
+use super::gather::Gather;
 use super::row::RouteRow;
 use super::shared::Shared;
 use super::txn::{Effects, Moved, Txn};
@@ -112,7 +113,9 @@ pub(super) struct Committer {
 impl Committer {
     /// Works until every sender is gone and the channel is drained.
     pub(super) fn run(mut self, mut requests: mpsc::Receiver<Request>) {
+        let mut gather = Gather::default();
         while let Some(first) = requests.blocking_recv() {
+            gather.wait(|| 1 + requests.len());
             let mut weight = first.weight();
             let mut waiting = vec![first];
             while weight < BATCH {
@@ -120,7 +123,9 @@ impl Committer {
                 weight += next.weight();
                 waiting.push(next);
             }
+            let (callers, start) = (waiting.len(), Instant::now());
             self.commit(waiting);
+            gather.written(callers, requests.len(), start.elapsed());
         }
     }
 
