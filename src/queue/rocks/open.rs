@@ -2,6 +2,7 @@
 
 use super::claims::Claims;
 use super::commit::{CHANNEL, Committer, WriteFn};
+use super::gather::Gather;
 use super::keys;
 use super::row;
 use super::shared::{Figures, Shared};
@@ -91,6 +92,7 @@ pub(super) fn open(
         next_seq,
         total,
         space: None,
+        gather: Gather::default(),
     };
     let committer = std::thread::Builder::new()
         .name("queue-committer".to_owned())

@@ -135,6 +135,13 @@ impl<'a> Txn<'a> {
         }
     }
 
+    /// Makes room for so many more entries.
+    pub(super) fn reserve(&mut self, entries: usize) {
+        self.entries.reserve(entries);
+        self.refs.reserve(entries);
+        self.undo.reserve(2 * entries);
+    }
+
     /// Begins a request: what was done before is kept whatever comes.
     pub(super) fn savepoint(&mut self) -> Savepoint {
         self.undo.clear();
