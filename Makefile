@@ -10,7 +10,7 @@ ARGS ?=
 # How many kills `make kill` does, and how many blobs `make sync` compares.
 N ?=
 
-.PHONY: help build demo test kill sync bench lint proto-lint proto-baseline doc clean
+.PHONY: help build demo test kill sync bench queue-bench model lint proto-lint proto-baseline doc clean
 
 help: ## Show what can be made.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -33,6 +33,9 @@ sync: build ## Have a full sync compare two stores of N blobs each (make sync N=
 
 bench: build ## Measure speed and memory, each figure beside its floor.
 	@$(CARGO) bench --bench wire -- $(ARGS)
+
+queue-bench: build ## Measure the queue alone, with ten million entries too (ARGS="--entries 1000000").
+	@$(CARGO) bench --bench queue -- $(ARGS)
 
 lint: ## Check format and lints, as CI does.
 	@cargo fmt --check

@@ -11,10 +11,10 @@ use crate::blob::{BlobRef, Excerpt};
 use crate::clock::Clock;
 use crate::queue::{Lane, Origin, Push, Pushed, Queue, QueueError, RouteCounts, RouteId, Tally};
 use crate::telemetry::TraceContext;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 /// A configured route, registered with the queue.
@@ -284,12 +284,17 @@ pub struct Announcer {
     gate: Arc<Gate>,
     // Why the last durable write failed, if it did.
     trouble: Mutex<Option<String>>,
+    // When each route's oldest entry was asked for, by the monotonic clock, and when that was pushed.
+    oldest: Mutex<HashMap<RouteId, (Duration, Option<SystemTime>)>>,
 }
+
+/// How old a route's lag in an answer may be. Asking the queue for each answer would cost as much as the announcement.
+const LAG_AGE: Duration = Duration::from_millis(100);
 
 impl Announcer {
     /// An announcer for these routes.
     pub fn new(queue: Arc<dyn Queue>, routes: Arc<RouteTable>, clock: Arc<dyn Clock>, gate: Arc<Gate>) -> Self {
-        Self { queue, routes, clock, gate, trouble: Mutex::new(None) }
+        Self { queue, routes, clock, gate, trouble: Mutex::default(), oldest: Mutex::default() }
     }
 
     /// Whether an announcement of this store would be let in now; to be asked before its bytes are read.
@@ -361,9 +366,32 @@ impl Announcer {
     }
 
     async fn backlog(&self, route: RouteId) -> Backlog {
-        // The blobs are queued. That their age cannot be read now is no reason to deny it.
-        let oldest = self.queue.oldest(route).await.ok().and_then(|oldest| oldest.fresh);
+        let oldest = match self.known_oldest(route) {
+            Some(oldest) => oldest,
+            None => {
+                // The blobs are queued. That their age cannot be read now is no reason to deny it.
+                let oldest = self.queue.oldest(route).await.ok().and_then(|oldest| oldest.fresh);
+                self.oldest().insert(route, (self.clock.monotonic(), oldest));
+                oldest
+            }
+        };
         Backlog::of(&self.queue.counts(route), oldest, self.clock.now())
+    }
+
+    /// When the route's oldest entry was pushed, if that is known well enough; whoever finds that it is not asks for all.
+    fn known_oldest(&self, route: RouteId) -> Option<Option<SystemTime>> {
+        let now = self.clock.monotonic();
+        let mut known = self.oldest();
+        let (asked, oldest) = known.get_mut(&route)?;
+        if now.saturating_sub(*asked) < LAG_AGE {
+            return Some(*oldest);
+        }
+        *asked = now;
+        None
+    }
+
+    fn oldest(&self) -> MutexGuard<'_, HashMap<RouteId, (Duration, Option<SystemTime>)>> {
+        self.oldest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -41,6 +41,7 @@ mod commit;
 mod decide;
 mod dropped;
 mod failed;
+mod gather;
 mod keys;
 mod open;
 mod row;

@@ -5,6 +5,7 @@
 //! after it leaves all of it, and callers that were not answered retry, which does no harm.
 
 use super::claims::BadRow;
+use super::gather::Gather;
 use super::row::RouteRow;
 use super::shared::Shared;
 use super::txn::{Effects, Moved, Txn};
@@ -113,12 +114,14 @@ pub(super) struct Committer {
     /// Entries of all routes.
     pub(super) total: u64,
     pub(super) space: Option<(Instant, u64)>,
+    pub(super) gather: Gather,
 }
 
 impl Committer {
     /// Works until every sender is gone and the channel is drained.
     pub(super) fn run(mut self, mut requests: mpsc::Receiver<Request>) {
         while let Some(first) = requests.blocking_recv() {
+            self.gather.wait(|| 1 + requests.len());
             let mut weight = first.weight();
             let mut waiting = vec![first];
             while weight < BATCH {
@@ -126,11 +129,13 @@ impl Committer {
                 weight += next.weight();
                 waiting.push(next);
             }
-            self.commit(waiting);
+            self.commit(waiting, || requests.len());
         }
     }
 
-    fn commit(&mut self, requests: Vec<Request>) {
+    /// Decides these and writes them; `waiting` tells how many more there are.
+    fn commit(&mut self, requests: Vec<Request>, waiting: impl Fn() -> usize) {
+        let start = Instant::now();
         let (db, shared) = (Arc::clone(&self.db), Arc::clone(&self.shared));
         let now = (self.wall)();
         let mut txn = Txn::new(&db, &shared, now, self.options.max_entries, self.next_seq, self.total);
@@ -152,6 +157,7 @@ impl Committer {
             Ok(effects) => {
                 self.total = effects.total;
                 apply(&shared, effects, &moves, &decided);
+                self.gather.written(decided.len(), waiting(), start.elapsed());
                 decided.into_iter().for_each(Decided::confirm);
             }
             Err(error) => {
@@ -225,10 +231,15 @@ impl Committer {
         if pushes.iter().any(|push| push.origin == Origin::Announced) {
             self.check_space()?;
         }
+        txn.reserve(pushes.len());
+        let mut known = None;
         pushes
             .iter()
             .map(|push| {
-                check_route(txn, push.route)?;
+                if known != Some(push.route) {
+                    check_route(txn, push.route)?;
+                    known = Some(push.route);
+                }
                 txn.push(push)
             })
             .collect()

@@ -4,6 +4,7 @@ use super::row::{Place, Stored};
 use super::txn::Txn;
 use crate::queue::{Entry, Lane, Misses, Origin, Outcome, Push, Pushed, QueueError, RouteId, Seq};
 use std::cmp::min;
+use std::rc::Rc;
 
 impl Txn<'_> {
     /// Pushes one blob.
@@ -122,7 +123,7 @@ impl Txn<'_> {
 
     /// Ends a claim. Chained pushes follow apart.
     pub(super) fn settle(&mut self, route: RouteId, seq: u64, outcome: &Outcome) -> Result<(), QueueError> {
-        let Some(mut stored) = self.entry(route, seq)? else {
+        let Some(stored) = self.peek(route, seq)? else {
             tracing::error!(route = route.0, seq, "a claimed entry is gone; nothing is settled");
             self.set_settled(seq);
             return Ok(());
@@ -144,19 +145,21 @@ impl Txn<'_> {
                 for sync in &stored.entry.syncs {
                     self.ended_syncs.entry(*sync).or_default().confirmed += 1;
                 }
-                self.end(stored, successor, &refs)
+                self.end(&stored.entry, successor, &refs)
             }
             Outcome::Discard => {
                 self.count_discard(&stored.entry);
-                self.end(stored, successor, &refs)
+                self.end(&stored.entry, successor, &refs)
             }
             Outcome::Retry { due, failure } => {
+                let mut stored = Rc::unwrap_or_clone(stored);
                 stored.entry.charge(failure, self.shared.max_backoff());
                 stored.place = Place::Due;
                 stored.entry.due_time = *due;
                 self.keep(stored, successor)
             }
             Outcome::Park { failure } => {
+                let mut stored = Rc::unwrap_or_clone(stored);
                 stored.entry.charge(failure, self.shared.max_backoff());
                 stored.place = Place::Parked(failure.kind.number());
                 self.keep(stored, successor)
@@ -173,7 +176,7 @@ impl Txn<'_> {
             _ => None,
         };
         self.count_discard(&stored.entry);
-        self.end(stored, successor, &refs)
+        self.end(&stored.entry, successor, &refs)
     }
 
     fn count_discard(&mut self, entry: &Entry) {
@@ -184,8 +187,8 @@ impl Txn<'_> {
     }
 
     /// Removes an entry; its successor's turn has come.
-    fn end(&mut self, stored: Stored, successor: Option<Stored>, refs: &[u64]) -> Result<(), QueueError> {
-        let Entry { route, seq, blob, .. } = stored.entry;
+    fn end(&mut self, entry: &Entry, successor: Option<Stored>, refs: &[u64]) -> Result<(), QueueError> {
+        let Entry { route, seq, blob, .. } = *entry;
         self.remove(route, seq.0);
         if let Some(mut next) = successor {
             self.set_refs(route, blob, vec![next.entry.seq.0])?;

@@ -40,13 +40,17 @@ pub(super) const fn lane_of(byte: u8) -> Option<Lane> {
     }
 }
 
-pub(super) fn entry(route: RouteId, seq: u64) -> Vec<u8> {
-    [&route.0.to_be_bytes()[..], &seq.to_be_bytes()].concat()
+pub(super) fn entry(route: RouteId, seq: u64) -> [u8; 12] {
+    let mut key = [0; 12];
+    key[..4].copy_from_slice(&route.0.to_be_bytes());
+    key[4..].copy_from_slice(&seq.to_be_bytes());
+    key
 }
 
 /// What all `ready` and `retry` rows of a lane begin with.
-fn lane_prefix(route: RouteId, lane: Lane) -> Vec<u8> {
-    [&route.0.to_be_bytes()[..], &[lane_byte(lane)]].concat()
+fn lane_prefix(route: RouteId, lane: Lane) -> [u8; 5] {
+    let [a, b, c, d] = route.0.to_be_bytes();
+    [a, b, c, d, lane_byte(lane)]
 }
 
 /// Where the rows of a lane end, exclusive.
@@ -55,13 +59,15 @@ pub(super) fn lane_end(route: RouteId, lane: Lane) -> Vec<u8> {
 }
 
 pub(super) fn ready(route: RouteId, lane: Lane, seq: u64) -> Vec<u8> {
-    let mut key = lane_prefix(route, lane);
+    let mut key = Vec::with_capacity(13);
+    key.extend_from_slice(&lane_prefix(route, lane));
     key.extend_from_slice(&seq.to_be_bytes());
     key
 }
 
 pub(super) fn retry(route: RouteId, lane: Lane, due: u64, seq: u64) -> Vec<u8> {
-    let mut key = lane_prefix(route, lane);
+    let mut key = Vec::with_capacity(21);
+    key.extend_from_slice(&lane_prefix(route, lane));
     key.extend_from_slice(&due.to_be_bytes());
     key.extend_from_slice(&seq.to_be_bytes());
     key
@@ -93,9 +99,15 @@ pub(super) fn kind_seq_of_parked(key: &[u8]) -> Option<(u8, u64)> {
 }
 
 pub(super) fn reference(route: RouteId, blob: &BlobRef) -> Vec<u8> {
-    let mut key = route.0.to_be_bytes().to_vec();
-    key.extend_from_slice(&blob.to_key());
+    let mut key = Vec::with_capacity(80);
+    put_reference(route, blob, &mut key);
     key
+}
+
+/// The same, at the end of a buffer.
+pub(super) fn put_reference(route: RouteId, blob: &BlobRef, key: &mut Vec<u8>) {
+    key.extend_from_slice(&route.0.to_be_bytes());
+    blob.put_key(key);
 }
 
 /// A big-endian number of exactly eight bytes.

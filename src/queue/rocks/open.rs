@@ -2,6 +2,7 @@
 
 use super::claims::Claims;
 use super::commit::{CHANNEL, Committer, WriteFn};
+use super::gather::Gather;
 use super::keys;
 use super::row;
 use super::shared::{Figures, Shared};
@@ -91,6 +92,7 @@ pub(super) fn open(
         next_seq,
         total,
         space: None,
+        gather: Gather::default(),
     };
     let committer = std::thread::Builder::new()
         .name("queue-committer".to_owned())
@@ -164,10 +166,8 @@ fn family_options(name: &str, cache: &Cache) -> Options {
     blocks.set_cache_index_and_filter_blocks(true);
     blocks.set_pin_l0_filter_and_index_blocks_in_cache(true);
     if matches!(name, keys::REF | keys::ENTRY) {
-        blocks.set_bloom_filter(10.0, false);
-        // Each push asks for a random ref. Whole filters and indexes of a large backlog would not fit into the cache and be
-        // read anew each time; in parts, a look-up reads a few KiB at most.
-        blocks.set_partition_filters(true);
+        // Whole filters and indexes of a large backlog would not fit into the cache and be read anew each time; in parts, a
+        // look-up reads a few KiB at most.
         blocks.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
         blocks.set_metadata_block_size(4 << 10);
         blocks.set_pin_top_level_index_and_filter(true);
@@ -176,6 +176,13 @@ fn family_options(name: &str, cache: &Cache) -> Options {
     // Digests do not compress.
     options.set_compression_type(DBCompressionType::None);
     options.set_write_buffer_size(16 << 20);
+    if name == keys::REF {
+        // Each push asks for a random ref, most often one that is not there. (Entries are asked for where they are.)
+        blocks.set_bloom_filter(10.0, false);
+        blocks.set_partition_filters(true);
+        options.set_memtable_prefix_bloom_ratio(0.03);
+        options.set_memtable_whole_key_filtering(true);
+    }
     options.set_block_based_table_factory(&blocks);
     if matches!(name, keys::READY | keys::RETRY | keys::PARKED) {
         options.add_compact_on_deletion_collector_factory(4096, 2048, 0.5);

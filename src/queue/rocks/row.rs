@@ -7,8 +7,9 @@ use crate::fault::FaultKind;
 use crate::queue::{Entry, Failure, Lane, LaneCounts, Misses, RouteCounts, RouteId, Seq, SyncId, SyncTally, Tally};
 use crate::telemetry::TraceContext;
 use prost::Message;
+use prost::encoding::{WireType, encode_varint, encoded_len_varint};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// The version byte of every row with a message.
 const ROW_VERSION: u8 = 1;
@@ -213,7 +214,7 @@ pub(super) struct RouteRow {
 fn encode(message: &impl Message) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(1 + message.encoded_len());
     bytes.push(ROW_VERSION);
-    bytes.extend_from_slice(&message.encode_to_vec());
+    message.encode_raw(&mut bytes);
     bytes
 }
 
@@ -225,22 +226,29 @@ fn decode<M: Message + Default>(bytes: &[u8]) -> Result<M, RowError> {
     Ok(M::decode(message)?)
 }
 
+/// An [`EntryRow`], written without the copies that a message of owned parts would take: every push encodes one.
 pub(super) fn encode_entry(stored: &Stored) -> Vec<u8> {
     let entry = &stored.entry;
     let (place, parked_kind) = match stored.place {
         Place::Waiting => (0, 0),
         Place::Ready => (1, 0),
         Place::Due => (2, 0),
-        Place::Parked(kind) => (3, u32::from(kind)),
+        Place::Parked(kind) => (3, u64::from(kind)),
     };
-    encode(&EntryRow {
-        blob: entry.blob.to_key(),
-        size: entry.size,
-        lane: u32::from(keys::lane_byte(entry.lane)),
-        enqueue_time: keys::nanos(entry.enqueue_time),
-        due_time: keys::nanos(entry.due_time),
-        attempts: entry.attempts,
-        failure: entry.failure.as_ref().map(|failure| FailureRow {
+    let mut row = Vec::with_capacity(128);
+    row.push(ROW_VERSION);
+    put_length(1, entry.blob.key_len(), &mut row);
+    entry.blob.put_key(&mut row);
+    if let Some(size) = entry.size {
+        put_key(2, WireType::Varint, &mut row);
+        encode_varint(size, &mut row);
+    }
+    put_number(3, u64::from(keys::lane_byte(entry.lane)), &mut row);
+    put_time(4, entry.enqueue_time, &mut row);
+    put_time(5, entry.due_time, &mut row);
+    put_number(6, u64::from(entry.attempts), &mut row);
+    if let Some(failure) = &entry.failure {
+        let failure = FailureRow {
             kind: u32::from(failure.kind.number()),
             code: failure.code.map(|code| code as i32),
             peer: failure.peer.clone(),
@@ -248,19 +256,51 @@ pub(super) fn encode_entry(stored: &Stored) -> Vec<u8> {
             first: keys::nanos(failure.first),
             last: keys::nanos(failure.last),
             count: failure.count,
-        }),
-        trace: entry
-            .trace
-            .as_ref()
-            .map(|trace| TraceRow { traceparent: trace.traceparent.clone(), tracestate: trace.tracestate.clone() }),
-        visited: entry.visited.iter().map(ToString::to_string).collect(),
-        syncs: entry.syncs.iter().map(|sync| sync.0).collect(),
-        repair: entry.repair,
-        place,
-        parked_kind,
-        misses: entry.misses.count,
-        missed_for: u64::try_from(entry.misses.lasted.as_nanos()).unwrap_or(u64::MAX),
-    })
+        };
+        prost::encoding::message::encode(7, &failure, &mut row);
+    }
+    if let Some(TraceContext { traceparent, tracestate }) = &entry.trace {
+        let trace = TraceRow { traceparent: traceparent.clone(), tracestate: tracestate.clone() };
+        prost::encoding::message::encode(8, &trace, &mut row);
+    }
+    for store in &entry.visited {
+        put_length(9, store.len(), &mut row);
+        row.extend_from_slice(store.as_bytes());
+    }
+    if !entry.syncs.is_empty() {
+        put_length(10, entry.syncs.iter().map(|sync| encoded_len_varint(sync.0)).sum(), &mut row);
+        entry.syncs.iter().for_each(|sync| encode_varint(sync.0, &mut row));
+    }
+    put_number(11, u64::from(entry.repair), &mut row);
+    put_number(12, place, &mut row);
+    put_number(13, parked_kind, &mut row);
+    put_number(20, u64::from(entry.misses.count), &mut row);
+    put_number(21, u64::try_from(entry.misses.lasted.as_nanos()).unwrap_or(u64::MAX), &mut row);
+    row
+}
+
+fn put_key(tag: u32, wire_type: WireType, row: &mut Vec<u8>) {
+    prost::encoding::encode_key(tag, wire_type, row);
+}
+
+fn put_length(tag: u32, length: usize, row: &mut Vec<u8>) {
+    put_key(tag, WireType::LengthDelimited, row);
+    encode_varint(length as u64, row);
+}
+
+fn put_number(tag: u32, number: u64, row: &mut Vec<u8>) {
+    if number != 0 {
+        put_key(tag, WireType::Varint, row);
+        encode_varint(number, row);
+    }
+}
+
+fn put_time(tag: u32, time: SystemTime, row: &mut Vec<u8>) {
+    let nanos = keys::nanos(time);
+    if nanos != 0 {
+        put_key(tag, WireType::SixtyFourBit, row);
+        row.extend_from_slice(&nanos.to_le_bytes());
+    }
 }
 
 pub(super) fn decode_entry(route: RouteId, seq: u64, bytes: &[u8]) -> Result<Stored, RowError> {
@@ -387,3 +427,6 @@ pub(super) fn lane_counts(counts: &mut RouteCounts, lane: Lane) -> &mut LaneCoun
         Lane::Backfill => &mut counts.backfill,
     }
 }
+
+#[cfg(test)]
+mod tests;

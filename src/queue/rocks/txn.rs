@@ -12,6 +12,7 @@ use crate::blob::BlobRef;
 use crate::queue::{LaneCounts, QueueError, RouteCounts, RouteId, StateWrite, SyncId, SyncTally, Tally};
 use rocksdb::{ColumnFamily, DB, WriteBatch};
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::rc::Rc;
 use std::time::SystemTime;
 
 /// Something as it is in the database, and as it will be.
@@ -24,7 +25,7 @@ struct Slot<T> {
 /// How to take back a change, newest first.
 #[derive(Debug)]
 enum Undo {
-    Entry((RouteId, u64), Box<Option<Stored>>),
+    Entry((RouteId, u64), Option<Rc<Stored>>),
     Refs((RouteId, BlobRef), Vec<u64>),
     Settled(u64),
 }
@@ -62,7 +63,7 @@ pub(super) struct Txn<'a> {
     pub(super) state: Vec<StateWrite>,
     pub(super) dropped: DroppedRows,
     first_seq: u64,
-    entries: HashMap<(RouteId, u64), Slot<Option<Stored>>>,
+    entries: HashMap<(RouteId, u64), Slot<Option<Rc<Stored>>>>,
     refs: HashMap<(RouteId, BlobRef), Slot<Vec<u64>>>,
     settled: HashSet<u64>,
     routes: Vec<(RouteId, RouteRow)>,
@@ -137,6 +138,13 @@ impl<'a> Txn<'a> {
         }
     }
 
+    /// Makes room for so many more entries.
+    pub(super) fn reserve(&mut self, entries: usize) {
+        self.entries.reserve(entries);
+        self.refs.reserve(entries);
+        self.undo.reserve(2 * entries);
+    }
+
     /// Begins a request: what was done before is kept whatever comes.
     pub(super) fn savepoint(&mut self) -> Savepoint {
         self.undo.clear();
@@ -154,7 +162,7 @@ impl<'a> Txn<'a> {
             match undo {
                 Undo::Entry(key, stored) => {
                     if let Some(slot) = self.entries.get_mut(&key) {
-                        slot.after = *stored;
+                        slot.after = stored;
                     }
                 }
                 Undo::Refs(key, seqs) => {
@@ -190,16 +198,22 @@ impl<'a> Txn<'a> {
     }
 
     pub(super) fn set_refs(&mut self, route: RouteId, blob: BlobRef, seqs: Vec<u64>) -> Result<(), QueueError> {
-        let before = self.refs(route, blob)?;
-        self.undo.push(Undo::Refs((route, blob), before));
+        if !self.refs.contains_key(&(route, blob)) {
+            self.refs(route, blob)?;
+        }
         if let Some(slot) = self.refs.get_mut(&(route, blob)) {
-            slot.after = seqs;
+            self.undo.push(Undo::Refs((route, blob), std::mem::replace(&mut slot.after, seqs)));
         }
         Ok(())
     }
 
     /// An entry; none where it is unreadable too, which claiming it will find and report.
     pub(super) fn entry(&mut self, route: RouteId, seq: u64) -> Result<Option<Stored>, QueueError> {
+        Ok(self.peek(route, seq)?.map(Rc::unwrap_or_clone))
+    }
+
+    /// The same, not to be changed.
+    pub(super) fn peek(&mut self, route: RouteId, seq: u64) -> Result<Option<Rc<Stored>>, QueueError> {
         if let Some(slot) = self.entries.get(&(route, seq)) {
             return Ok(slot.after.clone());
         }
@@ -207,28 +221,28 @@ impl<'a> Txn<'a> {
             .db
             .get_cf(family(self.db, keys::ENTRY)?, keys::entry(route, seq))
             .map_err(|error| read_error(&error))?;
-        let stored = value.and_then(|bytes| row::decode_entry(route, seq, &bytes).ok());
+        let stored = value.and_then(|bytes| row::decode_entry(route, seq, &bytes).ok()).map(Rc::new);
         self.entries.insert((route, seq), Slot { before: stored.clone(), after: stored.clone() });
         Ok(stored)
     }
 
     /// Adds or replaces an entry that was read before, or is new.
     pub(super) fn put(&mut self, stored: Stored) {
-        self.set((stored.entry.route, stored.entry.seq.0), Some(stored));
+        self.set((stored.entry.route, stored.entry.seq.0), Some(Rc::new(stored)));
     }
 
     pub(super) fn remove(&mut self, route: RouteId, seq: u64) {
         self.set((route, seq), None);
     }
 
-    fn set(&mut self, key: (RouteId, u64), stored: Option<Stored>) {
+    fn set(&mut self, key: (RouteId, u64), stored: Option<Rc<Stored>>) {
         let slot = self.entries.entry(key).or_insert(Slot { before: None, after: None });
         match (&slot.after, &stored) {
             (None, Some(_)) => self.total += 1,
             (Some(_), None) => self.total = self.total.saturating_sub(1),
             _ => {}
         }
-        self.undo.push(Undo::Entry(key, Box::new(std::mem::replace(&mut slot.after, stored))));
+        self.undo.push(Undo::Entry(key, std::mem::replace(&mut slot.after, stored)));
     }
 
     /// The next sequence; used up even if the batch should fail.
@@ -281,8 +295,8 @@ impl<'a> Txn<'a> {
         let moved = self.entries.iter().map(|((route, seq), slot)| Moved {
             route: *route,
             seq: *seq,
-            before: slot.before.as_ref().filter(|_| !self.settled.contains(seq)).and_then(Spot::of),
-            after: slot.after.as_ref().and_then(Spot::of),
+            before: slot.before.as_deref().filter(|_| !self.settled.contains(seq)).and_then(Spot::of),
+            after: slot.after.as_deref().and_then(Spot::of),
         });
         moved.collect()
     }
@@ -301,12 +315,13 @@ impl<'a> Txn<'a> {
             counts.insert(*route, dropped::emptied(&self.shared.figures().counts(*route)));
         }
 
-        for ((route, seq), slot) in self.entries {
-            if slot.before == slot.after {
-                continue;
-            }
-            let (before, after) = (slot.before.as_ref(), slot.after.as_ref());
-            let counts = counts.entry(route).or_insert_with(|| self.shared.figures().counts(route));
+        // In the order of their keys, family by family: RocksDB takes in what is sorted two to three times as fast.
+        let mut rows: Vec<_> = self.entries.iter().filter(|(_, slot)| slot.before != slot.after).collect();
+        rows.sort_unstable_by_key(|(key, _)| **key);
+        let entries = family(db, keys::ENTRY)?;
+        for ((route, seq), slot) in &rows {
+            let (before, after) = (slot.before.as_deref(), slot.after.as_deref());
+            let counts = counts.entry(*route).or_insert_with(|| self.shared.figures().counts(*route));
             for (stored, adds) in [(before, false), (after, true)] {
                 let Some(stored) = stored else { continue };
                 add(tally_of(counts, stored), row::tally(stored.entry.size), adds);
@@ -316,36 +331,42 @@ impl<'a> Txn<'a> {
                     *number = if adds { *number + 1 } else { number.saturating_sub(1) };
                 }
             }
-
-            let key = keys::entry(route, seq);
+            let key = keys::entry(*route, *seq);
             match after {
-                Some(stored) => batch.put_cf(family(db, keys::ENTRY)?, key, row::encode_entry(stored)),
-                None if self.dropped.covers(route, seq) => {}
-                None => batch.delete_cf(family(db, keys::ENTRY)?, key),
+                Some(stored) => batch.put_cf(entries, key, row::encode_entry(stored)),
+                None if self.dropped.covers(*route, *seq) => {}
+                None => batch.delete_cf(entries, key),
             }
-            let old = before.and_then(|stored| Some((stored.index()?, stored.index_value())));
-            let new = after.and_then(|stored| Some((stored.index()?, stored.index_value())));
+        }
+        let ready = family(db, keys::READY)?;
+        for (_, slot) in &rows {
+            let index = |stored: &Stored| Some((stored.index()?, stored.index_value()));
+            let (old, new) = (slot.before.as_deref().and_then(index), slot.after.as_deref().and_then(index));
             if old == new {
                 continue;
             }
+            let of = |name: &str| if name == keys::READY { Ok(ready) } else { family(db, name) };
             if let Some(((name, key), _)) = &old
                 && new.as_ref().is_none_or(|(index, _)| index.0 != *name || index.1 != *key)
             {
-                batch.delete_cf(family(db, name)?, key);
+                batch.delete_cf(of(name)?, key);
             }
             if let Some(((name, key), value)) = &new {
-                batch.put_cf(family(db, name)?, key, value);
+                batch.put_cf(of(name)?, key, value);
             }
         }
 
-        for ((route, blob), slot) in self.refs {
-            if slot.before != slot.after {
-                let key = keys::reference(route, &blob);
-                if slot.after.is_empty() {
-                    batch.delete_cf(family(db, keys::REF)?, key);
-                } else {
-                    batch.put_cf(family(db, keys::REF)?, key, keys::seqs_value(&slot.after));
-                }
+        let mut rows: Vec<_> = self.refs.iter().filter(|(_, slot)| slot.before != slot.after).collect();
+        rows.sort_unstable_by_key(|(key, _)| *key);
+        let refs = family(db, keys::REF)?;
+        let mut key = Vec::new();
+        for ((route, blob), slot) in rows {
+            key.clear();
+            keys::put_reference(*route, blob, &mut key);
+            if slot.after.is_empty() {
+                batch.delete_cf(refs, &key);
+            } else {
+                batch.put_cf(refs, &key, keys::seqs_value(&slot.after));
             }
         }
 

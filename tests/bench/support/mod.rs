@@ -1,4 +1,8 @@
-//! What the benchmarks share: the programs that they start and end, and the calls that they make to them.
+//! What the benchmarks share: the programs that they start and end, the calls that they make to
+//! them, RocksDB's own synced writes, facts about the machine, and the report.
 
 pub(crate) mod api;
+pub(crate) mod floor;
+pub(crate) mod machine;
 pub(crate) mod process;
+pub(crate) mod report;

@@ -11,14 +11,10 @@
 //! - `throughput`: blobs from `EnqueueBlobs` to confirmed.
 //! - `announce`: announcements made durable.
 //! - `memory`: the replicator's resident memory while one large blob passes.
-//! - `machine`: facts about the machine, and what the kernel says about a process.
-//! - `report`: the table and the JSON file.
 
 mod announce;
-mod machine;
 mod memory;
 mod relay;
-mod report;
 #[allow(dead_code, reason = "each benchmark uses a part of it")]
 #[path = "../support/mod.rs"]
 mod support;
@@ -27,10 +23,11 @@ mod throughput;
 use anyhow::{Result, bail};
 use bytesize::ByteSize;
 use clap::{Parser, ValueEnum};
-use report::Report;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
+use support::machine;
+use support::report::Report;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Measures blobferry beside its floors.

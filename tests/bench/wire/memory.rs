@@ -3,10 +3,10 @@
 //! The blob is made while it is sent, so nothing here holds it either.
 
 use crate::Settings;
-use crate::machine;
-use crate::report::Report;
 use crate::support::api::{self, CHUNK, Reader, Receiver, Replication};
+use crate::support::machine;
 use crate::support::process;
+use crate::support::report::Report;
 use anyhow::{Context as _, Result, ensure};
 use blobferry::blob::{BlobRef, DigestFunction, Hasher};
 use blobferry::pb::v1 as pb;

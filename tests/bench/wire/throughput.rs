@@ -4,11 +4,11 @@
 //! stand before the clock starts, because some blobs went first. The clock stops when `Status` counts all as confirmed.
 
 use crate::Settings;
-use crate::machine::{self, Usage};
 use crate::relay::Relay;
-use crate::report::{Comparison, Report, spread};
 use crate::support::api::{self, MAX_ITEMS, Receiver, Replication};
+use crate::support::machine::{self, Usage};
 use crate::support::process::{self, Process};
+use crate::support::report::{Comparison, Report, spread};
 use anyhow::{Context as _, Result, ensure};
 use blobferry::blob::BlobRef;
 use std::path::Path;

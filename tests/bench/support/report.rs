@@ -1,6 +1,6 @@
 //! The figures: all of them as JSON, their medians and spreads as a table.
 
-use crate::machine::{Fsync, Machine};
+use super::machine::{Fsync, Machine};
 use anyhow::Result;
 use serde::Serialize;
 use std::path::Path;
