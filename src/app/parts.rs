@@ -13,6 +13,7 @@ use futures::future::BoxFuture;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
 
 /// Closes the queue.
 type Close = Box<dyn FnOnce() -> BoxFuture<'static, ()> + Send + Sync>;
@@ -35,6 +36,8 @@ pub struct Parts {
     pub known_routes: Vec<KnownRoute>,
     /// The folder whose free bytes matter to the queue; absent where it is on no disk.
     pub disk: Option<PathBuf>,
+    /// Cancelled when the queue can write no more, whether it was closed or its writer failed.
+    pub queue_ended: CancellationToken,
     /// What to do when all is over.
     pub close: Option<Close>,
 }
@@ -76,6 +79,7 @@ impl Parts {
             stores,
             known_routes: queue.routes(),
             disk: Some(dir),
+            queue_ended: queue.ended(),
             close: Some(Box::new(move || Box::pin(async move { closing.close().await }))),
         })
     }

@@ -82,6 +82,7 @@ impl World {
                 .collect(),
             known_routes: Vec::new(),
             disk: None,
+            queue_ended: CancellationToken::new(),
             close: None,
         };
         let app = App::build(&config, parts).await.unwrap();

@@ -5,9 +5,10 @@ use super::lanes::{Lanes, index};
 use super::report::{Activity, ShownCopy};
 use super::{Deps, Worker};
 use crate::copy::{Copied, CopyError, CopyJob, Progress, copy_blob};
+use crate::failpoint::{self, Point};
 use crate::fault::FaultKind;
 use crate::peer::{Admission, Peer};
-use crate::queue::{Claim, Entry, Lane, Outcome, QueueError};
+use crate::queue::{Claim, Entry, Lane, Outcome, Queue, QueueError};
 use futures::future::BoxFuture;
 use std::cmp::Reverse;
 use std::pin::pin;
@@ -266,7 +267,7 @@ impl Run {
             settled.push((claim, outcome));
         }
         let queue = self.worker.deps.queue.clone();
-        self.settling = Some(Box::pin(async move { Settled { result: queue.settle(settled).await, notes } }));
+        self.settling = Some(Box::pin(async move { Settled { result: settle(queue, settled).await, notes } }));
     }
 
     fn on_settled(&mut self, settled: Settled) {
@@ -412,6 +413,11 @@ async fn claim_probe(worker: &Worker) -> Result<Vec<Claim>, QueueError> {
 async fn claim(worker: &Worker, lane: Lane, max: usize) -> Result<Vec<Claim>, QueueError> {
     let Deps { queue, clock, .. } = &worker.deps;
     queue.claim(worker.spec.id, lane, max, clock.now()).await
+}
+
+async fn settle(queue: Arc<dyn Queue>, settled: Vec<(Claim, Outcome)>) -> Result<(), QueueError> {
+    failpoint::pause(Point::WorkerSettle).await?;
+    queue.settle(settled).await
 }
 
 /// Rests until the next retry is due, and no longer than a poll interval.

@@ -9,6 +9,7 @@ use super::row::RouteRow;
 use super::shared::Shared;
 use super::txn::{Effects, Moved, Txn};
 use super::{RocksOptions, WallClock};
+use crate::failpoint::{self, Point};
 use crate::queue::failures::Remedy;
 use crate::queue::{Claim, Origin, Outcome, Push, Pushed, QueueError, RouteId, Seq, StateWrite};
 use rocksdb::{DB, WriteBatch};
@@ -110,7 +111,7 @@ pub(super) struct Committer {
 }
 
 impl Committer {
-    /// Works until every sender is gone and the channel is drained.
+    /// Works until every sender is gone and the channel is drained, or memory no longer says what is on disk.
     pub(super) fn run(mut self, mut requests: mpsc::Receiver<Request>) {
         while let Some(first) = requests.blocking_recv() {
             let mut weight = first.weight();
@@ -120,11 +121,14 @@ impl Committer {
                 weight += next.weight();
                 waiting.push(next);
             }
-            self.commit(waiting);
+            if !self.commit(waiting) {
+                return;
+            }
         }
     }
 
-    fn commit(&mut self, requests: Vec<Request>) {
+    /// Whether it may go on.
+    fn commit(&mut self, requests: Vec<Request>) -> bool {
         let (db, shared) = (Arc::clone(&self.db), Arc::clone(&self.shared));
         let now = (self.wall)();
         let mut txn = Txn::new(&db, &shared, now, self.options.max_entries, self.next_seq, self.total);
@@ -138,12 +142,17 @@ impl Committer {
         let moves = txn.moves();
         let written = txn.finish().and_then(|finished| {
             if !finished.batch.is_empty() {
+                failpoint::hit(Point::QueueBeforeWrite)?;
                 (self.write)(&db, finished.batch).map_err(|error| self.write_error(&error))?;
             }
             Ok(finished.effects)
         });
         match written {
             Ok(effects) => {
+                if failpoint::hit(Point::QueueAfterWrite).is_err() {
+                    // Nobody is answered: only opening the queue anew tells what became of the batch.
+                    return false;
+                }
                 self.total = effects.total;
                 apply(&shared, effects, &moves, &decided);
                 decided.into_iter().for_each(Decided::confirm);
@@ -160,6 +169,7 @@ impl Committer {
                 }
             }
         }
+        true
     }
 
     /// Decides one request. One that cannot be done leaves nothing in the batch.
@@ -209,6 +219,7 @@ impl Committer {
     }
 
     fn push(&mut self, txn: &mut Txn<'_>, pushes: &[Push]) -> Result<Vec<Pushed>, QueueError> {
+        failpoint::hit(Point::QueueDecidePush)?;
         if pushes.iter().any(|push| push.origin == Origin::Announced) {
             self.check_space()?;
         }
@@ -239,6 +250,7 @@ impl Committer {
     }
 
     fn free_space(&self) -> Result<u64, QueueError> {
+        failpoint::hit(Point::QueueSpace)?;
         let stat = rustix::fs::statvfs(&self.dir)
             .map_err(|error| QueueError::Read(format!("the disk's free space is unknown: {error}")))?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
@@ -263,6 +275,7 @@ fn check_route(txn: &Txn<'_>, route: RouteId) -> Result<(), QueueError> {
 }
 
 fn settle(txn: &mut Txn<'_>, claim: &Claim, outcome: &Outcome) -> Result<(), QueueError> {
+    failpoint::hit(Point::QueueDecideSettle)?;
     let entry = claim.entry();
     txn.settle(entry.route, entry.seq.0, outcome)?;
     if let Outcome::Confirmed { chained, .. } = outcome {
