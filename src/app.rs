@@ -46,7 +46,7 @@ use crate::service::{SERVICE_NAMES, Service, ServiceParts};
 use crate::status::{Observer, ObserverParts, WatchedPeer, WatchedRoute};
 use crate::sync::{FullSyncs, StoreIds, SyncParts, SyncRoute, SyncSettings};
 use crate::worker::{Deps, NextHop, Policy, Report, RouteSpec, Worker};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use crew::Crew;
 use drain::Running;
 use std::collections::BTreeMap;
@@ -194,6 +194,7 @@ impl App {
             let record = record_store_id(peer.name().clone(), ids, state, stop.clone());
             background.spawn(&format!("store id of {}", peer.name()), record);
         }
+        background.spawn("queue", watch_queue(self.parts.queue_ended.clone(), stop.clone()));
         let mut workers = Crew::new();
         for worker in &self.workers {
             let name = format!("worker of {}", worker.spec().name);
@@ -401,6 +402,15 @@ async fn record_store_id(
     stop.run_until_cancelled(record).await;
     // The sender lives as long as the peer: only the stop ends this.
     Ok(())
+}
+
+/// Ends with an error when the queue can write no more: a process that can neither ack nor settle is of no use, and
+/// whoever supervises it starts another, which opens the queue anew.
+async fn watch_queue(ended: CancellationToken, stop: CancellationToken) -> Result<()> {
+    match stop.run_until_cancelled(ended.cancelled()).await {
+        Some(()) => bail!("its writer has ended; start again, nothing that was acked is lost"),
+        None => Ok(()),
+    }
 }
 
 /// Samples figures and keeps health up to date; the only one who sets it.

@@ -22,6 +22,7 @@ pub use error::CopyError;
 pub use progress::{Progress, Stage};
 
 use crate::blob::{BlobRef, Verifier};
+use crate::failpoint::{self, Point};
 use crate::fault::{FaultKind, Side};
 use crate::store::{ByteRange, Disposition, Put, Received, Store, StoreError};
 use futures::{FutureExt, StreamExt};
@@ -97,7 +98,8 @@ async fn copy(
     }
 
     progress.enter(Stage::Fetching, Side::Source);
-    let fetched =
+    at(Point::CopyFetch, Side::Source).await?;
+    let mut fetched =
         source.fetch(job.blob, ByteRange::default()).await.map_err(|error| CopyError::of(&error, Side::Source))?;
     let stated = fetched.size;
     progress.set_size(stated);
@@ -106,10 +108,13 @@ async fn copy(
         tracing::debug!(blob = %job.blob, announced, stated, "the source states another size than was announced");
     }
 
+    at(Point::CopyFetched, Side::Source).await?;
+    fetched.bytes = failpoint::each(Point::CopyChunk, fetched.bytes);
     progress.enter(Stage::Writing, Side::Destination);
     let (bytes, verdict) = verified(job.blob, fetched, progress.clone());
     let put = Put { blob: job.blob, size: Some(stated), replace: job.repair };
-    let answer = destination.receive(put, bytes.boxed()).await;
+    let answer = destination.receive(put, failpoint::at_end(Point::CopyHalfClose, bytes)).await;
+    at(Point::CopyAnswered, Side::Destination).await?;
     // Whatever the destination made of it: if the bytes were bad, that came first.
     if let Some(fault) = verdict.fault() {
         return Err(fault);
@@ -126,6 +131,11 @@ async fn copy(
         read_back(destination, job.blob, stated, progress).await?;
     }
     Ok(Copied { size: stated, copied: true, size_corrected })
+}
+
+/// A place where the copy can be told to fail as if by this side.
+async fn at(point: Point, side: Side) -> Result<(), CopyError> {
+    failpoint::pause(point).await.map_err(|injected| CopyError::of(&injected.into(), side))
 }
 
 fn correction(job: &CopyJob, size: u64) -> Option<u64> {
@@ -149,6 +159,7 @@ async fn size_held_by_both(
     blob: BlobRef,
     progress: &Progress,
 ) -> Option<u64> {
+    failpoint::pause(Point::CopyAsk).await.ok()?;
     let size_at = async |store: &dyn Store, side| {
         progress.enter(Stage::Asking, side);
         let found = store.stat(&[blob]).await.ok()?;

@@ -8,6 +8,7 @@ pub mod blob;
 pub mod breaker;
 pub mod clock;
 pub mod config;
+pub mod failpoint;
 pub mod fault;
 pub mod limits;
 pub mod pb;

@@ -3,6 +3,7 @@
 //! No TLS provider is installed here: ring is the only one that is built in, and rustls and tonic pick it themselves.
 
 use blobferry::cli::{self, Cli, Exit};
+use blobferry::failpoint;
 use clap::Parser as _;
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -22,6 +23,12 @@ fn main() -> ExitCode {
             return if error.exit_code() == 0 { Exit::Ok.into() } else { Exit::Usage.into() };
         }
     };
+    if let Ok(rules) = std::env::var(failpoint::VARIABLE)
+        && let Err(error) = failpoint::arm(&rules)
+    {
+        say(&error.to_string());
+        return Exit::Usage.into();
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&format!("the runtime cannot be started: {error}")),

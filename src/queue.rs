@@ -24,6 +24,7 @@ pub mod rocks;
 mod suite;
 
 use crate::blob::BlobRef;
+use crate::failpoint::Injected;
 use crate::fault::{Fault, FaultKind};
 use crate::telemetry::TraceContext;
 use async_trait::async_trait;
@@ -441,6 +442,12 @@ pub enum QueueError {
     /// The queue is closed, or closing.
     #[error("the queue is closed")]
     Closed,
+}
+
+impl From<Injected> for QueueError {
+    fn from(injected: Injected) -> Self {
+        Self::Write(injected.to_string())
+    }
 }
 
 impl Fault for QueueError {

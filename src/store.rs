@@ -17,6 +17,7 @@ pub mod memory;
 pub mod remote;
 
 use crate::blob::{BlobMeta, BlobRef, DigestFunction, Excerpt, Mismatch};
+use crate::failpoint::Injected;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -279,6 +280,12 @@ pub enum StoreError {
     /// A remote store broke the protocol.
     #[error("the peer broke the protocol: {0}")]
     Protocol(String),
+}
+
+impl From<Injected> for StoreError {
+    fn from(injected: Injected) -> Self {
+        Self::io("a failpoint", injected.into())
+    }
 }
 
 /// An error as a peer, or the connection to it, gave it.

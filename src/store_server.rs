@@ -4,6 +4,7 @@
 //! stream is read; no stream may stand still, neither one that comes in nor one that goes out.
 
 use crate::blob::{BlobRef, Excerpt, RefError};
+use crate::failpoint::{self, Point};
 use crate::grpc::{
     CHUNK_BYTES, CallLimit, MAX_DECODED_BYTES, MAX_ITEMS, MAX_MESSAGE_BYTES, Reason, STREAM_IDLE, invalid_field,
     invalid_ref, pump, read_header, store_status,
@@ -103,6 +104,11 @@ fn failed(error: &StoreError, blob: Option<&BlobRef>) -> Status {
     store_status(error, blob)
 }
 
+/// A place where the store can be made to fail.
+async fn at(point: Point) -> Result<(), Status> {
+    failpoint::pause(point).await.map_err(|injected| failed(&injected.into(), None))
+}
+
 #[async_trait]
 impl BlobReceiverService for StoreServer {
     async fn get_peer_info(
@@ -134,7 +140,9 @@ impl BlobReceiverService for StoreServer {
             return Err(store_status(&StoreError::TooLarge { limit }, Some(&blob)));
         }
         let put = Put { blob, size: header.size, replace: header.replace };
+        at(Point::ServerReceive).await?;
         let received = self.shared.store.receive(put, bytes).await.map_err(|error| failed(&error, Some(&blob)))?;
+        at(Point::ServerAnswer).await?;
         Ok(Response::new(v1::ReceiveBlobResponse {
             r#ref: received.blob.to_string(),
             size_bytes: Some(received.size),
@@ -180,6 +188,7 @@ impl BlobReaderService for StoreServer {
         let request = request.into_inner();
         let blob: BlobRef = request.r#ref.parse().map_err(|error| invalid_ref("ref", &error))?;
         let range = ByteRange { offset: request.offset, length: request.length };
+        at(Point::ServerFetch).await?;
         let fetched = match self.shared.store.fetch(blob, range).await {
             Ok(fetched) => fetched,
             Err(error) => return Err(self.fetch_failed(&error, blob, range).await),
@@ -202,6 +211,7 @@ impl BlobReaderService for StoreServer {
         }
         let limit = (request.limit > 0).then_some(request.limit);
         let range = EnumerateRange { after: request.after, until: request.until, limit };
+        at(Point::ServerEnumerate).await?;
         let pages = self.shared.store.enumerate(range).await.map_err(|error| failed(&error, None))?;
         let messages = enumerate_messages(pages);
         let idle = self.shared.settings.idle_timeout;

@@ -14,6 +14,7 @@ use futures::future::BoxFuture;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
 
 /// Closes the queue.
 type Close = Box<dyn FnOnce() -> BoxFuture<'static, ()> + Send + Sync>;
@@ -40,6 +41,8 @@ pub struct Parts {
     pub disk: Option<PathBuf>,
     /// Where a second copy of the operators' overrides is, beside the queue; absent where there is none.
     pub overrides_file: Option<PathBuf>,
+    /// Cancelled when the queue can write no more, whether it was closed or its writer failed.
+    pub queue_ended: CancellationToken,
     /// What to do when all is over.
     pub close: Option<Close>,
 }
@@ -83,6 +86,7 @@ impl Parts {
             known_routes: queue.routes(),
             disk: Some(dir),
             overrides_file: Some(config.server.data_dir.join("overrides.json")),
+            queue_ended: queue.ended(),
             close: Some(Box::new(move || Box::pin(async move { closing.close().await }))),
         })
     }

@@ -6,7 +6,7 @@ use crate::store::Store;
 use crate::store::disk::DiskStore;
 use crate::store::memory::MemoryStore;
 use crate::store_server::{StoreServer, StoreServerSettings};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::net::TcpListener;
@@ -51,6 +51,8 @@ impl std::str::FromStr for DataUrl {
 pub struct StoreApp {
     store: Arc<dyn Store>,
     settings: ServeSettings,
+    /// Cancelled when the store can write no more.
+    ended: CancellationToken,
 }
 
 impl StoreApp {
@@ -59,19 +61,20 @@ impl StoreApp {
     /// # Errors
     /// If the URL is none, or the store cannot be opened.
     pub async fn build(data_url: &str, settings: ServeSettings) -> Result<Self> {
-        let store: Arc<dyn Store> = match data_url.parse()? {
-            DataUrl::Memory => Arc::new(MemoryStore::new(MEMORY_BYTES)),
+        match data_url.parse()? {
+            DataUrl::Memory => Ok(Self::of(Arc::new(MemoryStore::new(MEMORY_BYTES)), settings)),
             DataUrl::Disk(folder) => {
                 let opened = DiskStore::open(folder).await;
-                Arc::new(opened.with_context(|| format!("cannot open the store at {data_url}"))?)
+                let store = opened.with_context(|| format!("cannot open the store at {data_url}"))?;
+                let ended = store.ended();
+                Ok(Self { store: Arc::new(store), settings, ended })
             }
-        };
-        Ok(Self::of(store, settings))
+        }
     }
 
     /// Serves this store.
     pub fn of(store: Arc<dyn Store>, settings: ServeSettings) -> Self {
-        Self { store, settings }
+        Self { store, settings, ended: CancellationToken::new() }
     }
 
     /// Serves until `shutdown` is cancelled; calls in progress may then end within the drain timeout.
@@ -90,10 +93,11 @@ impl StoreApp {
         let serving = serve(listener, routes, self.settings, stop.clone());
         server.spawn("gRPC server", async move { Ok(serving.await?) });
         tracing::info!(%address, "serving a store");
-        tokio::select! {
-            () = shutdown.cancelled() => {}
+        let fault = tokio::select! {
+            () = shutdown.cancelled() => None,
+            () = self.ended.cancelled() => Some(anyhow!("its writer has ended; start again, nothing that was stored is lost")),
             ended = server.next() => return ended.map_or(Ok(()), Err),
-        }
+        };
         tracing::info!("draining");
         for name in SERVICE_NAMES {
             health.set_service_status(name, ServingStatus::NotServing).await;
@@ -106,7 +110,7 @@ impl StoreApp {
             server.abort().await;
         }
         tracing::info!(drained = ended, "stopped");
-        error.map_or(Ok(()), Err)
+        fault.or(error).map_or(Ok(()), Err)
     }
 }
 

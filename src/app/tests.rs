@@ -84,6 +84,7 @@ impl World {
             known_routes: Vec::new(),
             disk: None,
             overrides_file: None,
+            queue_ended: CancellationToken::new(),
             close: None,
         };
         let app = App::build(&config, parts).await.unwrap();

@@ -50,6 +50,7 @@ mod txn;
 
 pub use open::OpenError;
 
+use crate::failpoint::{self, Point};
 use crate::queue::{
     Claim, Lane, Oldest, Outcome, Push, Pushed, Queue, QueueError, RouteCounts, RouteId, State, StateWrite, SyncId,
     SyncTally,
@@ -64,6 +65,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 
 /// Tells the time of day.
 pub type WallClock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
@@ -110,6 +112,8 @@ pub struct RocksQueue {
     shared: Arc<Shared>,
     requests: Mutex<Option<mpsc::Sender<Request>>>,
     committer: Mutex<Option<JoinHandle<()>>>,
+    /// Cancelled when the committer has ended.
+    ended: CancellationToken,
     wall: WallClock,
     /// Held until the last handle is gone, or the queue is closed.
     lock: Mutex<Option<std::fs::File>>,
@@ -142,6 +146,12 @@ impl RocksQueue {
     /// How many rows could not be read and were set aside since the queue was made.
     pub fn set_aside(&self) -> u64 {
         self.shared.figures().aside
+    }
+
+    /// Cancelled when nothing will be written any more: the queue was closed, its committer panicked, or a write ended in a
+    /// way that only opening the queue anew can make good. From then on every request gets [`QueueError::Closed`].
+    pub fn ended(&self) -> CancellationToken {
+        self.ended.clone()
     }
 
     /// Takes no more requests, finishes those it has, and lets go of the folder. Claims that are still held are ready
@@ -203,18 +213,24 @@ fn join(committer: Option<JoinHandle<()>>) {
 #[async_trait]
 impl Queue for RocksQueue {
     async fn register(&self, name: &str, from: &str, to: &str) -> Result<RouteId, QueueError> {
+        failpoint::pause(Point::QueueRegister).await?;
         let route = RouteRow { name: name.to_owned(), from: from.to_owned(), to: to.to_owned() };
         self.ask(|answer| Request::Register { route, answer }).await
     }
 
     async fn push(&self, pushes: Vec<Push>, state: Vec<StateWrite>) -> Result<Vec<Pushed>, QueueError> {
-        self.ask(|answer| Request::Push { pushes, state, answer }).await
+        failpoint::pause(Point::QueuePush).await?;
+        let pushed = self.ask(|answer| Request::Push { pushes, state, answer }).await?;
+        failpoint::pause(Point::QueuePushed).await?;
+        Ok(pushed)
     }
 
     async fn claim(&self, route: RouteId, lane: Lane, max: usize, now: SystemTime) -> Result<Vec<Claim>, QueueError> {
         let sender = self.sender()?;
         self.read(move |shared| {
+            failpoint::hit(Point::QueueClaim)?;
             let (claims, rows) = shared.claim(route, lane, max, now)?;
+            failpoint::hit(Point::QueueClaimed)?;
             if !rows.is_empty() && sender.blocking_send(Request::Aside { rows }).is_err() {
                 tracing::warn!("the queue closed before unreadable rows were set aside; they will be met again");
             }
@@ -224,7 +240,9 @@ impl Queue for RocksQueue {
     }
 
     async fn settle(&self, settled: Vec<(Claim, Outcome)>) -> Result<(), QueueError> {
-        self.ask(|answer| Request::Settle { settled, answer }).await
+        failpoint::pause(Point::QueueSettle).await?;
+        self.ask(|answer| Request::Settle { settled, answer }).await?;
+        Ok(failpoint::pause(Point::QueueSettled).await?)
     }
 
     fn counts(&self, route: RouteId) -> RouteCounts {
@@ -232,6 +250,7 @@ impl Queue for RocksQueue {
     }
 
     async fn oldest(&self, route: RouteId) -> Result<Oldest, QueueError> {
+        failpoint::pause(Point::QueueOldest).await?;
         let now = (self.wall)();
         self.read(move |shared| shared.oldest(route, now)).await
     }
@@ -248,16 +267,19 @@ impl Queue for RocksQueue {
 #[async_trait]
 impl State for RocksQueue {
     async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, QueueError> {
+        failpoint::pause(Point::StateGet).await?;
         let key = key.to_owned();
         self.read(move |shared| shared.get(&key)).await
     }
 
     async fn list(&self, prefix: &str, limit: usize) -> Result<Vec<(String, Vec<u8>)>, QueueError> {
+        failpoint::pause(Point::StateList).await?;
         let prefix = prefix.to_owned();
         self.read(move |shared| shared.list(&prefix, limit)).await
     }
 
     async fn write(&self, writes: Vec<StateWrite>) -> Result<(), QueueError> {
+        failpoint::pause(Point::StateWrite).await?;
         self.push(Vec::new(), writes).await.map(drop)
     }
 }

@@ -35,6 +35,7 @@ use super::{
     Received, Store, StoreError, StoreInfo,
 };
 use crate::blob::{BlobMeta, BlobRef, Mismatch, Verifier};
+use crate::failpoint::{self, Point};
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use commit::{Committer, Entry};
@@ -45,6 +46,7 @@ use index::{Index, Place, Record};
 use io::{Io, Job};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
 
 /// Blobs of up to this many bytes lie in RocksDB.
 const SMALL_BYTES: usize = 64 * 1024;
@@ -85,11 +87,17 @@ impl DiskStore {
     /// use, also by this process. A store that was dropped leaves its folder once its last reads have ended.
     pub async fn open(folder: impl Into<PathBuf>) -> Result<Self, StoreError> {
         let folder = folder.into();
+        failpoint::pause(Point::StoreOpen).await?;
         let io = Io::new();
         let (id, shared) = io.run(move || open(&folder)).await?;
         let committer = Committer::start(shared.index.clone());
         let committer = committer.map_err(|error| StoreError::io("starting the writer of the index", error))?;
         Ok(Self { id, shared: Arc::new(shared), io, committer })
+    }
+
+    /// Cancelled when nothing will be written any more: the store was dropped, or its writer panicked.
+    pub fn ended(&self) -> CancellationToken {
+        self.committer.ended.clone()
     }
 
     /// Closes the store, away from the runtime's threads: RocksDB first ends what it does in the background. A store that
@@ -130,6 +138,7 @@ impl DiskStore {
             let record = Record { size, place: Place::File };
             let replace = put.replace || known == Known::Damaged;
             was_new = self.committer.commit(Entry { blob, record, bytes: None, replace }).await?;
+            failpoint::pause(Point::StoreReceived).await?;
         }
         Ok(Received { blob, size, disposition: Disposition::Stored, was_new })
     }
@@ -142,6 +151,7 @@ impl DiskStore {
         let size = verifier.finish()?;
         let record = Record { size, place: Place::Small };
         let was_new = self.committer.commit(Entry { blob, record, bytes: Some(bytes), replace: put.replace }).await?;
+        failpoint::pause(Point::StoreReceived).await?;
         Ok(Received { blob, size, disposition: Disposition::Stored, was_new })
     }
 
@@ -167,6 +177,7 @@ type FileChunk = (Bytes, Option<files::Reader>);
 type ReadChunk = Result<FileChunk, StoreError>;
 
 fn read_chunk(mut reader: files::Reader) -> ReadChunk {
+    failpoint::hit(Point::StoreChunk)?;
     let chunk = reader.next(CHUNK_BYTES)?;
     Ok((chunk, (!reader.is_done()).then_some(reader)))
 }
@@ -293,6 +304,7 @@ impl Store for DiskStore {
         if blobs.len() > STAT_BLOBS {
             return Err(StoreError::Invalid(format!("{} refs at once; ask for at most {STAT_BLOBS}", blobs.len())));
         }
+        failpoint::pause(Point::StoreStat).await?;
         let blobs = blobs.to_vec();
         let shared = self.shared.clone();
         let found = move || {
@@ -305,6 +317,7 @@ impl Store for DiskStore {
     }
 
     async fn fetch(&self, blob: BlobRef, range: ByteRange) -> Result<Fetched, StoreError> {
+        failpoint::pause(Point::StoreFetch).await?;
         let shared = self.shared.clone();
         let (size, (first, rest)) = self.io.run(move || shared.read(blob, range)).await?;
         if first.is_empty() {
@@ -375,6 +388,7 @@ struct Cursor {
 impl Cursor {
     /// The next page, and the cursor behind it if the enumeration goes on.
     async fn page(mut self) -> Result<(EnumeratePage, Option<Self>), StoreError> {
+        failpoint::pause(Point::StorePage).await?;
         let left = self.left.and_then(|left| usize::try_from(left).ok()).unwrap_or(usize::MAX);
         let (shared, from, to) = (self.shared.clone(), std::mem::take(&mut self.from), self.to.clone());
         let page = self.io.run(move || shared.index.page(&from, &to, left.min(PAGE_BLOBS))).await?;

@@ -15,6 +15,7 @@ use super::{
     PeerError, PeerKind, Put, Received, Store, StoreError, StoreInfo,
 };
 use crate::blob::{BlobMeta, BlobRef, DigestFunction, Mismatch, RefError};
+use crate::failpoint::{self, Point};
 use crate::grpc::{
     CHUNK_BYTES, Channels, EndpointError, MAX_DECODED_BYTES, MAX_ITEMS, MAX_MESSAGE_BYTES, PeerEndpoint, store_error,
 };
@@ -101,6 +102,12 @@ impl RemoteStore {
     }
 }
 
+/// A place where the peer can be made to seem unavailable.
+async fn at(point: Point) -> Result<(), StoreError> {
+    let unavailable = |message| PeerError { code: Code::Unavailable, reason: None, message };
+    failpoint::pause(point).await.map_err(|injected| unavailable(injected.to_string()).into())
+}
+
 /// tonic panics on an answer whose status details are no base64. A peer must not take our tasks down with it.
 async fn guarded<T>(call: impl Future<Output = Result<T, Status>> + Send) -> Result<T, Status> {
     // What the call leaves behind is dropped with it.
@@ -123,6 +130,7 @@ fn reader(channel: Channel) -> BlobReaderServiceClient<Channel> {
 #[async_trait]
 impl Store for RemoteStore {
     async fn info(&self) -> Result<StoreInfo, StoreError> {
+        at(Point::RemoteInfo).await?;
         let mut client = receiver(self.channels.control());
         let request = self.control_request(v1::GetPeerInfoRequest {});
         let answer = self.answer("GetPeerInfo", None, client.get_peer_info(request)).await?;
@@ -134,6 +142,7 @@ impl Store for RemoteStore {
     }
 
     async fn stat(&self, blobs: &[BlobRef]) -> Result<Vec<BlobMeta>, StoreError> {
+        at(Point::RemoteStat).await?;
         let mut found = Vec::new();
         for part in blobs.chunks(MAX_ITEMS) {
             let mut client = reader(self.channels.control());
@@ -153,6 +162,7 @@ impl Store for RemoteStore {
     }
 
     async fn fetch(&self, blob: BlobRef, range: ByteRange) -> Result<Fetched, StoreError> {
+        at(Point::RemoteFetch).await?;
         let mut client = reader(self.channels.data());
         let request = v1::FetchBlobRequest { r#ref: blob.to_string(), offset: range.offset, length: range.length };
         let opening = async {
@@ -176,6 +186,7 @@ impl Store for RemoteStore {
     }
 
     async fn receive(&self, put: Put, bytes: ByteStream) -> Result<Received, StoreError> {
+        at(Point::RemoteReceive).await?;
         let mut client = receiver(self.channels.data());
         let (failed, failure) = oneshot::channel();
         let ended = Arc::new(AtomicBool::new(false));
@@ -200,6 +211,7 @@ impl Store for RemoteStore {
             Ok(error) = failure => return Err(StoreError::Input(Box::new(error))),
             answer = guarded(client.receive_blob(request)) => answer,
         };
+        at(Point::RemoteReceived).await?;
         let answer = answer.map(Response::into_inner).map_err(|status| store_error(&status, Some(&put.blob)))?;
         if !ended.load(Ordering::Acquire) {
             // It cannot know yet whether the bytes were all there, or right.

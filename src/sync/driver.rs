@@ -8,6 +8,7 @@ use super::record::{
 };
 use super::run::Run;
 use crate::clock::Clock;
+use crate::failpoint::{self, Point};
 use crate::fault::FaultKind;
 use crate::queue::{Queue, QueueError, RouteId, State, StateWrite, SyncId};
 use crate::store::Store;
@@ -387,6 +388,7 @@ impl Inner {
             return Err(SyncStartError::ShuttingDown);
         }
         let record = {
+            failpoint::pause(Point::SyncBegin).await.map_err(QueueError::from)?;
             let mut last_id = self.last_id.lock().await;
             if let Some(begun) = self.answered_before(request).await? {
                 return Ok(begun);
@@ -448,14 +450,21 @@ impl Inner {
                 unknown = record.unknown_refs(), "full sync ended"
             ),
         }
-        self.write_end(&record).await;
+        // A panic must not leave it running for ever in the eyes of those who watch it.
+        if AssertUnwindSafe(self.write_end(&record)).catch_unwind().await.is_err() {
+            tracing::error!(sync = %record.id, "the end of a full sync could not be written: it panicked");
+        }
         // Last, so that whoever sees the end finds it durable, and the next sync's marker is not deleted.
         slot.set_newest(record);
     }
 
     async fn write_end(&self, record: &SyncRecord) {
         for attempt in 1..=END_WRITES {
-            let Err(error) = self.parts.state.write(end_writes(record)).await else {
+            let end = async {
+                failpoint::pause(Point::SyncEnd).await?;
+                self.parts.state.write(end_writes(record)).await
+            };
+            let Err(error) = end.await else {
                 return;
             };
             tracing::error!(sync = %record.id, attempt, error = %error, "the end of a full sync could not be written");

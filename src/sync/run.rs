@@ -7,6 +7,7 @@ use super::diff::{Finding, ListingError, Merge, Need};
 use super::driver::{Slot, SyncParts, SyncRoute};
 use super::prefix::range_of;
 use super::record::{SyncFailure, SyncPhase, SyncRecord};
+use crate::failpoint::{self, Point};
 use crate::fault::{FaultKind, Side};
 use crate::queue::{Lane, Origin, Push, Pushed, QueueError, SyncTally};
 use crate::store::{EnumerateRange, Enumeration, PeerKind, StoreError, StoreInfo};
@@ -149,6 +150,7 @@ impl<'a> Run<'a> {
     }
 
     async fn wait_for_copies(&mut self) -> Result<(), SyncFailure> {
+        self.waits.at(Point::SyncWait).await?;
         let settled = |tally: &SyncTally| tally.confirmed + tally.parked + tally.discarded;
         let began = self.parts.clock.monotonic();
         let before = settled(&self.parts.queue.sync_tally(self.record.id));
@@ -165,6 +167,7 @@ impl<'a> Run<'a> {
     }
 
     async fn look_at_peers(&mut self) -> Result<Method, SyncFailure> {
+        self.waits.at(Point::SyncLook).await?;
         let route = &self.slot.route;
         let source = self.waits.answer(Side::Source, "asked what it is", route.source.info()).await?;
         check_source(route, &source)?;
@@ -215,6 +218,7 @@ impl<'a> Run<'a> {
 
     /// Takes the next page of a side, from the open stream or a new one.
     async fn next_page(&mut self, side: Side) -> Result<(), SyncFailure> {
+        self.waits.at(Point::SyncPage).await?;
         let open = match side {
             Side::Source => self.source.take(),
             Side::Destination => self.destination.take(),
@@ -231,6 +235,7 @@ impl<'a> Run<'a> {
                     Side::Destination => &self.slot.route.destination,
                 };
                 let range = EnumerateRange { after, until, limit };
+                self.waits.at(Point::SyncEnumerate).await?;
                 self.waits.answer(side, "listed", store.enumerate(range)).await?
             }
         };
@@ -291,7 +296,9 @@ impl<'a> Run<'a> {
             })
             .collect();
         let state = vec![self.record.write()];
+        self.waits.at(Point::SyncPush).await?;
         let results = self.parts.queue.push(pushes, state).await.map_err(|error| queue_failed(&error))?;
+        self.waits.at(Point::SyncPushed).await?;
         self.written = self.parts.clock.monotonic();
         let counts = &mut self.record.counts;
         for (finding, pushed) in found.drain(..).zip(results) {
@@ -382,6 +389,11 @@ impl Waits<'_> {
                 message: "cut by the service's shutdown; run it again".to_owned(),
             }),
         }
+    }
+
+    /// A place where the sync can be told to fail.
+    async fn at(&self, point: Point) -> Result<(), SyncFailure> {
+        failpoint::pause(point).await.map_err(|injected| queue_failed(&injected.into()))
     }
 
     /// Waits for a store's answer, within the idle deadline.

@@ -8,10 +8,11 @@ use super::lanes::{Lanes, index};
 use super::report::{Activity, ShownCopy};
 use super::{Deps, Evidence, Worker, streaks};
 use crate::blob::{BlobMeta, BlobRef};
+use crate::failpoint::{self, Point};
 use crate::fault::FaultKind;
 use crate::peer::{Admission, Peer};
 use crate::queue::failures::Remedy;
-use crate::queue::{Claim, Entry, Lane, Outcome, QueueError};
+use crate::queue::{Claim, Entry, Lane, Outcome, Queue, QueueError};
 use futures::future::BoxFuture;
 use std::sync::Arc;
 use std::time::Duration;
@@ -285,7 +286,7 @@ impl Run {
         let (spec, deps) = (&self.worker.spec, &self.worker.deps);
         let (route, name, queue, failures) = (spec.id, spec.name.clone(), deps.queue.clone(), deps.failures.clone());
         self.settling = Some(Box::pin(async move {
-            let result = if settled.is_empty() { Ok(()) } else { queue.settle(settled).await };
+            let result = if settled.is_empty() { Ok(()) } else { settle(queue, settled).await };
             if !forgiven.is_empty()
                 && let Err(error) = failures.remedy(route, forgiven, Remedy::Revive).await
             {
@@ -450,6 +451,11 @@ async fn claim_probe(worker: &Worker) -> Result<Vec<Claim>, QueueError> {
 async fn claim(worker: &Worker, lane: Lane, max: usize) -> Result<Vec<Claim>, QueueError> {
     let Deps { queue, clock, .. } = &worker.deps;
     queue.claim(worker.spec.id, lane, max, clock.now()).await
+}
+
+async fn settle(queue: Arc<dyn Queue>, settled: Vec<(Claim, Outcome)>) -> Result<(), QueueError> {
+    failpoint::pause(Point::WorkerSettle).await?;
+    queue.settle(settled).await
 }
 
 /// Rests until the next retry is due, and no longer than a poll interval.

@@ -52,33 +52,43 @@ impl Server {
 
     /// Starts it again after it ended, at the port that it had.
     pub(crate) fn again(&mut self) {
-        assert!(self.child.is_none(), "it still runs");
         let deadline = Instant::now() + PATIENCE;
-        loop {
-            let mut args = self.args.clone();
-            args[self.listen] = args[self.listen].replace("{}", &self.address);
-            let log = File::options().create(true).append(true).open(&self.log).unwrap();
-            let mut child = Command::new(&self.program)
-                .args(&args)
-                .env_remove("RUST_LOG")
-                .stdin(Stdio::null())
-                .stdout(Stdio::piped())
-                .stderr(log)
-                .spawn()
-                .unwrap();
-            let mut line = String::new();
-            BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-            if let Some(at) = line.find("http://") {
-                self.address = line[at + "http://".len()..].split_whitespace().next().unwrap().to_owned();
-                self.child = Some(child);
-                return;
-            }
-            // The port may have been lent to an outgoing connection meanwhile.
-            let status = child.wait().unwrap();
+        // The port may have been lent to an outgoing connection meanwhile.
+        while let Some(status) = self.ended_starting(&[]) {
             let said = fs::read_to_string(&self.log).unwrap_or_default();
-            assert!(Instant::now() < deadline, "{} {args:?} ended with {status}:\n{said}", self.program);
+            assert!(Instant::now() < deadline, "{} {:?} ended with {status}:\n{said}", self.program, self.args);
             std::thread::sleep(Duration::from_millis(100));
         }
+    }
+
+    /// Starts it at the port that it had, with these environment variables. How it ended, if it did not come to listen.
+    pub(crate) fn ended_starting(&mut self, variables: &[(&str, &str)]) -> Option<ExitStatus> {
+        assert!(self.child.is_none(), "it still runs");
+        let mut args = self.args.clone();
+        args[self.listen] = args[self.listen].replace("{}", &self.address);
+        let log = File::options().create(true).append(true).open(&self.log).unwrap();
+        let mut child = Command::new(&self.program)
+            .args(&args)
+            .env_remove("RUST_LOG")
+            .envs(variables.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let Some(at) = line.find("http://") else { return Some(child.wait().unwrap()) };
+        self.address = line[at + "http://".len()..].split_whitespace().next().unwrap().to_owned();
+        self.child = Some(child);
+        None
+    }
+
+    /// How it ended, if it has by itself. It can be started again then.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        let status = self.child.as_mut()?.try_wait().unwrap()?;
+        self.child = None;
+        Some(status)
     }
 
     pub(crate) fn url(&self) -> String {

@@ -4,6 +4,7 @@
 
 mod architecture;
 mod commands;
+mod failpoints;
 mod failures;
 mod foreign;
 mod harness;

@@ -10,6 +10,7 @@ use super::row::RouteRow;
 use super::shared::Shared;
 use super::txn::{Effects, Moved, Txn};
 use super::{RocksOptions, WallClock};
+use crate::failpoint::{self, Point};
 use crate::queue::drop::Dropped;
 use crate::queue::failures::Remedy;
 use crate::queue::{Claim, Origin, Outcome, Push, Pushed, QueueError, RouteId, Seq, StateWrite};
@@ -118,7 +119,7 @@ pub(super) struct Committer {
 }
 
 impl Committer {
-    /// Works until every sender is gone and the channel is drained.
+    /// Works until every sender is gone and the channel is drained, or memory no longer says what is on disk.
     pub(super) fn run(mut self, mut requests: mpsc::Receiver<Request>) {
         while let Some(first) = requests.blocking_recv() {
             self.gather.wait(|| 1 + requests.len());
@@ -129,12 +130,14 @@ impl Committer {
                 weight += next.weight();
                 waiting.push(next);
             }
-            self.commit(waiting, || requests.len());
+            if !self.commit(waiting, || requests.len()) {
+                return;
+            }
         }
     }
 
-    /// Decides these and writes them; `waiting` tells how many more there are.
-    fn commit(&mut self, requests: Vec<Request>, waiting: impl Fn() -> usize) {
+    /// Decides these and writes them; `waiting` tells how many more there are. Says whether it may go on.
+    fn commit(&mut self, requests: Vec<Request>, waiting: impl Fn() -> usize) -> bool {
         let start = Instant::now();
         let (db, shared) = (Arc::clone(&self.db), Arc::clone(&self.shared));
         let now = (self.wall)();
@@ -149,12 +152,17 @@ impl Committer {
         let moves = txn.moves();
         let written = txn.finish().and_then(|finished| {
             if !finished.batch.is_empty() {
+                failpoint::hit(Point::QueueBeforeWrite)?;
                 (self.write)(&db, finished.batch).map_err(|error| self.write_error(&error))?;
             }
             Ok(finished.effects)
         });
         match written {
             Ok(effects) => {
+                if failpoint::hit(Point::QueueAfterWrite).is_err() {
+                    // Nobody is answered: only opening the queue anew tells what became of the batch.
+                    return false;
+                }
                 self.total = effects.total;
                 apply(&shared, effects, &moves, &decided);
                 self.gather.written(decided.len(), waiting(), start.elapsed());
@@ -172,6 +180,7 @@ impl Committer {
                 }
             }
         }
+        true
     }
 
     /// Decides one request. One that cannot be done leaves nothing in the batch.
@@ -228,6 +237,7 @@ impl Committer {
     }
 
     fn push(&mut self, txn: &mut Txn<'_>, pushes: &[Push]) -> Result<Vec<Pushed>, QueueError> {
+        failpoint::hit(Point::QueueDecidePush)?;
         if pushes.iter().any(|push| push.origin == Origin::Announced) {
             self.check_space()?;
         }
@@ -263,6 +273,7 @@ impl Committer {
     }
 
     fn free_space(&self) -> Result<u64, QueueError> {
+        failpoint::hit(Point::QueueSpace)?;
         let stat = rustix::fs::statvfs(&self.dir)
             .map_err(|error| QueueError::Read(format!("the disk's free space is unknown: {error}")))?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
@@ -287,6 +298,7 @@ fn check_route(txn: &Txn<'_>, route: RouteId) -> Result<(), QueueError> {
 }
 
 fn settle(txn: &mut Txn<'_>, claim: &Claim, outcome: &Outcome) -> Result<(), QueueError> {
+    failpoint::hit(Point::QueueDecideSettle)?;
     let entry = claim.entry();
     txn.settle(entry.route, entry.seq.0, outcome)?;
     if let Outcome::Confirmed { chained, .. } = outcome {

@@ -8,6 +8,7 @@ use super::row::{self, Place, Stored};
 use super::shared::Shared;
 use super::txn::{Txn, family};
 use crate::blob::BlobRef;
+use crate::failpoint::{self, Point};
 use crate::queue::failures::{Failed, FailedState, FailureCursor, FailureFilter, FailurePage, Failures, Remedy};
 use crate::queue::{Lane, QueueError, RouteId, Seq};
 use async_trait::async_trait;
@@ -181,6 +182,7 @@ impl Failures for RocksQueue {
         after: Option<FailureCursor>,
         limit: usize,
     ) -> Result<FailurePage, QueueError> {
+        failpoint::pause(Point::QueueFailures).await?;
         let time = (self.wall)();
         self.read(move |shared| shared.failures((route, filter), after, limit, time)).await
     }
@@ -190,6 +192,7 @@ impl Failures for RocksQueue {
     }
 
     async fn remedy(&self, route: RouteId, seqs: Vec<Seq>, remedy: Remedy) -> Result<u64, QueueError> {
+        failpoint::pause(Point::QueueRemedy).await?;
         self.ask(|answer| Request::Remedy { route, seqs, remedy, answer }).await
     }
 }

@@ -7,6 +7,7 @@ use super::keys;
 use super::row;
 use super::shared::{Figures, Shared};
 use super::{RocksOptions, RocksQueue, WallClock};
+use crate::failpoint::{self, Injected, Point};
 use crate::queue::{Lane, RouteId, SyncId};
 use rocksdb::{
     BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode,
@@ -17,6 +18,7 @@ use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use tokio_util::sync::CancellationToken;
 
 /// The format that is written here.
 const FORMAT: u32 = 1;
@@ -60,6 +62,12 @@ impl From<rocksdb::Error> for OpenError {
     }
 }
 
+impl From<Injected> for OpenError {
+    fn from(injected: Injected) -> Self {
+        Self::Database(injected.to_string())
+    }
+}
+
 /// The write that makes a batch durable: synced before it returns.
 pub(super) fn write_synced(db: &DB, batch: WriteBatch) -> Result<(), rocksdb::Error> {
     let mut options = WriteOptions::default();
@@ -75,7 +83,9 @@ pub(super) fn open(
     write: WriteFn,
 ) -> Result<RocksQueue, OpenError> {
     let lock = lock(dir)?;
+    failpoint::hit(Point::QueueOpen)?;
     let db = Arc::new(open_database(dir, &options)?);
+    failpoint::hit(Point::QueueLoad)?;
     let loaded = load(&db)?;
     let next_seq = loaded.next_seq;
     let total = loaded.figures.total();
@@ -94,14 +104,21 @@ pub(super) fn open(
         space: None,
         gather: Gather::default(),
     };
+    let ended = CancellationToken::new();
+    let ends = ended.clone().drop_guard();
     let committer = std::thread::Builder::new()
         .name("queue-committer".to_owned())
-        .spawn(move || committer.run(receiver))
+        .spawn(move || {
+            // Also where it panics.
+            let _ends = ends;
+            committer.run(receiver);
+        })
         .map_err(|error| OpenError::Folder { dir: dir.to_owned(), error })?;
     Ok(RocksQueue {
         shared,
         requests: Mutex::new(Some(sender)),
         committer: Mutex::new(Some(committer)),
+        ended,
         wall,
         lock: Mutex::new(Some(lock)),
     })
@@ -123,13 +140,26 @@ fn lock(dir: &Path) -> Result<File, OpenError> {
     }
 }
 
+/// A power loss may leave of the log's unsynced end some pages and not others, which is more than a torn tail to RocksDB.
+/// All that was acked was synced and precedes it, so the log is then read up to the first damage.
 fn open_database(dir: &Path, options: &RocksOptions) -> Result<DB, OpenError> {
+    match open_database_as(dir, options, DBRecoveryMode::TolerateCorruptedTailRecords) {
+        Err(OpenError::Corrupt(error)) => {
+            let db = open_database_as(dir, options, DBRecoveryMode::PointInTime)?;
+            tracing::error!(error, "the queue's log is damaged and was read up to the damage");
+            Ok(db)
+        }
+        opened => opened,
+    }
+}
+
+fn open_database_as(dir: &Path, options: &RocksOptions, recovery: DBRecoveryMode) -> Result<DB, OpenError> {
     let path = dir.join("db");
     let mut all = Options::default();
     all.create_if_missing(true);
     all.create_missing_column_families(true);
     // Acked writes are synced, so only what nobody was told of can be torn; anything else must be seen, not dropped.
-    all.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
+    all.set_wal_recovery_mode(recovery);
     all.set_wal_bytes_per_sync(0);
     all.set_recycle_log_file_num(0);
     all.set_max_total_wal_size(128 << 20);

@@ -9,6 +9,7 @@ use super::keys;
 use super::row::{self, RouteRow, Stored};
 use super::shared::Shared;
 use crate::blob::BlobRef;
+use crate::failpoint::{self, Point};
 use crate::queue::{LaneCounts, QueueError, RouteCounts, RouteId, StateWrite, SyncId, SyncTally, Tally};
 use rocksdb::{ColumnFamily, DB, WriteBatch};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -186,6 +187,7 @@ impl<'a> Txn<'a> {
         if let Some(slot) = self.refs.get(&(route, blob)) {
             return Ok(slot.after.clone());
         }
+        failpoint::hit(Point::QueueRefRead)?;
         let key = keys::reference(route, &blob);
         let value = self.db.get_cf(family(self.db, keys::REF)?, &key).map_err(|error| read_error(&error))?;
         let seqs = value.as_deref().map_or(Some(Vec::new()), keys::seqs).unwrap_or_else(|| {
@@ -217,6 +219,7 @@ impl<'a> Txn<'a> {
         if let Some(slot) = self.entries.get(&(route, seq)) {
             return Ok(slot.after.clone());
         }
+        failpoint::hit(Point::QueueEntryRead)?;
         let value = self
             .db
             .get_cf(family(self.db, keys::ENTRY)?, keys::entry(route, seq))

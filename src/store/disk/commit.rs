@@ -7,8 +7,9 @@
 //! Crash before the batch is synced: nothing of it was answered, and nothing of it is visible, or all of it, verified.
 //! Crash after it: all of it is there, answered or not.
 
-use super::index::{Index, Record, Row, database_error};
+use super::index::{Index, Record, Row};
 use crate::blob::BlobRef;
+use crate::failpoint::{self, Point};
 use crate::store::StoreError;
 use bytes::Bytes;
 use std::collections::HashSet;
@@ -16,6 +17,7 @@ use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 /// Blobs in a batch, and waiting for the next one, at most: 16 MiB of small blobs each.
 const BATCH: usize = 256;
@@ -40,14 +42,22 @@ struct Waiting {
 pub(super) struct Committer {
     sender: Option<mpsc::Sender<Waiting>>,
     thread: Option<JoinHandle<()>>,
+    /// Cancelled when the thread has ended.
+    pub(super) ended: CancellationToken,
 }
 
 impl Committer {
     pub(super) fn start(index: Arc<Index>) -> io::Result<Self> {
         let (sender, receiver) = mpsc::channel(BATCH);
         let thread = std::thread::Builder::new().name("store-commit".to_owned());
-        let thread = thread.spawn(move || run(&index, receiver))?;
-        Ok(Self { sender: Some(sender), thread: Some(thread) })
+        let ended = CancellationToken::new();
+        let ends = ended.clone().drop_guard();
+        let thread = thread.spawn(move || {
+            // Also where it panics.
+            let _ends = ends;
+            run(&index, receiver);
+        })?;
+        Ok(Self { sender: Some(sender), thread: Some(thread), ended })
     }
 
     /// Makes a blob visible, durably. Gives whether it was new.
@@ -91,6 +101,9 @@ fn run(index: &Index, mut receiver: mpsc::Receiver<Waiting>) {
 /// Writes one batch; gives for each entry whether it was new. An entry that repeats one of the same batch is answered
 /// after the write it relies on, like all.
 fn write(index: &Index, batch: &[Waiting]) -> Vec<Result<bool, StoreError>> {
+    if let Err(injected) = failpoint::hit(Point::StoreDecide) {
+        return batch.iter().map(|_| Err(injected.into())).collect();
+    }
     let blobs: Vec<BlobRef> = batch.iter().map(|waiting| waiting.entry.blob).collect();
     let mut first = HashSet::new();
     let mut rows = Vec::with_capacity(batch.len());
@@ -113,7 +126,7 @@ fn write(index: &Index, batch: &[Waiting]) -> Vec<Result<bool, StoreError>> {
     let written = if rows.is_empty() { Ok(()) } else { index.commit(&rows) };
     let answer = |new| match &written {
         Ok(()) => Ok(new),
-        Err(error) => Err(database_error("writing the index", error)),
+        Err(error) => Err(StoreError::io("writing the index", io::Error::new(error.kind(), error.to_string()))),
     };
     new.into_iter().map(|new| new.and_then(answer)).collect()
 }

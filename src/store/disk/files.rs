@@ -5,6 +5,7 @@
 //! verified file that the index does not know; nobody sees it, and receiving the blob again replaces it.
 
 use crate::blob::{BlobRef, DigestFunction, Verifier};
+use crate::failpoint::{self, Point};
 use crate::store::StoreError;
 use bytes::Bytes;
 use std::collections::HashSet;
@@ -78,6 +79,7 @@ impl Files {
 
     /// Begins a file for the bytes of this blob.
     pub(super) fn write(&self, blob: BlobRef, stated: Option<u64>) -> Result<Sink, StoreError> {
+        failpoint::hit(Point::StoreCreate)?;
         let path = self.incoming.join(format!("{:032x}", rand::random::<u128>()));
         let file = File::options().write(true).create_new(true).open(&path);
         let file = file.map_err(|error| StoreError::io("creating a file in incoming/", error))?;
@@ -97,8 +99,10 @@ impl Files {
             create_folder(folder)?;
             self.durable.lock().unwrap_or_else(PoisonError::into_inner).insert(known);
         }
+        failpoint::hit(Point::StoreRename)?;
         fs::rename(from, &path)?;
         temporary.path = None;
+        failpoint::hit(Point::StoreFolderSync)?;
         sync_folder(folder)
     }
 }
@@ -152,6 +156,7 @@ impl Sink {
         };
         let placed = verdict.map_err(StoreError::from).and_then(|size| {
             // The bytes first, then the name: a name that survives a crash has its bytes.
+            failpoint::hit(Point::StoreSync)?;
             let synced = file.sync_data().and_then(|()| files.place(&mut temporary, &blob));
             synced.map_err(|error| StoreError::io(format!("storing the file of {blob}"), error))?;
             Ok(size)
@@ -169,6 +174,7 @@ impl Sink {
 
 impl Incoming {
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        failpoint::hit(Point::StoreWrite)?;
         self.file.write_all(bytes)?;
         self.unsynced += bytes.len() as u64;
         if self.unsynced >= UNSYNCED_BYTES {

@@ -9,6 +9,7 @@
 //! records. A record that cannot be read counts as absent, with a warning, so that receiving the blob again repairs it.
 
 use crate::blob::{BlobMeta, BlobRef};
+use crate::failpoint::{self, Point};
 use crate::store::StoreError;
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode, ErrorKind,
@@ -95,12 +96,34 @@ pub(super) struct Index {
 
 impl Index {
     /// Opens the database in this folder; RocksDB's lock keeps every other process out.
+    ///
+    /// A power loss may leave of the log's unsynced end some pages and not others, which is more than a torn tail to
+    /// RocksDB. All that was answered was synced and precede it, so the log is then read up to the first damage. Damage in
+    /// the midst of it cannot be told from that: hence the error in the log.
     pub(super) fn open(path: &Path, create: bool) -> Result<Self, StoreError> {
+        match Self::open_as(path, create, DBRecoveryMode::TolerateCorruptedTailRecords) {
+            Err(error) if error.kind() == ErrorKind::Corruption => {
+                let opened = Self::open_as(path, create, DBRecoveryMode::PointInTime);
+                if opened.is_ok() {
+                    tracing::error!(
+                        path = %path.display(), %error,
+                        "the index's log is damaged and was read up to the damage. After a power loss nothing that was \
+                         answered is missing; after anything else run a full sync to this store"
+                    );
+                }
+                opened
+            }
+            opened => opened,
+        }
+        .map_err(|error| open_error(path, &error))
+    }
+
+    fn open_as(path: &Path, create: bool, recovery: DBRecoveryMode) -> Result<Self, rocksdb::Error> {
         let mut options = Options::default();
         options.create_if_missing(create);
         options.create_missing_column_families(create);
-        // DESIGN 5: answered writes are synced, so a torn tail was never answered; anything else wrong with the log is reported.
-        options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
+        // Answered writes are synced, so a torn tail was never answered; anything else wrong with the log is reported.
+        options.set_wal_recovery_mode(recovery);
         options.set_wal_bytes_per_sync(0);
         options.set_recycle_log_file_num(0);
         options.set_max_total_wal_size(MAX_WAL_BYTES);
@@ -129,8 +152,7 @@ impl Index {
             ColumnFamilyDescriptor::new(rocksdb::DEFAULT_COLUMN_FAMILY_NAME, family(RECORD_BUFFER_BYTES)),
             ColumnFamilyDescriptor::new(SMALL, small),
         ];
-        let db = DB::open_cf_descriptors(&options, path, families).map_err(|error| open_error(path, &error))?;
-        Ok(Self { db })
+        Ok(Self { db: DB::open_cf_descriptors(&options, path, families)? })
     }
 
     fn small(&self) -> Result<&ColumnFamily, StoreError> {
@@ -189,7 +211,7 @@ impl Index {
     }
 
     /// Makes these blobs visible: one batch, synced before this returns. After an error none of them may be relied on.
-    pub(super) fn commit(&self, rows: &[Row<'_>]) -> Result<(), rocksdb::Error> {
+    pub(super) fn commit(&self, rows: &[Row<'_>]) -> io::Result<()> {
         let small = self.db.cf_handle(SMALL);
         let mut batch = WriteBatch::default();
         for row in rows {
@@ -201,7 +223,9 @@ impl Index {
         }
         let mut synced = WriteOptions::default();
         synced.set_sync(true);
-        self.db.write_opt(batch, &synced)
+        failpoint::hit(Point::StoreBeforeWrite)?;
+        self.db.write_opt(batch, &synced).map_err(|error| io_error(&error))?;
+        Ok(failpoint::hit(Point::StoreAfterWrite)?)
     }
 }
 
@@ -221,8 +245,12 @@ fn read_error(blob: Option<&BlobRef>, error: &rocksdb::Error) -> StoreError {
     }
 }
 
-/// An error of RocksDB as the port's. Its bindings give only text, so that is where a full disk must be recognised.
-pub(super) fn database_error(context: &str, error: &rocksdb::Error) -> StoreError {
+fn database_error(context: &str, error: &rocksdb::Error) -> StoreError {
+    StoreError::io(context, io_error(error))
+}
+
+/// An error of RocksDB as the system's. Its bindings give only text, so that is where a full disk must be recognised.
+fn io_error(error: &rocksdb::Error) -> io::Error {
     let text = error.to_string();
     let full = ["No space left", "Space limit reached", "Disk quota exceeded"].iter().any(|sign| text.contains(sign));
     let kind = match error.kind() {
@@ -230,7 +258,7 @@ pub(super) fn database_error(context: &str, error: &rocksdb::Error) -> StoreErro
         ErrorKind::Corruption => io::ErrorKind::InvalidData,
         _ => io::ErrorKind::Other,
     };
-    StoreError::io(context, io::Error::new(kind, text))
+    io::Error::new(kind, text)
 }
 
 fn open_error(path: &Path, error: &rocksdb::Error) -> StoreError {

@@ -6,25 +6,22 @@
 //! acked ref must be at the destination with the right bytes, or be queued, or parked with a cause. One that is none of
 //! these is lost: exit code 1.
 //!
-//! - `load`: the producers and their record.
-//! - `check`: the reckoning.
+//! `support::load` has the producers and their record, `support::check` the reckoning.
 
-mod check;
-mod load;
 #[allow(dead_code, reason = "each benchmark uses a part of it")]
 #[path = "../support/mod.rs"]
 mod support;
 
 use anyhow::{Context as _, Result, ensure};
-use check::Tally;
 use clap::Parser;
-use load::Addresses;
 use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use support::check::{self, Tally};
+use support::load::{self, Addresses, Pressure};
 use support::process::{self, Process};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -105,6 +102,7 @@ fn cycles(args: &Args, seed: u64, dir: &Path) -> Result<bool> {
         });
         anyhow::Ok(())
     })?;
+    let pressure = Pressure { producers: args.producers, rate: args.rate };
     let mut world = World::start(dir)?;
     let mut random = SmallRng::seed_from_u64(seed);
     let mut tally = Tally::default();
@@ -115,7 +113,7 @@ fn cycles(args: &Args, seed: u64, dir: &Path) -> Result<bool> {
     while kills.replicator < args.cycles && !stop.load(Ordering::Relaxed) {
         record += 1;
         let path = dir.join(format!("acked-{record}"));
-        let load = runtime.block_on(async { load::start(&world.addresses()?, args, seed, record, &path) })?;
+        let load = runtime.block_on(async { load::start(&world.addresses()?, pressure, seed, record, &path) })?;
         for _ in 0..args.check_every.min(args.cycles - kills.replicator) {
             if stop.load(Ordering::Relaxed) {
                 break;

@@ -2,7 +2,10 @@
 //! them, RocksDB's own synced writes, facts about the machine, and the report.
 
 pub(crate) mod api;
+pub(crate) mod check;
+pub(crate) mod disk;
 pub(crate) mod floor;
+pub(crate) mod load;
 pub(crate) mod machine;
 pub(crate) mod process;
 pub(crate) mod report;

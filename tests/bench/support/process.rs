@@ -22,6 +22,8 @@ pub(crate) struct Process {
     /// `{}` among them stands for the address.
     args: Vec<String>,
     log: PathBuf,
+    /// Set for it beside what is set for us.
+    variables: Vec<(String, String)>,
     running: Option<Running>,
     /// `host:port`; the same after [`Process::again`].
     pub(crate) address: String,
@@ -36,10 +38,21 @@ struct Running {
 impl Process {
     /// Starts it. It must print a URL in its first line. What it says on stderr is appended to `log`.
     pub(crate) fn start(program: &Path, args: &[&str], log: &Path) -> Result<Self> {
+        Self::start_with(program, args, log, Vec::new())
+    }
+
+    /// The same, with these environment variables, also when it is started again.
+    pub(crate) fn start_with(
+        program: &Path,
+        args: &[&str],
+        log: &Path,
+        variables: Vec<(String, String)>,
+    ) -> Result<Self> {
         let mut process = Self {
             program: program.to_owned(),
             args: args.iter().map(|arg| (*arg).to_owned()).collect(),
             log: log.to_owned(),
+            variables,
             running: None,
             address: "127.0.0.1:0".to_owned(),
         };
@@ -77,6 +90,7 @@ impl Process {
         Command::new(&self.program)
             .args(self.args.iter().map(|arg| arg.replace("{}", &self.address)))
             .env_remove("RUST_LOG")
+            .envs(self.variables.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(log)
@@ -160,12 +174,30 @@ fn end(mut running: Running) -> Result<std::process::ExitStatus> {
 
 /// A `blobferry store` over this URL.
 pub(crate) fn store(dir: &Path, name: &str, data: &str) -> Result<Process> {
-    Process::start(&program(), &["store", "--listen", "{}", "--data", data], &dir.join(format!("{name}.log")))
+    store_with(dir, name, data, Vec::new())
+}
+
+/// The same, with these environment variables.
+pub(crate) fn store_with(dir: &Path, name: &str, data: &str, variables: Vec<(String, String)>) -> Result<Process> {
+    let args = ["store", "--listen", "{}", "--data", data];
+    Process::start_with(&program(), &args, &dir.join(format!("{name}.log")), variables)
 }
 
 /// A replicator with one route `a_to_b` between these URLs, with its queue in `dir/name`; `more` goes into the file too.
 pub(crate) fn replicator(dir: &Path, name: &str, from: &str, to: &str, workers: usize, more: &str) -> Result<Process> {
-    let data = dir.join(name);
+    replicator_with(dir, name, &dir.join(name), [from, to], workers, more, Vec::new())
+}
+
+/// The same, with its queue in `data`, and with these environment variables.
+pub(crate) fn replicator_with(
+    dir: &Path,
+    name: &str,
+    data: &Path,
+    [from, to]: [&str; 2],
+    workers: usize,
+    more: &str,
+    variables: Vec<(String, String)>,
+) -> Result<Process> {
     let file = dir.join(format!("{name}.toml"));
     let config = format!(
         "[server]\ndata_dir = \"{}\"\n[stores.a]\nendpoint = \"{from}\"\n[stores.b]\nendpoint = \"{to}\"\n\
@@ -174,5 +206,5 @@ pub(crate) fn replicator(dir: &Path, name: &str, from: &str, to: &str, workers: 
     );
     fs::write(&file, config)?;
     let args = ["serve", "--config", file.to_str().context("the path is no text")?, "--set", "server.listen={}"];
-    Process::start(&program(), &args, &dir.join(format!("{name}.log")))
+    Process::start_with(&program(), &args, &dir.join(format!("{name}.log")), variables)
 }

@@ -4,8 +4,7 @@
 //! time by their refs. An announcement that fails is made again, or given up: then nothing is claimed about it. Now and then
 //! one that was acked is announced again, so that pushes meet entries in every state.
 
-use crate::Args;
-use crate::support::api::{self, Receiver, Replication};
+use super::api::{self, Receiver, Replication};
 use anyhow::{Context as _, Result};
 use blobferry::blob::BlobRef;
 use blobferry::pb::v1 as pb;
@@ -30,6 +29,15 @@ const MOST_REFS: usize = 100;
 /// Acked refs that a producer remembers, to announce them again.
 const REMEMBERED: usize = 64;
 
+/// How much there is to do.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pressure {
+    /// Producers at a time.
+    pub(crate) producers: u64,
+    /// Blobs announced per second at most, all producers together. 0: no bound.
+    pub(crate) rate: u32,
+}
+
 /// Where everybody is.
 #[derive(Clone)]
 pub(crate) struct Addresses {
@@ -48,7 +56,7 @@ pub(crate) struct Load {
 
 /// Starts the producers; what is acked goes to the file, a ref a line. `part` makes their blobs different from those of
 /// other parts.
-pub(crate) fn start(to: &Addresses, args: &Args, seed: u64, part: u64, record: &Path) -> Result<Load> {
+pub(crate) fn start(to: &Addresses, pressure: Pressure, seed: u64, part: u64, record: &Path) -> Result<Load> {
     let (acked, from_producers) = mpsc::channel(1024);
     let file = File::options().create_new(true).append(true).open(record)?;
     let acks = Arc::new(AtomicU64::new(0));
@@ -59,7 +67,7 @@ pub(crate) fn start(to: &Addresses, args: &Args, seed: u64, part: u64, record: &
     });
     let (stop, stopping) = watch::channel(false);
     let mut producers = JoinSet::new();
-    for number in 0..args.producers {
+    for number in 0..pressure.producers {
         let producer = Producer {
             source: Receiver::new(api::channel(&to.source)?),
             receiver: Receiver::new(api::channel(&to.replicator)?),
@@ -69,7 +77,7 @@ pub(crate) fn start(to: &Addresses, args: &Args, seed: u64, part: u64, record: &
             stopping: stopping.clone(),
             recent: Vec::new(),
             failed: 0,
-            pace: pace(args),
+            pace: pace(pressure),
             next: Instant::now(),
         };
         producers.spawn(producer.run());
@@ -78,9 +86,9 @@ pub(crate) fn start(to: &Addresses, args: &Args, seed: u64, part: u64, record: &
 }
 
 /// The time from one blob of a producer to its next.
-fn pace(args: &Args) -> Duration {
-    let producers = u32::try_from(args.producers).unwrap_or(u32::MAX);
-    Duration::from_secs(1).checked_div(args.rate).unwrap_or_default() * producers
+fn pace(pressure: Pressure) -> Duration {
+    let producers = u32::try_from(pressure.producers).unwrap_or(u32::MAX);
+    Duration::from_secs(1).checked_div(pressure.rate).unwrap_or_default() * producers
 }
 
 impl Load {

@@ -1,11 +1,11 @@
-//! The reckoning: every acked ref, at the destination or still in the queue.
+//! The reckoning: every acked ref, at the destination, or still in the queue, or parked with a cause.
 
-use crate::load::Addresses;
-use crate::support::api::{self, MAX_ITEMS, Queued, Reader, Replication};
-use anyhow::{Result, bail};
+use super::api::{self, MAX_ITEMS, Queued, Reader, Replication};
+use super::load::Addresses;
+use anyhow::{Result, bail, ensure};
 use blobferry::blob::{BlobRef, Verifier};
 use blobferry::pb::v1 as pb;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -62,7 +62,8 @@ impl fmt::Display for Tally {
 /// Lets the queue drain, then looks for every ref of the record.
 pub(crate) async fn reckon(at: &Addresses, record: &Path) -> Result<Tally> {
     let (lines, acked) = read(record)?;
-    let in_queue = drain(&mut Replication::new(api::channel(&at.replicator)?)).await?;
+    let mut replication = Replication::new(api::channel(&at.replicator)?);
+    let in_queue = drain(&mut replication).await?;
     let reader = Reader::new(api::channel(&at.destination)?).max_decoding_message_size(4 << 20);
     let mut held = BTreeSet::new();
     for page in acked.chunks(MAX_ITEMS) {
@@ -72,10 +73,14 @@ pub(crate) async fn reckon(at: &Addresses, record: &Path) -> Result<Tally> {
     }
     let missing: Vec<BlobRef> = acked.iter().filter(|blob| !held.contains(blob)).copied().collect();
     let wrong = read_back(&reader, held.into_iter().collect()).await?;
-    // No call tells yet which refs are queued: as many may be missing as the queue holds, and no more.
+    let failures = failures(&mut replication).await?;
     let absent = missing.len() as u64;
-    let queued = absent.min(in_queue.moving);
-    let parked = (absent - queued).min(in_queue.parked);
+    let of = |state| missing.iter().filter(|blob| failures.get(blob) == Some(&state)).count() as u64;
+    let (parked, retrying) = (of(pb::FailureState::Parked), of(pb::FailureState::Retrying));
+    // No call tells which refs are ready: as many may be missing as there are in the queue that never failed, and no more.
+    let all_retrying = failures.values().filter(|state| **state == pb::FailureState::Retrying).count() as u64;
+    let ready = (absent - parked - retrying).min(in_queue.moving.saturating_sub(all_retrying));
+    let queued = retrying + ready;
     let lost = absent - queued - parked + wrong.len() as u64;
     if lost > 0 {
         for blob in missing.iter().take(NAMED) {
@@ -87,6 +92,24 @@ pub(crate) async fn reckon(at: &Addresses, record: &Path) -> Result<Tally> {
     }
     let checked = acked.len() as u64;
     Ok(Tally { acks: lines, checked, right: checked - absent - wrong.len() as u64, queued, parked, lost })
+}
+
+/// What failed, and whether it is tried again; each must say why it failed.
+async fn failures(api: &mut Replication) -> Result<BTreeMap<BlobRef, pb::FailureState>> {
+    let mut found = BTreeMap::new();
+    let mut request = pb::ListFailuresRequest { page_size: 1000, ..Default::default() };
+    loop {
+        let page = api.list_failures(request.clone()).await?.into_inner();
+        for failed in page.failures {
+            let cause = failed.cause.as_ref().is_some_and(|cause| cause.kind() != pb::FaultKind::Unspecified);
+            ensure!(cause && failed.failures > Some(0), "an entry failed without a cause: {failed:?}");
+            found.insert(failed.r#ref.parse()?, failed.state());
+        }
+        if page.next_page_token.is_empty() {
+            return Ok(found);
+        }
+        request.page_token = page.next_page_token;
+    }
 }
 
 /// The number of lines, and their refs, each once.
