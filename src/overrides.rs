@@ -9,7 +9,7 @@
 //! All of them are one [document](document), in two places: the queue's [`State`] under `override/document`, and a file beside
 //! the queue's folder, so that a pause survives the loss of the queue. The document carries a revision, which grows with every
 //! change. On start both are read and the higher revision wins, whatever the clocks say; a tie is the same document. The other
-//! place is brought up to date.
+//! place is brought up to date at once.
 //!
 //! A change is written to both before it is in force. It counts if one of the two writes succeeded: a pause must be possible
 //! while the queue's disk is full. The other is tried again until it succeeds. If both failed, nothing has changed.
@@ -157,6 +157,8 @@ impl Overrides {
             troubled: AtomicBool::new(false),
         };
         overrides.begin();
+        // From the start on, either copy may be lost.
+        overrides.look().await;
         Ok(Arc::new(overrides))
     }
 

@@ -3,6 +3,7 @@
 mod announcing;
 mod failing;
 mod on_disk;
+mod pausing;
 mod reflecting;
 mod running;
 

@@ -242,7 +242,7 @@ fn given(limits: &v1::LimitSettings, setting: Setting) -> Result<Option<Override
         },
         Setting::BlobsPerSecond => match blobs_per_second {
             None => None,
-            Some(rate) if rate == 0.0 => Some(Override::BlobsPerSecond(None)),
+            Some(0.0) => Some(Override::BlobsPerSecond(None)),
             Some(rate) => {
                 let rate = BlobRate::new(rate).ok_or("0.001 to 1000000; 0 means no limit")?;
                 Some(Override::BlobsPerSecond(Some(rate)))

@@ -11,4 +11,5 @@ mod harness;
 mod liars;
 mod main_job;
 mod outages;
+mod overrides;
 mod refusals;

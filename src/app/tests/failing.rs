@@ -28,7 +28,7 @@ impl FailingQueue {
         Self { inner, failing: AtomicBool::new(false) }
     }
 
-    fn set_failing(&self, failing: bool) {
+    pub(super) fn set_failing(&self, failing: bool) {
         self.failing.store(failing, Ordering::SeqCst);
     }
 

@@ -4,10 +4,11 @@ mod against_model;
 
 use super::open::{open, write_synced};
 use super::{KnownRoute, OpenError, RocksOptions, RocksQueue, keys};
+use crate::queue::drop::{DropEntries, Dropped};
 use crate::queue::suite::{
     Both, MAX_BACKOFF, Subject, TestClock, announced, blob, confirmed, conformance, failure, found,
 };
-use crate::queue::{Lane, Outcome, Pushed, Queue, QueueError, RouteId, State, StateWrite, Tally};
+use crate::queue::{Lane, Outcome, Pushed, Queue, QueueError, RouteCounts, RouteId, State, StateWrite, Tally};
 use async_trait::async_trait;
 use rocksdb::{DB, Options};
 use std::collections::HashSet;
@@ -253,6 +254,57 @@ async fn unreadable_rows_are_set_aside_and_stop_nobody() {
     let queue = RocksQueue::open(dir.path(), options(), clock.wall()).unwrap();
     assert_eq!(queue.set_aside(), 4);
     assert_eq!(queue.claim(route, Lane::Fresh, 9, clock.now()).await.unwrap().len(), 5);
+}
+
+#[tokio::test]
+async fn a_dropped_route_leaves_no_row_behind_but_sets_the_unreadable_aside() {
+    let (dir, clock, queue, route) = one_route().await;
+    let other = queue.register("a_to_c", "a", "c").await.unwrap();
+    for of in [route, other] {
+        queue.push((1..=5).map(|number| announced(of, number)).collect(), vec![]).await.unwrap();
+    }
+    drop(queue);
+    let rows = |db: &DB, name: &str| {
+        let rows = db.iterator_cf(db.cf_handle(name).unwrap(), rocksdb::IteratorMode::Start);
+        rows.filter(|row| row.as_ref().unwrap().0.starts_with(&route.0.to_be_bytes())).count()
+    };
+    let db = open_raw(dir.path());
+    // One entry cannot be read, and one row belongs to none.
+    db.put_cf(db.cf_handle(keys::ENTRY).unwrap(), keys::entry(route, 2), b"torn").unwrap();
+    db.put_cf(db.cf_handle(keys::PARKED).unwrap(), keys::parked(route, 1, 99), b"\0").unwrap();
+    assert_eq!((rows(&db, keys::ENTRY), rows(&db, keys::REF), rows(&db, keys::PARKED)), (5, 5, 1));
+    drop(db);
+    let queue = RocksQueue::open(dir.path(), options(), clock.wall()).unwrap();
+    assert_eq!(queue.drop_entries(route, 2).await.unwrap().tally.entries, 2);
+    assert_eq!(queue.drop_entries(route, 9).await.unwrap().tally.entries, 2);
+    assert_eq!(queue.drop_entries(route, 9).await.unwrap(), Dropped { done: true, ..Dropped::default() });
+    let empty = RouteCounts { discarded: 4, ..RouteCounts::default() };
+    assert_eq!((queue.counts(route), queue.set_aside()), (empty, 1));
+    drop(queue);
+    let db = open_raw(dir.path());
+    for name in [keys::ENTRY, keys::REF, keys::READY, keys::RETRY, keys::PARKED] {
+        assert_eq!(rows(&db, name), 0, "{name}");
+    }
+    let aside = db.get_cf(db.cf_handle(keys::ASIDE).unwrap(), keys::aside(keys::ENTRY, &keys::entry(route, 2)));
+    assert_eq!(aside.unwrap().unwrap(), b"torn");
+    drop(db);
+    let queue = RocksQueue::open(dir.path(), options(), clock.wall()).unwrap();
+    assert_eq!(queue.counts(route), empty);
+    assert_eq!(queue.counts(other).fresh.ready.entries, 5);
+    assert_eq!(queue.push(vec![announced(route, 2)], vec![]).await.unwrap(), [Pushed::Added]);
+}
+
+#[tokio::test]
+async fn a_drop_that_is_not_written_drops_nothing() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), TestClock::new());
+    let (queue, fails, _) = faulty(dir.path(), &clock);
+    let route = queue.register("a_to_b", "a", "b").await.unwrap();
+    queue.push((1..=3).map(|number| announced(route, number)).collect(), vec![]).await.unwrap();
+    fails.store(true, Ordering::SeqCst);
+    assert!(queue.drop_entries(route, 9).await.is_err());
+    fails.store(false, Ordering::SeqCst);
+    assert_eq!((queue.counts(route).fresh.ready.entries, queue.counts(route).discarded), (3, 0));
+    assert_eq!(queue.claim(route, Lane::Fresh, 9, clock.now()).await.unwrap().len(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
