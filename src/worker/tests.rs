@@ -31,6 +31,8 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
+mod outages;
+
 /// Follows tokio's clock, which the tests pause.
 #[derive(Debug)]
 struct TokioClock(Instant);
@@ -176,6 +178,15 @@ impl Lab {
         }
     }
 
+    /// Changes the policy of all workers, before they start.
+    fn set_policy(&mut self, change: impl Fn(&mut Policy)) {
+        for worker in &mut self.workers {
+            let mut deps = worker.deps.clone();
+            change(&mut deps.policy);
+            *worker = Worker::new(worker.spec.clone(), deps);
+        }
+    }
+
     fn place(&self, name: &str) -> &Place {
         &self.places[name]
     }
@@ -244,9 +255,11 @@ impl Lab {
     }
 
     async fn until(&self, what: &str, is_so: impl Fn(&Self) -> bool) {
+        let start = Instant::now();
         let poll = async {
             while !is_so(self) {
-                sleep(Duration::from_millis(10)).await;
+                // The longer it takes, the less a moment matters.
+                sleep((start.elapsed() / 100).max(Duration::from_millis(10))).await;
             }
         };
         let waited = timeout(Duration::from_hours(24), poll).await;
