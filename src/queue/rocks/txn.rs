@@ -8,7 +8,7 @@ use super::keys;
 use super::row::{self, RouteRow, Stored};
 use super::shared::Shared;
 use crate::blob::BlobRef;
-use crate::queue::{LaneCounts, QueueError, RouteCounts, RouteId, StateWrite, SyncId, SyncTally, Tally};
+use crate::queue::{Entry, LaneCounts, QueueError, RouteCounts, RouteId, StateWrite, SyncId, SyncTally, Tally};
 use rocksdb::{ColumnFamily, DB, WriteBatch};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::rc::Rc;
@@ -192,6 +192,15 @@ impl<'a> Txn<'a> {
         });
         self.refs.insert((route, blob), Slot { before: seqs.clone(), after: seqs.clone() });
         Ok(seqs)
+    }
+
+    /// The same, for an entry that may be known to be alone.
+    pub(super) fn refs_of(&mut self, stored: &Stored) -> Result<Vec<u64>, QueueError> {
+        let Entry { route, blob, seq, .. } = stored.entry;
+        if stored.alone && !self.refs.contains_key(&(route, blob)) {
+            self.refs.insert((route, blob), Slot { before: vec![seq.0], after: vec![seq.0] });
+        }
+        self.refs(route, blob)
     }
 
     pub(super) fn set_refs(&mut self, route: RouteId, blob: BlobRef, seqs: Vec<u64>) -> Result<(), QueueError> {

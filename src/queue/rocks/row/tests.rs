@@ -43,7 +43,7 @@ fn stored() -> impl Strategy<Value = Stored> {
     let place =
         prop_oneof![Just(Place::Waiting), Just(Place::Ready), Just(Place::Due), any::<u8>().prop_map(Place::Parked)];
     let common = (blob(), proptest::option::of(any::<u64>()), 0..2usize, any::<u64>(), any::<u64>(), any::<u32>());
-    (common, rare, place).prop_map(|(common, (failure, trace, visited, syncs, repair), place)| {
+    (common, rare, place, any::<bool>()).prop_map(|(common, (failure, trace, visited, syncs, repair), place, alone)| {
         let (blob, size, lane, enqueued, due, attempts) = common;
         let entry = Entry {
             seq: Seq(7),
@@ -60,12 +60,12 @@ fn stored() -> impl Strategy<Value = Stored> {
             syncs: syncs.into_iter().map(SyncId).collect(),
             repair,
         };
-        Stored { entry, place }
+        Stored { entry, place, alone }
     })
 }
 
 /// The same row by way of the message.
-fn by_message(Stored { entry, place }: &Stored) -> Vec<u8> {
+fn by_message(Stored { entry, place, alone }: &Stored) -> Vec<u8> {
     let (place, parked_kind) = match place {
         Place::Waiting => (0, 0),
         Place::Ready => (1, 0),
@@ -97,6 +97,7 @@ fn by_message(Stored { entry, place }: &Stored) -> Vec<u8> {
         repair: entry.repair,
         place,
         parked_kind,
+        alone: *alone,
     })
 }
 
