@@ -81,6 +81,7 @@ pub(super) struct Finished {
 pub(super) struct Effects {
     pub(super) counts: Vec<(RouteId, RouteCounts)>,
     pub(super) syncs: Vec<(SyncId, SyncTally)>,
+    pub(super) old_syncs: Vec<SyncId>,
     pub(super) routes: Vec<(RouteId, RouteRow)>,
     pub(super) aside: Vec<BadRow>,
     pub(super) aside_total: u64,
@@ -422,6 +423,10 @@ impl<'a> Txn<'a> {
         }
         for (sync, tally) in &syncs {
             batch.put_cf(meta, keys::of_sync(sync.0), row::encode_sync(*tally));
+        }
+        effects.old_syncs = self.shared.figures().old_syncs(&syncs);
+        for sync in &effects.old_syncs {
+            batch.delete_cf(meta, keys::of_sync(sync.0));
         }
         if self.next_seq != self.first_seq {
             batch.put_cf(meta, keys::META_NEXT_SEQ, self.next_seq.to_be_bytes());
