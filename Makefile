@@ -7,7 +7,7 @@ BIN := $(or $(CARGO_TARGET_DIR),target)/release/blobferry
 
 # Arguments for the demo (a folder to ferry, or --exit to leave nothing running) or the benchmark (--help tells).
 ARGS ?=
-# How many kills `make kill` does, and how many blobs `make sync` compares.
+# How many kills `make kill` does, how many blobs `make sync` compares, and how many operations `make model` tries.
 N ?=
 
 .PHONY: help build demo test kill sync bench queue-bench model lint proto-lint proto-baseline doc clean
@@ -22,7 +22,7 @@ demo: build ## Ferry real files between two stores, and prove that every one arr
 	@$(BIN) demo $(ARGS)
 
 test: build ## Run every test. Checks whose tools are missing are skipped aloud; with CI=true they must run.
-	@tools=$$(scripts/tools) || exit 1; eval "$$tools"; $(CARGO) test
+	@tools=$$(scripts/tools) || exit 1; eval "$$tools"; BLOBFERRY_MODEL_OPS=$${BLOBFERRY_MODEL_OPS:-50000} $(CARGO) test
 	@$(MAKE) --no-print-directory proto-lint
 
 kill: build ## Kill the replicator N times at random moments under load, and check every ack (make kill N=1000).
@@ -36,6 +36,9 @@ bench: build ## Measure speed and memory, each figure beside its floor.
 
 queue-bench: build ## Measure the queue alone, with ten million entries too (ARGS="--entries 1000000").
 	@$(CARGO) bench --bench queue -- $(ARGS)
+
+model: build ## Hold the queue to its plain model for N random operations (make model N=1000000; BLOBFERRY_MODEL_SEED= repeats a run).
+	@BLOBFERRY_MODEL_OPS=$(or $(N),1000000) $(CARGO) test --lib random_operations_end_as_in_the_model -- --nocapture
 
 lint: ## Check format and lints, as CI does.
 	@cargo fmt --check

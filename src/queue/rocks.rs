@@ -27,6 +27,7 @@
 //!
 //! - Every change is one synced `WriteBatch` of the committer's thread. Index rows, counters and tallies are derived from the
 //!   entries' changes in that batch, so they cannot drift, and opening does not scan.
+//! - An entry's row may say that it is alone, that its ref's row names no other: then nothing has to read that.
 //! - An entry has exactly one `entry` row, its ref's `ref` row names it, and it has one row of `ready`, `retry` or `parked`,
 //!   but a successor has none. `ready` is append only: what becomes claimable out of turn (revived, changed lane, succeeded)
 //!   has a `retry` row, due at once.

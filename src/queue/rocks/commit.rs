@@ -361,6 +361,9 @@ fn apply(shared: &Shared, effects: Effects, moves: &[Moved], decided: &[Decided]
     for (sync, tally) in effects.syncs {
         figures.set_sync(sync, tally);
     }
+    for sync in effects.old_syncs {
+        figures.forget_sync(sync);
+    }
     figures.routes.extend(effects.routes);
     figures.aside = effects.aside_total;
     for entry in settled() {

@@ -29,6 +29,7 @@ impl Txn<'_> {
         // Of two, the first could not be read: what is left waits for nothing any more.
         if first.place == Place::Waiting {
             self.set_refs(route, blob, vec![first.entry.seq.0])?;
+            first.alone = true;
             self.make_due(&mut first);
             self.put(first.clone());
         }
@@ -48,6 +49,8 @@ impl Txn<'_> {
             } else {
                 let seq = self.add(push, Place::Waiting)?;
                 self.set_refs(route, blob, vec![first.entry.seq.0, seq])?;
+                first.alone = false;
+                self.put(first);
             }
             return Ok(Pushed::Succeeds);
         }
@@ -94,7 +97,7 @@ impl Txn<'_> {
             },
             repair: push.repair,
         };
-        self.put(Stored { entry, place });
+        self.put(Stored { entry, place, alone: place != Place::Waiting });
         Ok(seq)
     }
 
@@ -128,7 +131,7 @@ impl Txn<'_> {
             self.set_settled(seq);
             return Ok(());
         };
-        let refs = self.refs(route, stored.entry.blob)?;
+        let refs = self.refs_of(&stored)?;
         let successor = match refs.as_slice() {
             [first, second] if *first == seq => self.entry(route, *second)?,
             _ => None,
@@ -169,8 +172,8 @@ impl Txn<'_> {
 
     /// Removes an entry that nobody has claimed.
     pub(super) fn discard(&mut self, stored: Stored) -> Result<(), QueueError> {
-        let Entry { route, seq, blob, .. } = stored.entry;
-        let refs = self.refs(route, blob)?;
+        let Entry { route, seq, .. } = stored.entry;
+        let refs = self.refs_of(&stored)?;
         let successor = match refs.as_slice() {
             [first, second] if *first == seq.0 => self.entry(route, *second)?,
             _ => None,
@@ -192,6 +195,7 @@ impl Txn<'_> {
         self.remove(route, seq.0);
         if let Some(mut next) = successor {
             self.set_refs(route, blob, vec![next.entry.seq.0])?;
+            next.alone = true;
             self.make_due(&mut next);
             self.put(next);
         } else {
@@ -205,6 +209,7 @@ impl Txn<'_> {
         if let Some(successor) = successor {
             self.remove(successor.entry.route, successor.entry.seq.0);
             self.set_refs(stored.entry.route, stored.entry.blob, vec![stored.entry.seq.0])?;
+            stored.alone = true;
             if stored.parked() {
                 stored.entry.forgive();
             }

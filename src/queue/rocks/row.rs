@@ -32,6 +32,8 @@ pub(super) enum Place {
 pub(super) struct Stored {
     pub(super) entry: Entry,
     pub(super) place: Place,
+    /// Known to be the only one of its ref, so that its end need not read the `ref` row, which lies anywhere on the disk.
+    pub(super) alone: bool,
 }
 
 impl Stored {
@@ -142,6 +144,8 @@ struct EntryRow {
     /// Of a parked entry: the kind in its index key.
     #[prost(uint32, tag = "13")]
     parked_kind: u32,
+    #[prost(bool, tag = "14")]
+    alone: bool,
     #[prost(uint32, tag = "20")]
     misses: u32,
     /// Nanoseconds.
@@ -274,6 +278,7 @@ pub(super) fn encode_entry(stored: &Stored) -> Vec<u8> {
     put_number(11, u64::from(entry.repair), &mut row);
     put_number(12, place, &mut row);
     put_number(13, parked_kind, &mut row);
+    put_number(14, u64::from(stored.alone), &mut row);
     put_number(20, u64::from(entry.misses.count), &mut row);
     put_number(21, u64::try_from(entry.misses.lasted.as_nanos()).unwrap_or(u64::MAX), &mut row);
     row
@@ -340,7 +345,7 @@ pub(super) fn decode_entry(route: RouteId, seq: u64, bytes: &[u8]) -> Result<Sto
         syncs: row.syncs.into_iter().map(SyncId).collect(),
         repair: row.repair,
     };
-    Ok(Stored { entry, place })
+    Ok(Stored { entry, place, alone: row.alone })
 }
 
 fn tally_row(tally: Tally) -> Option<TallyRow> {

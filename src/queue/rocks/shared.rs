@@ -13,6 +13,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 
+/// Tallies of syncs that are kept, unless more have entries; a sync that ended has its own record of it.
+const MAX_SYNCS: usize = 10_000;
+
 /// Counters and names, as of the last durable write. Locked for moments only, so that they may be read from anywhere.
 #[derive(Debug, Default)]
 pub(super) struct Figures {
@@ -37,6 +40,24 @@ impl Figures {
 
     pub(super) fn sync(&self, sync: SyncId) -> SyncTally {
         self.syncs.get(&sync).copied().unwrap_or_default()
+    }
+
+    /// Syncs whose tallies may be forgotten when these are written: none of their entries is left, and many came after them.
+    pub(super) fn old_syncs(&self, written: &BTreeMap<SyncId, SyncTally>) -> Vec<SyncId> {
+        let added = written.keys().filter(|sync| !self.syncs.contains_key(sync)).count();
+        if added == 0 {
+            return Vec::new();
+        }
+        let surplus = (self.syncs.len() + added).saturating_sub(MAX_SYNCS);
+        let ended = self
+            .syncs
+            .iter()
+            .filter(|(sync, tally)| tally.pending == 0 && tally.parked == 0 && !written.contains_key(sync));
+        ended.map(|(sync, _)| *sync).take(surplus).collect()
+    }
+
+    pub(super) fn forget_sync(&mut self, sync: SyncId) {
+        self.syncs.remove(&sync);
     }
 
     pub(super) fn set_sync(&mut self, sync: SyncId, tally: SyncTally) {

@@ -8,7 +8,7 @@ use crate::queue::drop::{DropEntries, Dropped};
 use crate::queue::suite::{
     Both, MAX_BACKOFF, Subject, TestClock, announced, blob, confirmed, conformance, failure, found,
 };
-use crate::queue::{Lane, Outcome, Pushed, Queue, QueueError, RouteCounts, RouteId, State, StateWrite, Tally};
+use crate::queue::{Lane, Outcome, Pushed, Queue, QueueError, RouteCounts, RouteId, State, StateWrite, SyncId, Tally};
 use async_trait::async_trait;
 use rocksdb::{DB, Options};
 use std::collections::HashSet;
@@ -172,7 +172,7 @@ async fn a_failed_write_acks_nothing_and_changes_nothing() {
     let refused = queue.push(vec![announced(route, 4), announced(route, 1), announced(route, 3)], vec![]).await;
     assert!(matches!(refused, Err(QueueError::Write(_))));
     assert_eq!(queue.counts(route), counts);
-    assert_eq!(queue.sync_tally(crate::queue::SyncId(7)).parked, 1);
+    assert_eq!(queue.sync_tally(SyncId(7)).parked, 1);
     assert!(matches!(queue.register("other", "a", "b").await, Err(QueueError::Write(_))));
     // A failed settlement releases.
     assert!(matches!(queue.settle(vec![(first, confirmed())]).await, Err(QueueError::Write(_))));
@@ -321,6 +321,29 @@ async fn waiting_callers_share_a_write() {
     callers.join_all().await;
     assert_eq!(queue.counts(route).fresh.ready.entries, 256);
     assert!(writes.load(Ordering::SeqCst) < 128, "{} writes for 256 callers", writes.load(Ordering::SeqCst));
+}
+
+/// Each sync left a tally in memory and on the disk, for ever.
+#[tokio::test]
+async fn tallies_of_old_syncs_are_forgotten() {
+    const SYNCS: u64 = 10_000;
+    let (dir, clock, queue, route) = one_route().await;
+    queue.push((0..SYNCS).map(|number| found(route, number, number, false)).collect(), vec![]).await.unwrap();
+    let mut claims = queue.claim(route, Lane::Backfill, 10_000, clock.now()).await.unwrap();
+    let first = claims.remove(0);
+    queue.settle(claims.into_iter().map(|claim| (claim, confirmed())).collect()).await.unwrap();
+    let tally = |sync| queue.sync_tally(SyncId(sync));
+    assert_eq!((tally(0).pending, tally(1).confirmed, tally(SYNCS - 1).confirmed), (1, 1, 1));
+    for number in SYNCS..SYNCS + 3 {
+        queue.push(vec![found(route, number, number, false)], vec![]).await.unwrap();
+    }
+    // The oldest of which nothing is left make room.
+    assert_eq!((tally(0).pending, tally(1).confirmed, tally(3).confirmed, tally(4).confirmed), (1, 0, 0, 1));
+    queue.settle(vec![(first, confirmed())]).await.unwrap();
+    assert_eq!(tally(0).confirmed, 1);
+    drop(queue);
+    let queue = RocksQueue::open(dir.path(), options(), clock.wall()).unwrap();
+    assert_eq!((queue.sync_tally(SyncId(1)).confirmed, queue.sync_tally(SyncId(SYNCS)).pending), (0, 1));
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use super::row::{self, RouteRow, Stored};
 use super::shared::Shared;
 use crate::blob::BlobRef;
 use crate::failpoint::{self, Point};
-use crate::queue::{LaneCounts, QueueError, RouteCounts, RouteId, StateWrite, SyncId, SyncTally, Tally};
+use crate::queue::{Entry, LaneCounts, QueueError, RouteCounts, RouteId, StateWrite, SyncId, SyncTally, Tally};
 use rocksdb::{ColumnFamily, DB, WriteBatch};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::rc::Rc;
@@ -84,6 +84,7 @@ pub(super) struct Finished {
 pub(super) struct Effects {
     pub(super) counts: Vec<(RouteId, RouteCounts)>,
     pub(super) syncs: Vec<(SyncId, SyncTally)>,
+    pub(super) old_syncs: Vec<SyncId>,
     pub(super) routes: Vec<(RouteId, RouteRow)>,
     pub(super) aside: Vec<BadRow>,
     pub(super) aside_total: u64,
@@ -197,6 +198,15 @@ impl<'a> Txn<'a> {
         });
         self.refs.insert((route, blob), Slot { before: seqs.clone(), after: seqs.clone() });
         Ok(seqs)
+    }
+
+    /// The same, for an entry that may be known to be alone.
+    pub(super) fn refs_of(&mut self, stored: &Stored) -> Result<Vec<u64>, QueueError> {
+        let Entry { route, blob, seq, .. } = stored.entry;
+        if stored.alone && !self.refs.contains_key(&(route, blob)) {
+            self.refs.insert((route, blob), Slot { before: vec![seq.0], after: vec![seq.0] });
+        }
+        self.refs(route, blob)
     }
 
     pub(super) fn set_refs(&mut self, route: RouteId, blob: BlobRef, seqs: Vec<u64>) -> Result<(), QueueError> {
@@ -430,6 +440,10 @@ impl<'a> Txn<'a> {
         }
         for (sync, tally) in &syncs {
             batch.put_cf(meta, keys::of_sync(sync.0), row::encode_sync(*tally));
+        }
+        effects.old_syncs = self.shared.figures().old_syncs(&syncs);
+        for sync in &effects.old_syncs {
+            batch.delete_cf(meta, keys::of_sync(sync.0));
         }
         if self.next_seq != self.first_seq {
             batch.put_cf(meta, keys::META_NEXT_SEQ, self.next_seq.to_be_bytes());

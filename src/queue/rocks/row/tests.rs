@@ -45,30 +45,32 @@ fn stored() -> impl Strategy<Value = Stored> {
     let place =
         prop_oneof![Just(Place::Waiting), Just(Place::Ready), Just(Place::Due), any::<u8>().prop_map(Place::Parked)];
     let common = (blob(), proptest::option::of(any::<u64>()), 0..2usize, any::<u64>(), any::<u64>(), any::<u32>());
-    (common, rare, place).prop_map(|(common, (failure, trace, visited, syncs, repair, misses), place)| {
-        let (blob, size, lane, enqueued, due, attempts) = common;
-        let entry = Entry {
-            seq: Seq(7),
-            route: RouteId(3),
-            blob,
-            size,
-            lane: Lane::ALL[lane],
-            enqueue_time: keys::time(enqueued),
-            due_time: keys::time(due),
-            attempts,
-            failure,
-            trace: trace.map(|(traceparent, tracestate)| TraceContext { traceparent, tracestate }),
-            visited: visited.into_iter().map(Arc::from).collect(),
-            syncs: syncs.into_iter().map(SyncId).collect(),
-            repair,
-            misses: Misses { count: misses.0, lasted: Duration::from_nanos(misses.1) },
-        };
-        Stored { entry, place }
-    })
+    (common, rare, place, any::<bool>()).prop_map(
+        |(common, (failure, trace, visited, syncs, repair, misses), place, alone)| {
+            let (blob, size, lane, enqueued, due, attempts) = common;
+            let entry = Entry {
+                seq: Seq(7),
+                route: RouteId(3),
+                blob,
+                size,
+                lane: Lane::ALL[lane],
+                enqueue_time: keys::time(enqueued),
+                due_time: keys::time(due),
+                attempts,
+                failure,
+                trace: trace.map(|(traceparent, tracestate)| TraceContext { traceparent, tracestate }),
+                visited: visited.into_iter().map(Arc::from).collect(),
+                syncs: syncs.into_iter().map(SyncId).collect(),
+                repair,
+                misses: Misses { count: misses.0, lasted: Duration::from_nanos(misses.1) },
+            };
+            Stored { entry, place, alone }
+        },
+    )
 }
 
 /// The same row by way of the message.
-fn by_message(Stored { entry, place }: &Stored) -> Vec<u8> {
+fn by_message(Stored { entry, place, alone }: &Stored) -> Vec<u8> {
     let (place, parked_kind) = match place {
         Place::Waiting => (0, 0),
         Place::Ready => (1, 0),
@@ -100,6 +102,7 @@ fn by_message(Stored { entry, place }: &Stored) -> Vec<u8> {
         repair: entry.repair,
         place,
         parked_kind,
+        alone: *alone,
         misses: entry.misses.count,
         missed_for: u64::try_from(entry.misses.lasted.as_nanos()).unwrap(),
     })
