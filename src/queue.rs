@@ -18,6 +18,7 @@
 //! successor is merged into it in the same write (repair flag, sync ids, freshest lane), due now.
 
 pub mod failures;
+pub mod lookup;
 pub mod model;
 pub mod rocks;
 #[cfg(test)]

@@ -4,8 +4,10 @@
 //! of entries, not for millions. "Durable" is what [`ModelQueue::crash`] keeps: everything but the claims.
 
 mod failed;
+mod lookup;
 
 use crate::blob::BlobRef;
+use crate::queue::lookup::{Completion, DiscardedBy, Ending};
 use crate::queue::{
     Claim, Entry, Failure, Lane, LaneCounts, Oldest, Origin, Outcome, Push, Pushed, Queue, QueueError, RouteCounts,
     RouteId, Seq, State, StateWrite, SyncId, SyncTally, Tally,
@@ -64,6 +66,7 @@ struct Durable {
     ended: BTreeMap<RouteId, RouteCounts>,
     ended_syncs: BTreeMap<SyncId, SyncTally>,
     state: BTreeMap<String, Vec<u8>>,
+    completions: BTreeMap<(RouteId, BlobRef), Completion>,
 }
 
 #[derive(Default)]
@@ -76,6 +79,7 @@ struct Inner {
     /// How often the claims were forgotten; older claims mean nothing any more.
     life: u64,
     watches: BTreeMap<RouteId, watch::Sender<u64>>,
+    settlements: watch::Sender<u64>,
 }
 
 impl ModelQueue {
@@ -215,10 +219,20 @@ impl Durable {
         }
     }
 
-    /// Settles a claimed entry; chained pushes are the caller's.
-    fn settle(&mut self, seq: u64, outcome: &Outcome, now: SystemTime) {
+    /// Settles a claimed entry; chained pushes are the caller's. `by` is to blame where it is discarded.
+    fn settle(&mut self, seq: u64, outcome: &Outcome, by: DiscardedBy, now: SystemTime) {
         let Some(mut item) = self.delete(seq) else { return };
         let route = item.entry.route;
+        let ending = match outcome {
+            Outcome::Confirmed { size, copied, .. } => Some(Ending::Confirmed { size: *size, copied: *copied }),
+            Outcome::Discard => {
+                Some(Ending::Discarded { by, cause: item.entry.failure.as_ref().map(|failure| failure.kind) })
+            }
+            Outcome::Retry { .. } | Outcome::Park { .. } => None,
+        };
+        if let Some(ending) = ending {
+            self.completions.insert((route, item.entry.blob), Completion { time: now, ending });
+        }
         let successor = self.queued(route, item.entry.blob).first().copied();
         let fail = |item: &mut Item, failure: &Failure| {
             item.entry.attempts += 1;
@@ -422,7 +436,7 @@ impl Queue for ModelQueue {
             claim.disarm();
             inner.claimed.remove(&seq);
             let Inner { durable, claimed, .. } = &mut *inner;
-            durable.settle(seq, &outcome, now);
+            durable.settle(seq, &outcome, DiscardedBy::Configuration, now);
             if let Outcome::Confirmed { chained, .. } = outcome {
                 for push in chained {
                     durable.push(&push, claimed, u64::MAX, now)?;
@@ -430,6 +444,7 @@ impl Queue for ModelQueue {
             }
         }
         inner.wake_all();
+        inner.settlements.send_modify(|count| *count = count.wrapping_add(1));
         Ok(())
     }
 

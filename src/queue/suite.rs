@@ -3,15 +3,21 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod failures;
+mod lookup;
 
 pub(crate) use failures::{
     a_discarded_entry_makes_way_for_its_successor, all_failures, claimed_and_ready_entries_are_no_failures,
     failures_are_discarded, failures_are_listed_in_pages, failures_are_revived,
 };
 
+pub(crate) use lookup::{
+    blobs_are_looked_up_in_every_state, completions_are_remembered, no_gap_shows_between_two_hops, settlements_are_told,
+};
+
 use crate::blob::{BlobRef, DigestFunction};
 use crate::fault::FaultKind;
 use crate::queue::failures::Failures;
+use crate::queue::lookup::Lookup;
 use crate::queue::{
     Claim, Failure, Lane, Oldest, Origin, Outcome, Push, Pushed, Queue, QueueError, RouteCounts, RouteId, State,
     StateWrite, SyncId, SyncTally, Tally,
@@ -24,9 +30,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// How far ahead a due time may be.
 pub(crate) const MAX_BACKOFF: Duration = Duration::from_secs(600);
 
-/// A queue with its state and its failures.
-pub(crate) trait Both: Queue + State + Failures {}
-impl<T: Queue + State + Failures> Both for T {}
+/// A queue with its state and its failures, that looks blobs up.
+pub(crate) trait Both: Queue + State + Failures + Lookup {}
+impl<T: Queue + State + Failures + Lookup> Both for T {}
 
 /// A queue under test.
 #[async_trait]
@@ -79,7 +85,9 @@ macro_rules! conformance {
             routes_keep_their_stores, subscribers_are_woken, failures_keep_their_history, oldest_is_told,
             sequences_are_never_used_twice, unknown_routes_are_refused_whole,
             failures_are_listed_in_pages, failures_are_revived, failures_are_discarded,
-            claimed_and_ready_entries_are_no_failures, a_discarded_entry_makes_way_for_its_successor
+            claimed_and_ready_entries_are_no_failures, a_discarded_entry_makes_way_for_its_successor,
+            blobs_are_looked_up_in_every_state, completions_are_remembered, no_gap_shows_between_two_hops,
+            settlements_are_told
         );
     };
     (@ $make:path, $($case:ident),+) => {

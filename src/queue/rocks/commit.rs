@@ -137,10 +137,12 @@ impl Committer {
         self.next_seq = txn.next_seq;
         let moves = txn.moves();
         let written = txn.finish().and_then(|finished| {
-            if !finished.batch.is_empty() {
-                (self.write)(&db, finished.batch).map_err(|error| self.write_error(&error))?;
+            let mut effects = finished.effects;
+            let written = if finished.batch.is_empty() { Ok(()) } else { (self.write)(&db, finished.batch) };
+            if let Some(begun) = effects.done.take() {
+                shared.done().end(begun, written.is_ok());
             }
-            Ok(finished.effects)
+            written.map(|()| effects).map_err(|error| self.write_error(&error))
         });
         match written {
             Ok(effects) => {
@@ -333,5 +335,8 @@ fn apply(shared: &Shared, effects: Effects, moves: &[Moved], decided: &[Decided]
     drop(figures);
     for route in woken {
         shared.wake(route);
+    }
+    if decided.iter().any(|decided| matches!(decided, Decided::Settle(..) | Decided::Remedy(..))) {
+        shared.settled();
     }
 }

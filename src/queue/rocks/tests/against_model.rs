@@ -5,6 +5,7 @@
 use super::Rocks;
 use crate::fault::FaultKind;
 use crate::queue::failures::{Failed, FailedState, FailureFilter, Failures, Remedy};
+use crate::queue::lookup::{Known, Lookup};
 use crate::queue::model::ModelQueue;
 use crate::queue::suite::{MAX_BACKOFF, Subject, TestClock, all_failures, announced, blob, failure};
 use crate::queue::{
@@ -178,8 +179,9 @@ impl Pair {
             35..60 => self.claim().await,
             60..80 => self.settle().await,
             80..84 => drop(self.take_claims()),
-            84..88 => self.remedy().await,
-            88..93 => self.clock.advance(self.rng.random_range(0..300)),
+            84..87 => self.remedy().await,
+            87..89 => self.look_up().await,
+            89..93 => self.clock.advance(self.rng.random_range(0..300)),
             93..95 => self.clock.go_back(self.rng.random_range(0..300)),
             95..97 => self.stale.clear(),
             97..99 => {
@@ -189,6 +191,24 @@ impl Pair {
             }
             _ => self.restart().await,
         }
+    }
+
+    /// Looks some blobs up: entries, how they stand, and what is remembered.
+    async fn look_up(&mut self) {
+        let blobs: Vec<_> = (0..6).map(|_| (self.route(), blob(self.rng.random_range(0..BLOBS)))).collect();
+        let real = self.rocks.queue().look_up(blobs.clone()).await.unwrap();
+        let model = self.model.look_up(blobs).await.unwrap();
+        for (real, model) in real.iter().zip(&model) {
+            assert_eq!(real.completion, model.completion);
+            let entries = |known: &Known| {
+                let first = known.queued.as_ref().map(|queued| queued.entry.clone());
+                [first, known.successor.clone()].map(|entry| entry.map(|entry| Entry { seq: Seq(0), ..entry }))
+            };
+            assert_eq!(entries(real), entries(model));
+            let standing = |known: &Known| known.queued.as_ref().map(|queued| queued.standing);
+            assert_eq!(standing(real), standing(model));
+        }
+        assert_eq!(real.len(), model.len());
     }
 
     async fn compare(&self) {
@@ -214,7 +234,10 @@ async fn random_operations_end_as_in_the_model() {
     let ops = setting("BLOBFERRY_MODEL_OPS").unwrap_or(2000);
     let seed = setting("BLOBFERRY_MODEL_SEED").unwrap_or_else(rand::random);
     let clock = TestClock::new();
-    let rocks = Rocks::new(&clock, MAX_ENTRIES);
+    let mut rocks = Rocks::new(&clock, MAX_ENTRIES);
+    // The model forgets nothing.
+    rocks.options.completions = 1_000_000;
+    rocks.restart().await;
     let model = ModelQueue::new(MAX_ENTRIES, MAX_BACKOFF, clock.wall());
     let mut routes = Vec::new();
     for (name, from, to) in [("a_to_b", "a", "b"), ("b_to_c", "b", "c")] {
