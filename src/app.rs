@@ -43,6 +43,7 @@ use crate::queue::rocks::KnownRoute;
 use crate::queue::{State, StateWrite};
 use crate::service::{SERVICE_NAMES, Service, ServiceParts};
 use crate::status::{Observer, ObserverParts, WatchedPeer, WatchedRoute};
+use crate::story::{Story, StoryParts};
 use crate::sync::{FullSyncs, StoreIds, SyncParts, SyncRoute, SyncSettings};
 use crate::worker::{Deps, NextHop, Policy, Report, RouteSpec, Worker};
 use anyhow::{Context, Result};
@@ -113,12 +114,24 @@ impl App {
             max_entries: config.queue.max_entries,
             reserve_bytes: config.queue.reserve_bytes,
         }));
+        let story = Story::open(StoryParts {
+            lookup: parts.lookup.clone(),
+            state: parts.state.clone(),
+            routes: routes.clone(),
+            orphans: orphans(&config.routes, &parts),
+            peers: peers.clone(),
+            workers: workers.clone(),
+            clock: parts.clock.clone(),
+            entropy: parts.entropy.clone(),
+        })
+        .await?;
         let service = Service::new(ServiceParts {
             replicator_id: replicator_id(&parts).await?,
             announcer: announcer.clone(),
             routes: routes.clone(),
             queue: parts.queue.clone(),
             failures: parts.failures.clone(),
+            story: Arc::new(story),
             syncs: syncs.clone(),
             observer: observer.clone(),
             gate: gate.clone(),
@@ -309,6 +322,19 @@ fn watched_routes(config: &Config, parts: &Parts, routes: &RouteTable, workers: 
         Some(WatchedRoute { route, orphaned: true, workers: 0, worker: None })
     });
     watched.chain(orphans).collect()
+}
+
+/// The routes that the queue knows and that are not configured.
+fn orphans(configured: &BTreeMap<String, RouteConfig>, parts: &Parts) -> Vec<Route> {
+    let left = parts.known_routes.iter().filter(|known| !configured.contains_key(&known.name));
+    let left = left.map(|KnownRoute { id, name, from, to }| Route {
+        name: name.as_str().into(),
+        id: *id,
+        from: from.as_str().into(),
+        to: to.as_str().into(),
+        enabled: false,
+    });
+    left.collect()
 }
 
 fn watched_peer(config: &Config, name: &str, peer: &Arc<Peer>) -> WatchedPeer {

@@ -20,6 +20,7 @@ pub mod announce;
 pub mod copy;
 pub mod peer;
 pub mod status;
+pub mod story;
 pub mod sync;
 pub mod worker;
 // Floor 3: surfaces

@@ -4,6 +4,7 @@ use crate::clock::{Clock, Entropy, SystemClock};
 use crate::config::{Config, StoreConfig};
 use crate::grpc::PeerEndpoint;
 use crate::queue::failures::Failures;
+use crate::queue::lookup::Lookup;
 use crate::queue::rocks::{KnownRoute, RocksOptions, RocksQueue};
 use crate::queue::{Queue, State};
 use crate::store::Store;
@@ -27,6 +28,8 @@ pub struct Parts {
     pub queue: Arc<dyn Queue>,
     /// Lists and mends what failed; the same queue.
     pub failures: Arc<dyn Failures>,
+    /// Looks blobs up; the same queue.
+    pub lookup: Arc<dyn Lookup>,
     /// Keeps small facts; the same database as the queue.
     pub state: Arc<dyn State>,
     /// A store for each configured name.
@@ -72,6 +75,7 @@ impl Parts {
             entropy: Arc::new(Entropy::from_os()),
             queue: queue.clone(),
             failures: queue.clone(),
+            lookup: queue.clone(),
             state: queue.clone(),
             stores,
             known_routes: queue.routes(),
