@@ -4,6 +4,7 @@
 //! [`Exit`] that scripts can tell apart.
 
 mod blobs;
+mod explain;
 mod failures;
 mod json;
 mod output;
@@ -13,6 +14,7 @@ mod serve;
 mod status;
 mod sync;
 pub(crate) mod text;
+mod wait;
 pub(crate) mod walk;
 
 pub(crate) use json::base64;
@@ -44,7 +46,7 @@ pub enum Exit {
     Unreachable = 3,
     /// It worked, and the answer is no: not found, not in sync, not serving.
     No = 4,
-    /// A full sync completed, but some blobs were parked or discarded instead of confirmed.
+    /// A full sync completed, or a wait ended, but some blobs were parked or discarded instead of confirmed.
     WithFailures = 5,
     /// Ctrl-C or SIGTERM came before it was done.
     Interrupted = 130,
@@ -212,8 +214,8 @@ impl From<json::JsonError> for Failure {
   1    failed, at least in part
   2    arguments or configuration make no sense
   3    the server cannot be reached
-  4    the answer is no: not found, not in sync, not serving
-  5    the full sync completed, but some blobs were given up
+  4    the answer is no: not found, not in sync, not serving, not in time
+  5    the full sync completed, or the wait ended, but some blobs were given up
   130  interrupted before the end; servers that were told to stop end with 0
 
 Start here:
@@ -244,6 +246,10 @@ enum Command {
     /// Lists, retries and discards what failed to be copied.
     #[command(subcommand)]
     Failures(failures::FailuresCommand),
+    /// Tells what became of a blob, route by route.
+    Explain(explain::ExplainArgs),
+    /// Waits until blobs are confirmed by every store that they go to.
+    Wait(wait::WaitArgs),
     /// Writes files to a store, and announces them to a replicator.
     Put(put::PutArgs),
     /// Reads a blob from a store, verified.
@@ -320,6 +326,8 @@ pub async fn run(cli: Cli, stop: CancellationToken) -> Result<Exit, Failure> {
         Command::Conformance(args) => until(stop, serve::conform(args)).await,
         Command::Sync(args) => until(stop, sync::sync(args)).await,
         Command::Failures(command) => until(stop, failures::failures(command)).await,
+        Command::Explain(args) => until(stop, explain::explain(args)).await,
+        Command::Wait(args) => until(stop, wait::wait(args)).await,
         Command::Put(args) => put::put(args, stop).await,
         Command::Get(args) => until(stop, blobs::get(args)).await,
         Command::Ls(args) => until(stop, blobs::ls(args)).await,
@@ -372,6 +380,7 @@ mod tests {
             "status --check --replicator http://x:1",
             "sync primary_to_backup --watch",
             "put --store http://x:1 --announce http://y:2 --source-store a --function blake3 --verbose dir file",
+            "explain sha256-00 --no-stores --json",
             "get sha256-00 -o file",
             "ls --after sha256-1 --limit 10 --json",
             "stat a b",
@@ -382,7 +391,7 @@ mod tests {
             let arguments = std::iter::once("blobferry").chain(line.split(' '));
             assert!(Cli::try_parse_from(arguments).is_ok(), "{line}");
         }
-        for line in ["put", "get", "frobnicate", "store", "serve --set novalue", "put --function md5 x"] {
+        for line in ["put", "explain", "get", "frobnicate", "store", "serve --set novalue", "put --function md5 x"] {
             let error = Cli::try_parse_from(std::iter::once("blobferry").chain(line.split(' '))).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{line}");
         }

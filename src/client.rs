@@ -8,6 +8,7 @@
 
 pub mod announcer;
 mod failures;
+mod story;
 pub mod upload;
 
 use crate::blob::Excerpt;

@@ -80,7 +80,7 @@ pub struct RocksOptions {
     pub max_backoff: Duration,
     /// Bytes of memory for what was read; as many again for what was written and is not in files yet.
     pub cache_bytes: usize,
-    /// Confirmed and discarded entries that are remembered, about.
+    /// Confirmed and discarded entries that are remembered, about; 0: none.
     pub completions: usize,
 }
 

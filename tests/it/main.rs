@@ -11,3 +11,4 @@ mod liars;
 mod main_job;
 mod outages;
 mod refusals;
+mod story;

@@ -75,6 +75,11 @@ impl DoneIndex {
         Ok(index)
     }
 
+    /// Whether any completion is remembered at all.
+    pub(super) fn remembers(&self) -> bool {
+        self.capacity > 0
+    }
+
     fn hash(&self, route: RouteId, blob: &BlobRef) -> u64 {
         self.hasher.hash_one((route, blob))
     }

@@ -409,8 +409,9 @@ impl<'a> Txn<'a> {
         }
         effects.counts = counts.into_iter().collect();
         effects.syncs = syncs.into_iter().collect();
-        if !self.done.is_empty() {
-            effects.done = Some(self.shared.done().begin(db, &mut batch, &self.done, self.now)?);
+        let mut index = self.shared.done();
+        if !self.done.is_empty() && index.remembers() {
+            effects.done = Some(index.begin(db, &mut batch, &self.done, self.now)?);
         }
         Ok(Finished { batch, effects })
     }
