@@ -9,7 +9,7 @@
 
 use crate::blob::{BlobRef, Excerpt};
 use crate::clock::Clock;
-use crate::queue::{Lane, Origin, Push, Pushed, Queue, QueueError, RouteCounts, RouteId, Tally};
+use crate::queue::{Lane, Origin, Push, Pushed, Queue, QueueError, RouteCounts, RouteId, StateWrite, Tally};
 use crate::telemetry::TraceContext;
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
@@ -314,6 +314,19 @@ impl Announcer {
     /// # Errors
     /// See [`AnnounceError`]. Nothing was queued then, as far as the caller may rely on; it is safe to say it again.
     pub async fn announce(&self, source_store: &str, items: Vec<Announcement>) -> Result<Announced, AnnounceError> {
+        self.announce_with(source_store, items, Vec::new()).await
+    }
+
+    /// The same, with writes to the queue's state in the same durable write.
+    ///
+    /// # Errors
+    /// As [`announce`](Self::announce).
+    pub async fn announce_with(
+        &self,
+        source_store: &str,
+        items: Vec<Announcement>,
+        state: Vec<StateWrite>,
+    ) -> Result<Announced, AnnounceError> {
         let routes = self.routes.resolve(source_store)?;
         let mut pushes = Vec::with_capacity(items.len() * routes.len());
         for item in &items {
@@ -328,7 +341,8 @@ impl Announcer {
                 origin: Origin::Announced,
             }));
         }
-        let pushed = if pushes.is_empty() { Vec::new() } else { self.push(pushes).await? };
+        let is_nothing = pushes.is_empty() && state.is_empty();
+        let pushed = if is_nothing { Vec::new() } else { self.push(pushes, state).await? };
         let pushed = pushed.chunks(routes.len()).map(<[Pushed]>::to_vec).collect();
         let mut backlogs = Vec::with_capacity(routes.len());
         for route in routes {
@@ -349,8 +363,8 @@ impl Announcer {
         }
     }
 
-    async fn push(&self, pushes: Vec<Push>) -> Result<Vec<Pushed>, QueueError> {
-        let pushed = self.queue.push(pushes, Vec::new()).await;
+    async fn push(&self, pushes: Vec<Push>, state: Vec<StateWrite>) -> Result<Vec<Pushed>, QueueError> {
+        let pushed = self.queue.push(pushes, state).await;
         match &pushed {
             Err(error @ (QueueError::Write(_) | QueueError::Read(_))) => {
                 let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);

@@ -44,6 +44,7 @@ use crate::queue::rocks::KnownRoute;
 use crate::queue::{State, StateWrite};
 use crate::service::{SERVICE_NAMES, Service, ServiceParts};
 use crate::status::{Observer, ObserverParts, WatchedPeer, WatchedRoute};
+use crate::story::{Story, StoryParts};
 use crate::sync::{FullSyncs, StoreIds, SyncParts, SyncRoute, SyncSettings};
 use crate::worker::{Deps, NextHop, Policy, Report, RouteSpec, Worker};
 use anyhow::{Context, Result, bail};
@@ -117,6 +118,17 @@ impl App {
             max_entries: config.queue.max_entries,
             reserve_bytes: config.queue.reserve_bytes,
         }));
+        let story = Story::open(StoryParts {
+            lookup: parts.lookup.clone(),
+            state: parts.state.clone(),
+            routes: routes.clone(),
+            orphans: routes.orphans().to_vec(),
+            peers: peers.clone(),
+            workers: workers.clone(),
+            clock: parts.clock.clone(),
+            entropy: parts.entropy.clone(),
+        })
+        .await?;
         let service = Service::new(ServiceParts {
             replicator_id: replicator_id(&parts).await?,
             announcer: announcer.clone(),
@@ -128,6 +140,7 @@ impl App {
             overrides: overrides.clone(),
             peers: peers.values().cloned().collect(),
             clock: parts.clock.clone(),
+            story: Arc::new(story),
             syncs: syncs.clone(),
             observer: observer.clone(),
             gate: gate.clone(),

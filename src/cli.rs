@@ -6,6 +6,7 @@
 mod adopt;
 mod blobs;
 mod drop;
+mod explain;
 mod failures;
 mod json;
 mod limits;
@@ -16,6 +17,7 @@ mod serve;
 mod status;
 mod sync;
 pub(crate) mod text;
+mod wait;
 pub(crate) mod walk;
 
 pub(crate) use json::base64;
@@ -47,7 +49,7 @@ pub enum Exit {
     Unreachable = 3,
     /// It worked, and the answer is no: not found, not in sync, not serving.
     No = 4,
-    /// A full sync completed, but some blobs were parked or discarded instead of confirmed.
+    /// A full sync completed, or a wait ended, but some blobs were parked or discarded instead of confirmed.
     WithFailures = 5,
     /// Ctrl-C or SIGTERM came before it was done.
     Interrupted = 130,
@@ -215,8 +217,8 @@ impl From<json::JsonError> for Failure {
   1    failed, at least in part
   2    arguments or configuration make no sense
   3    the server cannot be reached
-  4    the answer is no: not found, not in sync, not serving
-  5    the full sync completed, but some blobs were given up
+  4    the answer is no: not found, not in sync, not serving, not in time
+  5    the full sync completed, or the wait ended, but some blobs were given up
   130  interrupted before the end; servers that were told to stop end with 0
 
 Start here:
@@ -257,6 +259,10 @@ enum Command {
     Adopt(adopt::AdoptArgs),
     /// Deletes what is queued on a route that left the configuration.
     Drop(drop::DropArgs),
+    /// Tells what became of a blob, route by route.
+    Explain(explain::ExplainArgs),
+    /// Waits until blobs are confirmed by every store that they go to.
+    Wait(wait::WaitArgs),
     /// Writes files to a store, and announces them to a replicator.
     Put(put::PutArgs),
     /// Reads a blob from a store, verified.
@@ -338,6 +344,8 @@ pub async fn run(cli: Cli, stop: CancellationToken) -> Result<Exit, Failure> {
         Command::Limits(args) => until(stop, limits::limits(args)).await,
         Command::Adopt(args) => until(stop, adopt::adopt(args)).await,
         Command::Drop(args) => until(stop, drop::drop_route(args)).await,
+        Command::Explain(args) => until(stop, explain::explain(args)).await,
+        Command::Wait(args) => until(stop, wait::wait(args)).await,
         Command::Put(args) => put::put(args, stop).await,
         Command::Get(args) => until(stop, blobs::get(args)).await,
         Command::Ls(args) => until(stop, blobs::ls(args)).await,
@@ -397,6 +405,7 @@ mod tests {
             "adopt backup 8c1f",
             "drop old --count-only",
             "put --store http://x:1 --announce http://y:2 --source-store a --function blake3 --verbose dir file",
+            "explain sha256-00 --no-stores --json",
             "get sha256-00 -o file",
             "ls --after sha256-1 --limit 10 --json",
             "stat a b",
@@ -409,6 +418,7 @@ mod tests {
         }
         for line in [
             "put",
+            "explain",
             "get",
             "drop",
             "adopt x",

@@ -9,6 +9,7 @@
 pub mod announcer;
 mod failures;
 mod overrides;
+mod story;
 pub mod upload;
 
 use crate::blob::Excerpt;
@@ -252,7 +253,7 @@ impl Replicator {
         items: Vec<v1::EnqueueItem>,
     ) -> Result<v1::EnqueueBlobsResponse, ClientError> {
         let asked = items.len();
-        let message = v1::EnqueueBlobsRequest { source_store, items };
+        let message = v1::EnqueueBlobsRequest { source_store, items, issue_wait_token: false };
         let answer = self.client.enqueue_blobs(request(message)).await.map_err(|s| self.error(&s))?.into_inner();
         if answer.results.len() != asked {
             return Err(ClientError::Protocol {

@@ -10,10 +10,12 @@
 //!   finished.
 //! - `receive`: [`read_header`] decodes an incoming `ReceiveBlob` stream, for stores and the replicator alike.
 //! - `pump`: response streams that a stalled reader cannot hold open for ever.
+//! - `deadline`: [`call_deadline`], how long the caller waits.
 //! - `trace_context`: W3C trace context in and out of metadata.
 
 mod channel;
 mod cut;
+mod deadline;
 mod pump;
 mod receive;
 mod server;
@@ -21,6 +23,7 @@ mod status;
 mod trace_context;
 
 pub use channel::{Channels, EndpointError, PeerEndpoint};
+pub use deadline::call_deadline;
 pub use pump::{CallLimit, CallPermit, pump};
 pub use receive::{Header, read_header};
 pub use server::{ServeError, ServeSettings, base_routes, serve};

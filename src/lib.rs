@@ -23,6 +23,7 @@ pub mod copy;
 pub mod overrides;
 pub mod peer;
 pub mod status;
+pub mod story;
 pub mod sync;
 pub mod worker;
 // Floor 3: surfaces

@@ -18,6 +18,7 @@
 
 pub mod drop;
 pub mod failures;
+pub mod lookup;
 pub mod model;
 pub mod rocks;
 #[cfg(test)]

@@ -10,6 +10,7 @@ mod full_sync;
 mod orphans;
 mod overrides;
 mod stores;
+mod story;
 
 use crate::announce::{AnnounceError, Announced, Announcement, Announcer, Gate, RouteTable};
 use crate::blob::{BlobRef, DigestFunction, RefError, Verifier};
@@ -23,14 +24,16 @@ use crate::pb::{reason_text, std_duration, v1};
 use crate::peer::Peer;
 use crate::queue::drop::DropEntries;
 use crate::queue::failures::Failures;
-use crate::queue::{Pushed, Queue, State};
+use crate::queue::{Pushed, Queue, State, StateWrite};
 use crate::status::Observer;
 use crate::store::ByteStream;
+use crate::story::Story;
 use crate::sync::FullSyncs;
 use crate::telemetry::TraceContext;
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -81,6 +84,8 @@ pub struct ServiceParts {
     pub peers: Vec<Arc<Peer>>,
     /// Tells the time.
     pub clock: Arc<dyn Clock>,
+    /// Tells what became of blobs.
+    pub story: Arc<Story>,
     /// The full syncs.
     pub syncs: FullSyncs,
     /// Takes pictures.
@@ -118,8 +123,27 @@ impl Service {
     }
 
     /// Announces these, in a task of its own: a caller that goes away does not leave a write half noted.
-    async fn announce(&self, source_store: &str, items: Vec<Announcement>) -> Result<Announced, Status> {
-        self.parts.announcer.announce(source_store, items).await.map_err(|error| announce_status(&error))
+    async fn announce(
+        &self,
+        source_store: &str,
+        items: Vec<Announcement>,
+        state: Vec<StateWrite>,
+    ) -> Result<Announced, Status> {
+        let announced = self.parts.announcer.announce_with(source_store, items, state).await;
+        announced.map_err(|error| announce_status(&error))
+    }
+
+    /// A wait token for these, and the writes that make it good.
+    fn wait_token(
+        &self,
+        source_store: &str,
+        announcements: &[Announcement],
+    ) -> Result<(String, Vec<StateWrite>), Status> {
+        let routes = self.parts.routes.resolve(source_store).map_err(|error| announce_status(&error))?;
+        let source = routes.first().map(|route| route.from.to_string()).unwrap_or_default();
+        let mut seen = HashSet::with_capacity(announcements.len());
+        let blobs = announcements.iter().map(|item| item.blob).filter(|blob| seen.insert(*blob)).collect();
+        Ok(self.parts.story.issue_token(&source, blobs))
     }
 
     fn check_routes(&self, names: &[String]) -> Result<(), Status> {
@@ -187,7 +211,7 @@ impl BlobReceiverService for Service {
         self.parts.announcer.check(&header.source_store).map_err(|error| announce_status(&error))?;
         let size = verify(header.blob, header.size, bytes).await?;
         let item = Announcement { blob: header.blob, size: Some(size), trace };
-        let announced = self.announce(&header.source_store, vec![item]).await?;
+        let announced = self.announce(&header.source_store, vec![item], Vec::new()).await?;
         let outcomes = announced.pushed.into_iter().next().unwrap_or_default();
         let was_new = outcomes.contains(&Pushed::Added);
         let routes = announced.routes.iter().zip(outcomes).map(|((route, backlog), pushed)| v1::RouteEnqueued {
@@ -325,13 +349,29 @@ impl ReplicationService for Service {
         orphans::drop_route(&self.parts, request.into_inner(), caller).await.map(Response::new)
     }
 
+    async fn wait_replicated(
+        &self,
+        request: Request<v1::WaitReplicatedRequest>,
+    ) -> Result<Response<v1::WaitReplicatedResponse>, Status> {
+        // Waits have a limit of their own, so that they keep nobody from announcing.
+        story::wait(&self.parts, request).await.map(Response::new)
+    }
+
+    async fn explain_blob(
+        &self,
+        request: Request<v1::ExplainBlobRequest>,
+    ) -> Result<Response<v1::ExplainBlobResponse>, Status> {
+        let _permit = self.calls.enter()?;
+        story::explain(&self.parts, request.into_inner()).await.map(Response::new)
+    }
+
     async fn enqueue_blobs(
         &self,
         request: Request<v1::EnqueueBlobsRequest>,
     ) -> Result<Response<v1::EnqueueBlobsResponse>, Status> {
         let _permit = self.calls.enter()?;
         let call_trace = trace_context(request.metadata());
-        let v1::EnqueueBlobsRequest { source_store, items } = request.into_inner();
+        let v1::EnqueueBlobsRequest { source_store, items, issue_wait_token } = request.into_inner();
         self.parts.announcer.check(&source_store).map_err(|error| announce_status(&error))?;
         if items.len() > MAX_ITEMS {
             let count = items.len();
@@ -347,7 +387,11 @@ impl ReplicationService for Service {
             }
             parsed.push(blob);
         }
-        let announced = self.announce(&source_store, announcements).await?;
+        let (wait_token, state) = match issue_wait_token {
+            true => self.wait_token(&source_store, &announcements)?,
+            false => (String::new(), Vec::new()),
+        };
+        let announced = self.announce(&source_store, announcements, state).await?;
         let mut pushed = announced.pushed.iter();
         let results = parsed.into_iter().zip(&items).map(|(parsed, item)| match parsed {
             Ok(blob) => v1::EnqueueResult {
@@ -370,7 +414,7 @@ impl ReplicationService for Service {
             route: route.to_string(),
             backlog: Some(encode::backlog(backlog)),
         });
-        Ok(Response::new(v1::EnqueueBlobsResponse { results, backlogs: backlogs.collect() }))
+        Ok(Response::new(v1::EnqueueBlobsResponse { results, backlogs: backlogs.collect(), wait_token }))
     }
 }
 

@@ -24,5 +24,5 @@ def generate(out=OUT):
 generate()
 sys.path.insert(0, str(OUT))
 
-from blobferry.v1 import blob_reader_pb2, blob_receiver_pb2, replication_pb2, status_pb2, types_pb2  # noqa: E402,F401
+from blobferry.v1 import blob_reader_pb2, blob_receiver_pb2, replication_pb2, status_pb2, story_pb2, types_pb2  # noqa: E402,F401
 from blobferry.v1 import blob_reader_pb2_grpc, blob_receiver_pb2_grpc, replication_pb2_grpc  # noqa: E402,F401

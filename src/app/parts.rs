@@ -5,6 +5,7 @@ use crate::config::{Config, StoreConfig};
 use crate::grpc::PeerEndpoint;
 use crate::queue::drop::DropEntries;
 use crate::queue::failures::Failures;
+use crate::queue::lookup::Lookup;
 use crate::queue::rocks::{KnownRoute, RocksOptions, RocksQueue};
 use crate::queue::{Queue, State};
 use crate::store::Store;
@@ -31,6 +32,8 @@ pub struct Parts {
     pub failures: Arc<dyn Failures>,
     /// Deletes the entries of orphaned routes; the same queue.
     pub drop: Arc<dyn DropEntries>,
+    /// Looks blobs up; the same queue.
+    pub lookup: Arc<dyn Lookup>,
     /// Keeps small facts; the same database as the queue.
     pub state: Arc<dyn State>,
     /// A store for each configured name.
@@ -81,6 +84,7 @@ impl Parts {
             queue: queue.clone(),
             failures: queue.clone(),
             drop: queue.clone(),
+            lookup: queue.clone(),
             state: queue.clone(),
             stores,
             known_routes: queue.routes(),

@@ -69,7 +69,7 @@ impl World {
         let clock = Arc::new(SystemClock::new());
         let wall = clock.clone();
         let model = ModelQueue::new(50, Duration::from_secs(60), Arc::new(move || wall.now()));
-        let (failures, drop) = (Arc::new(model.clone()), Arc::new(model.clone()));
+        let (failures, drop, lookup) = (Arc::new(model.clone()), Arc::new(model.clone()), Arc::new(model.clone()));
         let queue = Arc::new(FailingQueue::new(model));
         let parts = Parts {
             clock,
@@ -77,6 +77,7 @@ impl World {
             queue: queue.clone(),
             failures,
             drop,
+            lookup,
             state: queue.clone(),
             stores: stores
                 .iter()
@@ -127,7 +128,11 @@ impl World {
         refs: impl IntoIterator<Item = String>,
     ) -> Result<v1::EnqueueBlobsResponse, Status> {
         let items = refs.into_iter().map(|r#ref| v1::EnqueueItem { r#ref, ..v1::EnqueueItem::default() });
-        let request = v1::EnqueueBlobsRequest { source_store: source_store.to_owned(), items: items.collect() };
+        let request = v1::EnqueueBlobsRequest {
+            source_store: source_store.to_owned(),
+            items: items.collect(),
+            issue_wait_token: false,
+        };
         self.replication().enqueue_blobs(request).await.map(tonic::Response::into_inner)
     }
 

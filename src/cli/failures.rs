@@ -229,7 +229,7 @@ fn render(answer: &v1::ListFailuresResponse) -> String {
     shown
 }
 
-fn cause_name(cause: &v1::Fault) -> String {
+pub(super) fn cause_name(cause: &v1::Fault) -> String {
     let kind = u8::try_from(cause.kind).ok().and_then(FaultKind::from_number);
     let name = kind.map_or("unknown", FaultKind::as_str);
     if cause.code.is_empty() { name.to_owned() } else { format!("{name} {}", text::plain(&cause.code, 40)) }

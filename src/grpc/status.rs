@@ -144,6 +144,8 @@ reasons! {
     StreamIdle = "STREAM_IDLE", DeadlineExceeded;
     /// The store's own medium failed.
     StoreFailed = "STORE_FAILED", Internal;
+    /// The wait token is not known.
+    WaitTokenNotFound = "WAIT_TOKEN_NOT_FOUND", NotFound;
     /// A fault of the server itself.
     Internal = "INTERNAL", Internal;
 }

@@ -5,8 +5,10 @@
 
 mod dropped;
 mod failed;
+mod lookup;
 
 use crate::blob::BlobRef;
+use crate::queue::lookup::{Completion, DiscardedBy, Ending};
 use crate::queue::{
     Claim, Entry, Lane, LaneCounts, Misses, Oldest, Origin, Outcome, Push, Pushed, Queue, QueueError, RouteCounts,
     RouteId, Seq, State, StateWrite, SyncId, SyncTally, Tally,
@@ -65,6 +67,7 @@ struct Durable {
     ended: BTreeMap<RouteId, RouteCounts>,
     ended_syncs: BTreeMap<SyncId, SyncTally>,
     state: BTreeMap<String, Vec<u8>>,
+    completions: BTreeMap<(RouteId, BlobRef), Completion>,
 }
 
 #[derive(Default)]
@@ -77,6 +80,7 @@ struct Inner {
     /// How often the claims were forgotten; older claims mean nothing any more.
     life: u64,
     watches: BTreeMap<RouteId, watch::Sender<u64>>,
+    settlements: watch::Sender<u64>,
 }
 
 impl ModelQueue {
@@ -217,10 +221,20 @@ impl Durable {
         }
     }
 
-    /// Settles a claimed entry; chained pushes are the caller's.
-    fn settle(&mut self, seq: u64, outcome: &Outcome, now: SystemTime, max_backoff: Duration) {
+    /// Settles a claimed entry; chained pushes are the caller's. `by` is to blame where it is discarded.
+    fn settle(&mut self, seq: u64, outcome: &Outcome, by: DiscardedBy, now: SystemTime, max_backoff: Duration) {
         let Some(mut item) = self.delete(seq) else { return };
         let route = item.entry.route;
+        let ending = match outcome {
+            Outcome::Confirmed { size, copied, .. } => Some(Ending::Confirmed { size: *size, copied: *copied }),
+            Outcome::Discard => {
+                Some(Ending::Discarded { by, cause: item.entry.failure.as_ref().map(|failure| failure.kind) })
+            }
+            Outcome::Retry { .. } | Outcome::Park { .. } => None,
+        };
+        if let Some(ending) = ending {
+            self.completions.insert((route, item.entry.blob), Completion { time: now, ending });
+        }
         let successor = self.queued(route, item.entry.blob).first().copied();
         match outcome {
             Outcome::Confirmed { .. } | Outcome::Discard => {
@@ -414,7 +428,7 @@ impl Queue for ModelQueue {
             claim.disarm();
             inner.claimed.remove(&seq);
             let Inner { durable, claimed, .. } = &mut *inner;
-            durable.settle(seq, &outcome, now, self.max_backoff);
+            durable.settle(seq, &outcome, DiscardedBy::Configuration, now, self.max_backoff);
             if let Outcome::Confirmed { chained, .. } = outcome {
                 for push in chained {
                     durable.push(&push, claimed, u64::MAX, now)?;
@@ -422,6 +436,7 @@ impl Queue for ModelQueue {
             }
         }
         inner.wake_all();
+        inner.settlements.send_modify(|count| *count = count.wrapping_add(1));
         Ok(())
     }
 

@@ -13,6 +13,7 @@
 //! | `parked` | route, kind, seq | the same |
 //! | `ref` | route, ref | one sequence or two, ascending: an entry and its successor |
 //! | `state` | text | anything ([`State`]) |
+//! | `done` | number | a row: what left the queue in one batch; the oldest are deleted |
 //! | `aside` | family, `/`, its key | a row that could not be read, as it was |
 //! | `meta` | `format` | 4 bytes: the format's version |
 //! | | `next_seq` | 8 bytes: lower than every sequence not yet given |
@@ -40,10 +41,12 @@
 mod claims;
 mod commit;
 mod decide;
+mod done;
 mod dropped;
 mod failed;
 mod gather;
 mod keys;
+mod lookup;
 mod open;
 mod row;
 mod shared;
@@ -82,6 +85,8 @@ pub struct RocksOptions {
     pub max_backoff: Duration,
     /// Bytes of memory for what was read; as many again for what was written and is not in files yet.
     pub cache_bytes: usize,
+    /// Confirmed and discarded entries that are remembered, about; 0: none.
+    pub completions: usize,
 }
 
 impl Default for RocksOptions {
@@ -91,6 +96,7 @@ impl Default for RocksOptions {
             reserve_bytes: 1 << 30,
             max_backoff: Duration::from_secs(24 * 60 * 60),
             cache_bytes: 64 << 20,
+            completions: 65_536,
         }
     }
 }

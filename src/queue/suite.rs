@@ -4,6 +4,7 @@
 
 mod dropped;
 mod failures;
+mod lookup;
 
 pub(crate) use dropped::{
     a_dropped_route_is_empty_and_works_again, a_route_half_dropped_is_whole,
@@ -14,10 +15,15 @@ pub(crate) use failures::{
     failures_are_discarded, failures_are_listed_in_pages, failures_are_revived,
 };
 
+pub(crate) use lookup::{
+    blobs_are_looked_up_in_every_state, completions_are_remembered, no_gap_shows_between_two_hops, settlements_are_told,
+};
+
 use crate::blob::{BlobRef, DigestFunction};
 use crate::fault::FaultKind;
 use crate::queue::drop::DropEntries;
 use crate::queue::failures::Failures;
+use crate::queue::lookup::Lookup;
 use crate::queue::{
     Claim, Failure, Lane, Misses, Oldest, Origin, Outcome, Push, Pushed, Queue, QueueError, RouteCounts, RouteId,
     State, StateWrite, SyncId, SyncTally, Tally,
@@ -30,9 +36,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// How far ahead a due time may be.
 pub(crate) const MAX_BACKOFF: Duration = Duration::from_secs(600);
 
-/// A queue with its state and its failures.
-pub(crate) trait Both: Queue + State + Failures + DropEntries {}
-impl<T: Queue + State + Failures + DropEntries> Both for T {}
+/// A queue with its state and its failures, that looks blobs up and drops routes.
+pub(crate) trait Both: Queue + State + Failures + DropEntries + Lookup {}
+impl<T: Queue + State + Failures + DropEntries + Lookup> Both for T {}
 
 /// A queue under test.
 #[async_trait]
@@ -88,7 +94,8 @@ macro_rules! conformance {
             failures_are_listed_in_pages, failures_are_revived, failures_are_discarded,
             claimed_and_ready_entries_are_no_failures, a_discarded_entry_makes_way_for_its_successor,
             a_dropped_route_is_empty_and_works_again, a_route_half_dropped_is_whole,
-            claimed_entries_outlive_the_drop_of_their_route
+            claimed_entries_outlive_the_drop_of_their_route, blobs_are_looked_up_in_every_state,
+            completions_are_remembered, no_gap_shows_between_two_hops, settlements_are_told
         );
     };
     (@ $make:path, $($case:ident),+) => {

@@ -169,7 +169,7 @@ fn totals(totals: &Totals) -> v1::RouteTotals {
     }
 }
 
-fn copy(copy: &InProgress) -> v1::CopyInProgress {
+pub(super) fn copy(copy: &InProgress) -> v1::CopyInProgress {
     let stage = match copy.stage {
         Stage::Asking | Stage::Fetching => v1::CopyStage::Opening,
         Stage::Writing if copy.size == Some(copy.bytes) => v1::CopyStage::Confirming,
@@ -211,7 +211,7 @@ fn fault_group(group: &ErrorGroup) -> v1::FaultGroup {
 }
 
 /// The numbers are the same on the wire; a test in `pb` holds them to it.
-fn fault_kind(kind: Option<FaultKind>) -> i32 {
+pub(super) fn fault_kind(kind: Option<FaultKind>) -> i32 {
     kind.map_or(0, |kind| i32::from(kind.number()))
 }
 

@@ -367,7 +367,7 @@ fn entry(failed: &Failed) -> Option<v1::FailedEntry> {
     })
 }
 
-fn fault(failure: &Failure) -> v1::Fault {
+pub(super) fn fault(failure: &Failure) -> v1::Fault {
     v1::Fault {
         // The numbers are the same on the wire; a test in `pb` holds them to it.
         kind: i32::from(failure.kind.number()),

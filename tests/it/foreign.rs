@@ -71,13 +71,14 @@ fn the_python_producer_writes_and_announces() {
     std::fs::write(&file, "hello").unwrap();
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/python/producer.py");
     let output = Command::new(python)
-        .args([script, "--store", &source.address, "--replicator", &replicator.address, file.to_str().unwrap()])
+        .args([script, "--store", &source.address, "--replicator", &replicator.address, "--wait", "60"])
+        .arg(&file)
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(said.contains("sha256-2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824 5"), "{said}");
-    assert!(said.contains("a_to_b"), "{said}");
+    assert!(said.contains("a_to_b") && said.contains("1 blob confirmed on route a_to_b"), "{said}");
 }
 
 fn curl(server: &Server, method: &str, body: &str) -> Option<(bool, String)> {
@@ -108,6 +109,11 @@ async fn buf_curl_speaks_by_reflection() {
     let body = format!("{{\"items\": [{{\"ref\": \"{blob}\", \"sizeBytes\": \"10\"}}]}}");
     let (ok, said) = curl(&replicator, "ReplicationService/EnqueueBlobs", &body).unwrap();
     assert!(ok && said.contains("PUSH_OUTCOME_ADDED"), "{said}");
+    let body = format!("{{\"refs\": [\"{blob}\"], \"maxWait\": \"60s\"}}");
+    let (ok, said) = curl(&replicator, "ReplicationService/WaitReplicated", &body).unwrap();
+    assert!(ok && said.contains("WAIT_OUTCOME_CONFIRMED") && said.contains("\"unconfirmedBlobs\": \"0\""), "{said}");
+    let (ok, said) = curl(&replicator, "ReplicationService/ExplainBlob", &format!("{{\"ref\": \"{blob}\"}}")).unwrap();
+    assert!(ok && said.contains("BLOB_STATE_CONFIRMED") && said.contains("HOLDING_YES"), "{said}");
     let (ok, said) = curl(&replicator, "ReplicationService/Status", "{}").unwrap();
     assert!(ok && said.contains("\"summary\"") && said.contains("\"parked\"") && said.contains("\"0\""), "{said}");
     let (ok, said) = curl(&replicator, "ReplicationService/TriggerFullSync", "{}").unwrap();

@@ -332,7 +332,7 @@ pub(crate) async fn announce(
     blobs: &[BlobRef],
 ) -> Result<pb::EnqueueBlobsResponse, tonic::Status> {
     let items = blobs.iter().map(|blob| pb::EnqueueItem { r#ref: blob.to_string(), ..Default::default() }).collect();
-    let request = pb::EnqueueBlobsRequest { source_store: source_store.to_owned(), items };
+    let request = pb::EnqueueBlobsRequest { source_store: source_store.to_owned(), items, issue_wait_token: false };
     at.enqueue_blobs(request).await.map(tonic::Response::into_inner)
 }
 

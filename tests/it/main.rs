@@ -13,3 +13,4 @@ mod main_job;
 mod outages;
 mod overrides;
 mod refusals;
+mod story;

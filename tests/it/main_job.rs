@@ -69,7 +69,7 @@ async fn one_bad_ref_of_many_fails_alone() {
     let items = ["nonsense", &good.to_string(), "sha256-../../etc/passwd"]
         .map(|text| pb::EnqueueItem { r#ref: text.to_owned(), ..Default::default() })
         .to_vec();
-    let request = pb::EnqueueBlobsRequest { source_store: String::new(), items };
+    let request = pb::EnqueueBlobsRequest { source_store: String::new(), items, issue_wait_token: false };
     let answer = operator.enqueue_blobs(request).await.unwrap().into_inner();
     let errors: Vec<_> =
         answer.results.iter().map(|result| result.error.as_ref().map(|error| error.reason.as_str())).collect();

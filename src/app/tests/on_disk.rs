@@ -68,7 +68,7 @@ async fn put(at: SocketAddr, bytes: Bytes) -> BlobRef {
 
 async fn enqueue(client: &mut ReplicationServiceClient<Channel>, blob: BlobRef) {
     let items = vec![v1::EnqueueItem { r#ref: blob.to_string(), ..v1::EnqueueItem::default() }];
-    let request = v1::EnqueueBlobsRequest { source_store: String::new(), items };
+    let request = v1::EnqueueBlobsRequest { source_store: String::new(), items, issue_wait_token: false };
     let answer = client.enqueue_blobs(request).await.unwrap().into_inner();
     assert_eq!(answer.results[0].error, None);
 }

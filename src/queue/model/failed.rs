@@ -3,6 +3,7 @@
 use super::{Durable, Item, Line, ModelQueue};
 use crate::blob::BlobRef;
 use crate::queue::failures::{Failed, FailedState, FailureCursor, FailureFilter, FailurePage, Failures, Remedy};
+use crate::queue::lookup::DiscardedBy;
 use crate::queue::{Outcome, QueueError, RouteId, Seq};
 use async_trait::async_trait;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -29,7 +30,7 @@ impl Durable {
         let Some(item) = self.items.get_mut(&seq) else { return false };
         let Some((_, Failed { state, .. })) = item.failed() else { return false };
         if remedy == Remedy::Discard {
-            self.settle(seq, &Outcome::Discard, now, Duration::ZERO);
+            self.settle(seq, &Outcome::Discard, DiscardedBy::Operator, now, Duration::ZERO);
             return true;
         }
         let due = match state {
@@ -88,6 +89,7 @@ impl Failures for ModelQueue {
             }
         }
         inner.wake_all();
+        inner.settlements.send_modify(|count| *count = count.wrapping_add(1));
         Ok(changed)
     }
 }

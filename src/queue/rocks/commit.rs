@@ -151,11 +151,12 @@ impl Committer {
         self.next_seq = txn.next_seq;
         let moves = txn.moves();
         let written = txn.finish().and_then(|finished| {
-            if !finished.batch.is_empty() {
-                failpoint::hit(Point::QueueBeforeWrite)?;
-                (self.write)(&db, finished.batch).map_err(|error| self.write_error(&error))?;
+            let mut effects = finished.effects;
+            let written = if finished.batch.is_empty() { Ok(()) } else { self.write_batch(&db, finished.batch) };
+            if let Some(begun) = effects.done.take() {
+                shared.done().end(begun, written.is_ok());
             }
-            Ok(finished.effects)
+            written.map(|()| effects)
         });
         match written {
             Ok(effects) => {
@@ -181,6 +182,11 @@ impl Committer {
             }
         }
         true
+    }
+
+    fn write_batch(&mut self, db: &DB, batch: WriteBatch) -> Result<(), QueueError> {
+        failpoint::hit(Point::QueueBeforeWrite)?;
+        (self.write)(db, batch).map_err(|error| self.write_error(&error))
     }
 
     /// Decides one request. One that cannot be done leaves nothing in the batch.
@@ -372,5 +378,8 @@ fn apply(shared: &Shared, effects: Effects, moves: &[Moved], decided: &[Decided]
     drop(figures);
     for route in woken {
         shared.wake(route);
+    }
+    if decided.iter().any(|decided| matches!(decided, Decided::Settle(..) | Decided::Remedy(..))) {
+        shared.settled();
     }
 }

@@ -1,7 +1,9 @@
 //! What a request does to the queue: the table in the port's header, as plain code over a [`Txn`].
 
+use super::done::Done;
 use super::row::{Place, Stored};
 use super::txn::Txn;
+use crate::queue::lookup::{DiscardedBy, Ending};
 use crate::queue::{Entry, Lane, Misses, Origin, Outcome, Push, Pushed, QueueError, RouteId, Seq};
 use std::cmp::min;
 use std::rc::Rc;
@@ -148,10 +150,12 @@ impl Txn<'_> {
                 for sync in &stored.entry.syncs {
                     self.ended_syncs.entry(*sync).or_default().confirmed += 1;
                 }
+                let ending = Ending::Confirmed { size: *size, copied: *copied };
+                self.done.push(Done { route, blob: stored.entry.blob, ending });
                 self.end(&stored.entry, successor, &refs)
             }
             Outcome::Discard => {
-                self.count_discard(&stored.entry);
+                self.count_discard(&stored.entry, DiscardedBy::Configuration);
                 self.end(&stored.entry, successor, &refs)
             }
             Outcome::Retry { due, failure } => {
@@ -178,11 +182,13 @@ impl Txn<'_> {
             [first, second] if *first == seq.0 => self.entry(route, *second)?,
             _ => None,
         };
-        self.count_discard(&stored.entry);
+        self.count_discard(&stored.entry, DiscardedBy::Operator);
         self.end(&stored.entry, successor, &refs)
     }
 
-    fn count_discard(&mut self, entry: &Entry) {
+    fn count_discard(&mut self, entry: &Entry, by: DiscardedBy) {
+        let cause = entry.failure.as_ref().map(|failure| failure.kind);
+        self.done.push(Done { route: entry.route, blob: entry.blob, ending: Ending::Discarded { by, cause } });
         self.ended.entry(entry.route).or_default().discarded += 1;
         for sync in &entry.syncs {
             self.ended_syncs.entry(*sync).or_default().discarded += 1;

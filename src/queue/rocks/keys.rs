@@ -12,9 +12,10 @@ pub(super) const REF: &str = "ref";
 pub(super) const STATE: &str = "state";
 pub(super) const ASIDE: &str = "aside";
 pub(super) const META: &str = "meta";
+pub(super) const DONE: &str = "done";
 
 /// Every column family of this format version.
-pub(super) const FAMILIES: [&str; 8] = [ENTRY, READY, RETRY, PARKED, REF, STATE, ASIDE, META];
+pub(super) const FAMILIES: [&str; 9] = [ENTRY, READY, RETRY, PARKED, REF, STATE, ASIDE, META, DONE];
 
 pub(super) const META_FORMAT: &[u8] = b"format";
 pub(super) const META_NEXT_SEQ: &[u8] = b"next_seq";

@@ -2,6 +2,7 @@
 
 use super::claims::Claims;
 use super::commit::{CHANNEL, Committer, WriteFn};
+use super::done::DoneIndex;
 use super::gather::Gather;
 use super::keys;
 use super::row;
@@ -89,7 +90,8 @@ pub(super) fn open(
     let loaded = load(&db)?;
     let next_seq = loaded.next_seq;
     let total = loaded.figures.total();
-    let shared = Arc::new(Shared::new(Arc::clone(&db), loaded.figures, loaded.claims, options.max_backoff));
+    let done = DoneIndex::load(&db, options.completions)?;
+    let shared = Arc::new(Shared::new(Arc::clone(&db), loaded.figures, loaded.claims, done, options.max_backoff));
 
     let (sender, receiver) = tokio::sync::mpsc::channel(CHANNEL);
     let committer = Committer {
@@ -214,7 +216,7 @@ fn family_options(name: &str, cache: &Cache) -> Options {
         options.set_memtable_whole_key_filtering(true);
     }
     options.set_block_based_table_factory(&blocks);
-    if matches!(name, keys::READY | keys::RETRY | keys::PARKED) {
+    if matches!(name, keys::READY | keys::RETRY | keys::PARKED | keys::DONE) {
         options.add_compact_on_deletion_collector_factory(4096, 2048, 0.5);
     }
     options

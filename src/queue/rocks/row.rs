@@ -204,6 +204,35 @@ struct SyncRow {
     discarded: u64,
 }
 
+/// An entry that left the queue.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct DoneItem {
+    #[prost(uint32, tag = "1")]
+    pub(super) route: u32,
+    #[prost(bytes = "vec", tag = "2")]
+    pub(super) blob: Vec<u8>,
+    #[prost(uint64, tag = "3")]
+    pub(super) size: u64,
+    /// 0 copied, 1 found at the destination, 2 discarded by configuration, 3 discarded by an operator.
+    #[prost(uint32, tag = "4")]
+    pub(super) outcome: u32,
+    /// Of a discarded one: the kind of its last failure; 0: none.
+    #[prost(uint32, tag = "5")]
+    pub(super) cause: u32,
+}
+
+/// The entries that left the queue in one batch.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct DoneRow {
+    /// The number of the oldest row that is kept.
+    #[prost(uint64, tag = "1")]
+    pub(super) oldest: u64,
+    #[prost(fixed64, tag = "2")]
+    pub(super) time: u64,
+    #[prost(message, repeated, tag = "3")]
+    pub(super) items: Vec<DoneItem>,
+}
+
 /// A route's name and stores.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct RouteRow {
@@ -415,6 +444,14 @@ pub(super) fn encode_sync(tally: SyncTally) -> Vec<u8> {
 pub(super) fn decode_sync(bytes: &[u8]) -> Result<SyncTally, RowError> {
     let SyncRow { pending, confirmed, parked, discarded } = decode(bytes)?;
     Ok(SyncTally { pending, confirmed, parked, discarded })
+}
+
+pub(super) fn encode_done(row: &DoneRow) -> Vec<u8> {
+    encode(row)
+}
+
+pub(super) fn decode_done(bytes: &[u8]) -> Result<DoneRow, RowError> {
+    decode(bytes)
 }
 
 pub(super) fn encode_route(row: &RouteRow) -> Vec<u8> {

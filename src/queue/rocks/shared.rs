@@ -3,6 +3,7 @@
 //! Locks: under that of the claims, others may be taken; under any other, none.
 
 use super::claims::{BadRow, Claims, Picked};
+use super::done::DoneIndex;
 use super::keys;
 use super::row::{self, RouteRow};
 use super::txn::{add, family, queued};
@@ -99,6 +100,8 @@ pub(super) struct Shared {
     /// Claims that were dropped, on their way to `claims`, whose lock a scan may hold for longer than a drop may wait.
     returned: Mutex<Vec<(RouteId, Lane, u64)>>,
     watches: Mutex<HashMap<RouteId, watch::Sender<u64>>>,
+    done: Mutex<DoneIndex>,
+    settlements: watch::Sender<u64>,
     max_backoff: Duration,
 }
 
@@ -111,13 +114,15 @@ fn read_error(error: &rocksdb::Error) -> QueueError {
 }
 
 impl Shared {
-    pub(super) fn new(db: Arc<DB>, figures: Figures, claims: Claims, max_backoff: Duration) -> Self {
+    pub(super) fn new(db: Arc<DB>, figures: Figures, claims: Claims, done: DoneIndex, max_backoff: Duration) -> Self {
         Self {
             db: RwLock::new(Some(db)),
             claims: Mutex::new(claims),
             figures: Mutex::new(figures),
             returned: Mutex::default(),
             watches: Mutex::default(),
+            done: Mutex::new(done),
+            settlements: watch::Sender::new(0),
             max_backoff,
         }
     }
@@ -163,6 +168,20 @@ impl Shared {
 
     pub(super) fn subscribe(&self, route: RouteId) -> watch::Receiver<u64> {
         locked(&self.watches).entry(route).or_insert_with(|| watch::Sender::new(0)).subscribe()
+    }
+
+    /// Where completions are to be found.
+    pub(super) fn done(&self) -> MutexGuard<'_, DoneIndex> {
+        locked(&self.done)
+    }
+
+    /// Tells who waits for settlements that there were some.
+    pub(super) fn settled(&self) {
+        self.settlements.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    pub(super) fn settlements(&self) -> watch::Receiver<u64> {
+        self.settlements.subscribe()
     }
 
     /// Claims entries, and says which rows it could not read.

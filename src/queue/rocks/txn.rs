@@ -4,6 +4,7 @@
 //! from each entry as it was and as it is, when the batch is [finished](Txn::finish).
 
 use super::claims::{BadRow, Spot};
+use super::done::{Begun, Done};
 use super::dropped::{self, DroppedRows};
 use super::keys;
 use super::row::{self, RouteRow, Stored};
@@ -47,6 +48,7 @@ pub(super) struct Savepoint {
     ended: BTreeMap<RouteId, Ended>,
     ended_syncs: BTreeMap<SyncId, Ended>,
     state: usize,
+    done: usize,
 }
 
 /// A batch in the making.
@@ -62,6 +64,8 @@ pub(super) struct Txn<'a> {
     pub(super) ended: BTreeMap<RouteId, Ended>,
     pub(super) ended_syncs: BTreeMap<SyncId, Ended>,
     pub(super) state: Vec<StateWrite>,
+    /// What left the queue in this batch.
+    pub(super) done: Vec<Done>,
     pub(super) dropped: DroppedRows,
     first_seq: u64,
     entries: HashMap<(RouteId, u64), Slot<Option<Rc<Stored>>>>,
@@ -89,6 +93,7 @@ pub(super) struct Effects {
     pub(super) aside: Vec<BadRow>,
     pub(super) aside_total: u64,
     pub(super) total: u64,
+    pub(super) done: Option<Begun>,
 }
 
 /// Where an entry can be claimed, before and after a batch.
@@ -128,6 +133,7 @@ impl<'a> Txn<'a> {
             ended: BTreeMap::new(),
             ended_syncs: BTreeMap::new(),
             state: Vec::new(),
+            done: Vec::new(),
             dropped: DroppedRows::default(),
             first_seq: next_seq,
             entries: HashMap::new(),
@@ -155,6 +161,7 @@ impl<'a> Txn<'a> {
             ended: self.ended.clone(),
             ended_syncs: self.ended_syncs.clone(),
             state: self.state.len(),
+            done: self.done.len(),
         }
     }
 
@@ -181,6 +188,7 @@ impl<'a> Txn<'a> {
         self.ended = savepoint.ended;
         self.ended_syncs = savepoint.ended_syncs;
         self.state.truncate(savepoint.state);
+        self.done.truncate(savepoint.done);
     }
 
     /// The sequences under which a ref is queued, ascending.
@@ -453,6 +461,10 @@ impl<'a> Txn<'a> {
         }
         effects.counts = counts.into_iter().collect();
         effects.syncs = syncs.into_iter().collect();
+        let mut index = self.shared.done();
+        if !self.done.is_empty() && index.remembers() {
+            effects.done = Some(index.begin(db, &mut batch, &self.done, self.now)?);
+        }
         Ok(Finished { batch, effects })
     }
 }

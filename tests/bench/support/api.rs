@@ -71,7 +71,7 @@ pub(crate) async fn put(
 /// Announces refs without their bytes; at most [`MAX_ITEMS`]. Whether all were accepted.
 pub(crate) async fn enqueue(at: &mut Replication, items: Vec<pb::EnqueueItem>) -> Result<bool, tonic::Status> {
     let count = items.len();
-    let request = pb::EnqueueBlobsRequest { source_store: "a".to_owned(), items };
+    let request = pb::EnqueueBlobsRequest { source_store: "a".to_owned(), items, issue_wait_token: false };
     let results = at.enqueue_blobs(request).await?.into_inner().results;
     Ok(results.len() == count && results.iter().all(|result| result.error.is_none() && !result.routes.is_empty()))
 }

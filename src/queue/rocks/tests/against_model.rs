@@ -9,6 +9,7 @@
 use crate::fault::FaultKind;
 use crate::queue::drop::DropEntries;
 use crate::queue::failures::{Failed, FailedState, FailureFilter, Failures, Remedy};
+use crate::queue::lookup::{Known, Lookup};
 use crate::queue::model::ModelQueue;
 use crate::queue::rocks::open::open;
 use crate::queue::rocks::{RocksOptions, RocksQueue};
@@ -71,8 +72,14 @@ impl Rocks {
     }
 
     fn open(&mut self) {
-        let options =
-            RocksOptions { max_entries: MAX_ENTRIES, reserve_bytes: 0, max_backoff: MAX_BACKOFF, cache_bytes: 8 << 20 };
+        let options = RocksOptions {
+            max_entries: MAX_ENTRIES,
+            reserve_bytes: 0,
+            max_backoff: MAX_BACKOFF,
+            cache_bytes: 8 << 20,
+            // The model forgets nothing.
+            completions: 1_000_000,
+        };
         let (blow, from) = (Arc::clone(&self.blow), self.dir());
         let write = move |db: &DB, batch| match blow.lock().unwrap().take() {
             None => db.write(batch),
@@ -388,12 +395,13 @@ impl Pair {
 
     async fn step(&mut self) {
         match self.rng.random_range(0..1000) {
-            0..350 => self.push(false).await,
-            350..360 => self.drop_entries().await,
-            360..610 => self.claim().await,
-            610..800 => self.settle(false).await,
-            800..840 => drop(self.take_claims()),
-            840..870 => self.remedy(false).await,
+            0..340 => self.push(false).await,
+            340..350 => self.drop_entries().await,
+            350..600 => self.claim().await,
+            600..790 => self.settle(false).await,
+            790..825 => drop(self.take_claims()),
+            825..850 => self.remedy(false).await,
+            850..870 => self.look_up().await,
             870..920 => self.clock.advance(self.rng.random_range(0..300)),
             920..935 => self.clock.go_back(self.rng.random_range(0..300)),
             935..950 => self.stale.clear(),
@@ -413,6 +421,24 @@ impl Pair {
             996..998 => self.crash().await,
             _ => self.crash_within().await,
         }
+    }
+
+    /// Looks some blobs up: entries, how they stand, and what is remembered.
+    async fn look_up(&mut self) {
+        let blobs: Vec<_> = (0..6).map(|_| (self.route(), blob(self.rng.random_range(0..BLOBS)))).collect();
+        let real = self.rocks.queue().look_up(blobs.clone()).await.unwrap();
+        let model = self.model.look_up(blobs).await.unwrap();
+        for (real, model) in real.iter().zip(&model) {
+            assert_eq!(real.completion, model.completion);
+            let entries = |known: &Known| {
+                let first = known.queued.as_ref().map(|queued| queued.entry.clone());
+                [first, known.successor.clone()].map(|entry| entry.map(|entry| Entry { seq: Seq(0), ..entry }))
+            };
+            assert_eq!(entries(real), entries(model));
+            let standing = |known: &Known| known.queued.as_ref().map(|queued| queued.standing);
+            assert_eq!(standing(real), standing(model));
+        }
+        assert_eq!(real.len(), model.len());
     }
 
     async fn compare(&self) {

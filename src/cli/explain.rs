@@ -1,0 +1,183 @@
+//! `blobferry explain`: one blob's story.
+
+use super::failures::{cause_name, moment};
+use super::json::Encoder;
+use super::{Exit, Failure, ReplicatorArg, of_replicator, output, text};
+use crate::client::Replicator;
+use crate::pb::v1;
+use clap::Args;
+
+/// The longest sentence that is shown, in characters.
+const SENTENCE: usize = 600;
+
+/// Arguments of `explain`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  blobferry explain sha256-2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824
+  blobferry explain --no-stores --json \\
+    sha256-2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824 | jq '.routes[].state'
+
+Tells for each route how the blob stands, when it was announced and in which trace, how it failed, \
+when it was confirmed, and whether the stores hold it right now.
+
+Exit codes: 0 told, whatever the story; 2 not a ref; 3 unreachable.")]
+pub(super) struct ExplainArgs {
+    /// The blob's ref.
+    #[arg(value_name = "REF")]
+    blob: String,
+    /// Do not ask the stores.
+    #[arg(long)]
+    no_stores: bool,
+    /// Print the answer as JSON, as grpcurl does.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    replicator: ReplicatorArg,
+}
+
+pub(super) async fn explain(args: ExplainArgs) -> Result<Exit, Failure> {
+    let address = args.replicator.address()?;
+    let request = v1::ExplainBlobRequest { r#ref: args.blob, skip_stores: args.no_stores };
+    let answer = match Replicator::at(&address)?.explain_blob(request).await {
+        Ok(answer) => answer,
+        Err(error) => return Err(of_replicator(&address, error).await),
+    };
+    if args.json {
+        output::line(&format!("{:#}", Encoder::new()?.encode("ExplainBlobResponse", &answer)?))?;
+    } else {
+        output::write(render(&answer).as_bytes())?;
+    }
+    Ok(Exit::Ok)
+}
+
+fn render(answer: &v1::ExplainBlobResponse) -> String {
+    let mut shown = format!("{}: {}\n", text::plain(&answer.r#ref, 200), text::plain(&answer.summary, SENTENCE));
+    for route in &answer.routes {
+        shown += &format!("\n{}\n", text::plain(&route.summary, SENTENCE));
+        let mut line = |name: &str, what: String| shown += &format!("  {name:<12} {what}\n");
+        if let Some(entry) = &route.entry {
+            lines_of(entry, &mut line);
+        }
+        if let Some(completion) = &route.completion {
+            let what = match completion.kind() {
+                v1::CompletionKind::Copied => "copied",
+                v1::CompletionKind::Found => "found there already",
+                v1::CompletionKind::DiscardedByOperator => "discarded by an operator",
+                v1::CompletionKind::DiscardedByConfiguration => "discarded as configured",
+                v1::CompletionKind::Unspecified => "ended",
+            };
+            let size = completion.size_bytes.map(|size| format!(", {}", text::bytes(size))).unwrap_or_default();
+            let at = completion.time.as_ref().map(moment).unwrap_or_default();
+            let again = if route.entry.is_some() { ", and queued again since" } else { "" };
+            line("last ended", format!("{at}, {what}{size}{again}"));
+        }
+        for (store, held) in [(&route.from, &route.at_source), (&route.to, &route.at_destination)] {
+            let Some(held) = held else { continue };
+            let what = match held.holding() {
+                v1::Holding::Yes => format!("holds it, {}", text::bytes(held.size_bytes())),
+                v1::Holding::No => "does not hold it".to_owned(),
+                v1::Holding::Unspecified => format!("unknown: {}", text::plain(&held.note, SENTENCE)),
+            };
+            line(&text::plain(store, 40), what);
+        }
+    }
+    shown
+}
+
+fn lines_of(entry: &v1::BlobEntry, line: &mut impl FnMut(&str, String)) {
+    let lane = match entry.lane() {
+        v1::Lane::Backfill => "backfill, found by a full sync",
+        v1::Lane::Fresh | v1::Lane::Unspecified => "fresh, announced",
+    };
+    let size = entry.size_bytes.map(|size| format!(", {}", text::bytes(size))).unwrap_or_default();
+    let repair = if entry.repair { ", to replace wrong bytes" } else { "" };
+    let queued = entry.enqueue_time.as_ref().map(moment).unwrap_or_default();
+    line("queued", format!("{queued}, {lane}{size}{repair}"));
+    if !entry.traceparent.is_empty() {
+        line("trace", text::plain(&entry.traceparent, 100));
+    }
+    let visited: Vec<String> = entry.visited_stores.iter().map(|store| text::plain(store, 40)).collect();
+    if visited.len() > 1 {
+        line("came through", visited.join(", "));
+    }
+    if let Some(fault) = &entry.last_fault {
+        let first = entry.first_failure_time.as_ref().map(moment).unwrap_or_default();
+        let last = fault.time.as_ref().map(moment).unwrap_or_default();
+        let at = if fault.peer.is_empty() { String::new() } else { format!(" at {}", text::plain(&fault.peer, 40)) };
+        let times = match entry.failures() {
+            1 => format!("once, {last}"),
+            times => format!("{} times, first {first}, last {last}", text::count(times)),
+        };
+        line("failed", format!("{times}; {} attempts charged", entry.attempts()));
+        line("", format!("{}{at}: {}", cause_name(fault), text::plain(&fault.message, SENTENCE)));
+    }
+    if let Some(due) = &entry.due_time {
+        line("next attempt", moment(due));
+    }
+    if !entry.full_sync_ids.is_empty() {
+        let syncs: Vec<String> = entry.full_sync_ids.iter().map(|id| text::plain(id, 40)).collect();
+        line("awaited by", syncs.join(", "));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::render;
+    use crate::pb::v1;
+
+    #[test]
+    fn a_story_has_a_sentence_for_each_route_and_what_lies_behind_it() {
+        let fault = v1::Fault {
+            kind: v1::FaultKind::DestinationRejected.into(),
+            peer: "backup".to_owned(),
+            code: "INVALID_ARGUMENT".to_owned(),
+            message: "no\nthanks".to_owned(),
+            time: Some(prost_types::Timestamp { seconds: 60, nanos: 5 }),
+        };
+        let time = || Some(prost_types::Timestamp { seconds: 0, nanos: 0 });
+        let route = v1::BlobRouteStory {
+            summary: "a_to_b: given up".to_owned(),
+            from: "primary".to_owned(),
+            to: "backup".to_owned(),
+            state: v1::BlobState::Parked.into(),
+            entry: Some(v1::BlobEntry {
+                enqueue_time: time(),
+                lane: v1::Lane::Fresh.into(),
+                size_bytes: Some(1536),
+                visited_stores: vec!["x".to_owned(), "primary".to_owned()],
+                attempts: Some(3),
+                failures: Some(4),
+                last_fault: Some(fault),
+                first_failure_time: time(),
+                full_sync_ids: vec!["sync-1".to_owned()],
+                ..v1::BlobEntry::default()
+            }),
+            at_source: Some(v1::StoreHolding {
+                holding: v1::Holding::Yes.into(),
+                size_bytes: Some(0),
+                note: String::new(),
+            }),
+            at_destination: Some(v1::StoreHolding { note: "it is down".to_owned(), ..v1::StoreHolding::default() }),
+            ..v1::BlobRouteStory::default()
+        };
+        let answer = v1::ExplainBlobResponse {
+            summary: "parked".to_owned(),
+            r#ref: "sha256-00".to_owned(),
+            routes: vec![route],
+        };
+        let shown = render(&answer);
+        let expected = [
+            "sha256-00: parked",
+            "",
+            "a_to_b: given up",
+            "  queued       1970-01-01T00:00:00Z, fresh, announced, 1.50 KiB",
+            "  came through x, primary",
+            "  failed       4 times, first 1970-01-01T00:00:00Z, last 1970-01-01T00:01:00Z; 3 attempts charged",
+            "               destination_rejected INVALID_ARGUMENT at backup: no thanks",
+            "  awaited by   sync-1",
+            "  primary      holds it, 0 B",
+            "  backup       unknown: it is down",
+        ];
+        assert_eq!(shown.lines().collect::<Vec<_>>(), expected);
+    }
+}

@@ -1,0 +1,72 @@
+//! Looking blobs up: point reads in one snapshot, never a scan.
+
+use super::RocksQueue;
+use super::keys;
+use super::row::{self, Place, Stored};
+use super::shared::Shared;
+use super::txn::family;
+use crate::blob::BlobRef;
+use crate::queue::lookup::{Known, Lookup, Queued, Standing};
+use crate::queue::{QueueError, RouteId};
+use async_trait::async_trait;
+use tokio::sync::watch;
+
+fn read_error(error: &rocksdb::Error) -> QueueError {
+    QueueError::Read(error.to_string())
+}
+
+impl Known {
+    fn add(&mut self, Stored { entry, place, .. }: Stored) {
+        let standing = match place {
+            Place::Waiting => {
+                self.successor = Some(entry);
+                return;
+            }
+            Place::Parked(_) => Standing::Parked,
+            Place::Due if entry.failure.is_some() => Standing::Retrying,
+            Place::Due | Place::Ready => Standing::Ready,
+        };
+        self.queued = Some(Queued { entry, standing });
+    }
+}
+
+impl Shared {
+    fn look_up(&self, blobs: &[(RouteId, BlobRef)]) -> Result<Vec<Known>, QueueError> {
+        let db = self.db()?;
+        let (refs, entries) = (family(&db, keys::REF)?, family(&db, keys::ENTRY)?);
+        let snapshot = db.snapshot();
+        let mut all = Vec::with_capacity(blobs.len());
+        for (route, blob) in blobs {
+            let mut known = Known::default();
+            let value = snapshot.get_cf(refs, keys::reference(*route, blob)).map_err(|error| read_error(&error))?;
+            for seq in value.as_deref().and_then(keys::seqs).unwrap_or_default() {
+                let value = snapshot.get_cf(entries, keys::entry(*route, seq)).map_err(|error| read_error(&error))?;
+                if let Some(stored) = value.and_then(|bytes| row::decode_entry(*route, seq, &bytes).ok()) {
+                    known.add(stored);
+                }
+            }
+            all.push(known);
+        }
+        for (place, completion) in self.completions(&db, &snapshot, blobs)? {
+            all[place].completion = Some(completion);
+        }
+        let claims = self.claims();
+        for queued in all.iter_mut().filter_map(|known| known.queued.as_mut()) {
+            if claims.is_claimed(queued.entry.route, queued.entry.lane, queued.entry.seq.0) {
+                queued.standing = Standing::Claimed;
+            }
+        }
+        Ok(all)
+    }
+}
+
+#[async_trait]
+impl Lookup for RocksQueue {
+    async fn look_up(&self, blobs: Vec<(RouteId, BlobRef)>) -> Result<Vec<Known>, QueueError> {
+        self.read(move |shared| shared.look_up(&blobs)).await
+    }
+
+    fn settlements(&self) -> watch::Receiver<u64> {
+        self.shared.settlements()
+    }
+}

@@ -1,0 +1,71 @@
+//! Asks stores what they hold: many blobs at a time, within a time. Only a peer that its breaker would let copies use is
+//! asked, and what comes of it is told to no breaker.
+
+use crate::blob::BlobRef;
+use crate::peer::{Admission, Peer, PeerSnapshot};
+use crate::store::StoreError;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// Whether a store holds a blob right now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// It does, of this size in bytes.
+    Yes(u64),
+    /// It does not.
+    No,
+    /// It could not be asked, or did not answer.
+    Unknown {
+        /// Why, for people.
+        why: String,
+        /// Whether asking again is of no use: the store cannot be asked at all.
+        for_good: bool,
+    },
+}
+
+/// Which of these the store holds.
+pub(super) async fn ask(peer: Option<&Arc<Peer>>, store: &str, blobs: &[BlobRef], within: Duration) -> Vec<Held> {
+    let unknown = |why: String, for_good: bool| vec![Held::Unknown { why, for_good }; blobs.len()];
+    let Some(peer) = peer else {
+        return unknown(format!("the store {store} belongs to no configured route"), true);
+    };
+    match timeout(within, held(peer, blobs)).await {
+        Err(_) => unknown(format!("{store} did not answer within {} ms", within.as_millis()), false),
+        Ok(Err(Unanswered::Never)) => unknown(format!("{store} cannot be asked: it offers no stat"), true),
+        Ok(Err(Unanswered::Breaker)) => unknown(closed_door(&peer.snapshot()), false),
+        Ok(Err(Unanswered::Failed(error))) => unknown(format!("{store} did not answer: {error}"), false),
+        Ok(Ok(sizes)) => {
+            let held = blobs.iter().map(|blob| sizes.get(blob).map_or(Held::No, |size| Held::Yes(*size)));
+            held.collect()
+        }
+    }
+}
+
+enum Unanswered {
+    Never,
+    Breaker,
+    Failed(StoreError),
+}
+
+async fn held(peer: &Arc<Peer>, blobs: &[BlobRef]) -> Result<HashMap<BlobRef, u64>, Unanswered> {
+    match peer.admit().await {
+        Admission::Wait(_) => return Err(Unanswered::Breaker),
+        // It is known now who answers there. A probe is given back for a copy to make.
+        Admission::Go(_) | Admission::Probe(_) => {}
+    }
+    if peer.info().is_some_and(|info| !info.abilities.stat) {
+        return Err(Unanswered::Never);
+    }
+    match peer.store().stat(blobs).await {
+        Ok(found) => Ok(found.into_iter().map(|meta| (meta.blob, meta.size)).collect()),
+        Err(StoreError::Unsupported(_)) => Err(Unanswered::Never),
+        Err(error) => Err(Unanswered::Failed(error)),
+    }
+}
+
+fn closed_door(peer: &PeerSnapshot) -> String {
+    let reason = peer.reason.as_ref().map(|reason| format!(" ({}: {})", reason.kind, reason.message));
+    format!("{} was not asked: its breaker is open{}", peer.name, reason.unwrap_or_default())
+}

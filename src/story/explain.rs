@@ -1,0 +1,219 @@
+//! One blob's story: what the queue knows of it on every route, and what the stores say of it right now.
+
+use super::ask::{Held, ask};
+use super::judge::{BlobState, HopState};
+use super::{Story, StoryError};
+use crate::announce::Route;
+use crate::blob::BlobRef;
+use crate::queue::lookup::{Completion, DiscardedBy, Ending, Known};
+use crate::worker::InProgress;
+use futures::future::join_all;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+/// How long a store may take to say whether it holds the blob.
+const ASK_WITHIN: Duration = Duration::from_secs(3);
+
+/// What is known of a blob on a route.
+#[derive(Clone, Debug)]
+pub struct RouteStory {
+    /// The route.
+    pub route: Route,
+    /// Whether it left the configuration.
+    pub orphaned: bool,
+    /// In one sentence.
+    pub summary: String,
+    /// How the blob stands.
+    pub state: HopState,
+    /// Its entries, and the latest completion that is remembered.
+    pub known: Known,
+    /// The copy that is in progress, if one is.
+    pub copy: Option<InProgress>,
+    /// Whether the source holds it.
+    pub at_source: Held,
+    /// Whether the destination holds it.
+    pub at_destination: Held,
+}
+
+/// What is known of a blob.
+#[derive(Clone, Debug)]
+pub struct BlobStory {
+    /// In one sentence.
+    pub summary: String,
+    /// The blob.
+    pub blob: BlobRef,
+    /// On every configured route, and on those others that know it; by name.
+    pub routes: Vec<RouteStory>,
+}
+
+impl Story {
+    /// All that is known of a blob. `ask_stores`: what the stores hold is asked, too.
+    ///
+    /// # Errors
+    /// If the queue cannot be read.
+    pub async fn explain(&self, blob: BlobRef, ask_stores: bool) -> Result<BlobStory, StoryError> {
+        let parts = &self.parts;
+        let configured = parts.routes.all().iter().map(|route| (route.clone(), false));
+        let mut routes: Vec<(Route, bool)> =
+            configured.chain(parts.orphans.iter().map(|r| (r.clone(), true))).collect();
+        let held = async {
+            let stores: BTreeSet<Arc<str>> =
+                parts.routes.all().iter().flat_map(|r| [r.from.clone(), r.to.clone()]).collect();
+            let asks = stores.into_iter().map(async |store| {
+                let held = ask(parts.peers.get(&*store), &store, &[blob], ASK_WITHIN).await.pop();
+                (store, held.unwrap_or(Held::No))
+            });
+            if ask_stores { join_all(asks).await.into_iter().collect() } else { BTreeMap::new() }
+        };
+        let known = parts.lookup.look_up(routes.iter().map(|(route, _)| (route.id, blob)).collect());
+        let (known, held): (_, BTreeMap<Arc<str>, Held>) = tokio::join!(known, held);
+        let held = |store: &Arc<str>| held.get(store).cloned().unwrap_or_else(|| not_asked(store, ask_stores));
+        let now = parts.clock.now();
+
+        let mut told: Vec<RouteStory> = Vec::with_capacity(routes.len());
+        for ((route, orphaned), known) in routes.drain(..).zip(known?) {
+            let is_known = known.queued.is_some() || known.completion.is_some();
+            if orphaned && !is_known {
+                continue;
+            }
+            let (at_source, at_destination) = (held(&route.from), held(&route.to));
+            let Some(mut state) = HopState::new(&known, Some(&at_destination)) else { continue };
+            if orphaned || !route.enabled {
+                state.moves = false;
+            }
+            let worker = parts.workers.iter().find(|worker| worker.spec().id == route.id);
+            let copy = worker.and_then(|worker| worker.report().in_progress.into_iter().find(|copy| copy.blob == blob));
+            let mut story =
+                RouteStory { route, orphaned, summary: String::new(), state, known, copy, at_source, at_destination };
+            story.summary = story.sentence(now);
+            told.push(story);
+        }
+        told.sort_by(|a, b| a.route.name.cmp(&b.route.name));
+        Ok(BlobStory { summary: overall(&told), blob, routes: told })
+    }
+}
+
+fn not_asked(store: &str, asked_others: bool) -> Held {
+    let why = if asked_others {
+        format!("the store {store} belongs to no configured route")
+    } else {
+        format!("{store} was not asked")
+    };
+    Held::Unknown { why, for_good: true }
+}
+
+impl RouteStory {
+    /// The story in one sentence.
+    fn sentence(&self, now: SystemTime) -> String {
+        let route = &self.route;
+        let ago = |time: SystemTime| {
+            now.duration_since(time).map_or_else(|_| "just now".to_owned(), |age| span(age) + " ago")
+        };
+        let to = &route.to;
+        let what = match self.state.state {
+            BlobState::Confirmed => match self.known.completion {
+                Some(Completion { time, ending: Ending::Confirmed { copied: true, .. } }) => {
+                    format!("copied, and confirmed by {to} {}", ago(time))
+                }
+                Some(Completion { time, .. }) => format!("found at {to} {}, nothing was sent", ago(time)),
+                None => format!("not queued; {to} holds it"),
+            },
+            BlobState::Ready => format!("waits for its first attempt, queued {}", self.queued(ago)),
+            BlobState::Claimed => {
+                let size = self.copy.as_ref().and_then(|copy| copy.size).map(|size| format!(" of {size}"));
+                let copied =
+                    self.copy.as_ref().map(|copy| format!(", {}{} bytes sent", copy.bytes, size.unwrap_or_default()));
+                format!("is being copied{}, queued {}", copied.unwrap_or_default(), self.queued(ago))
+            }
+            BlobState::Retrying => {
+                let due = self.state.due.and_then(|due| due.duration_since(now).ok());
+                let next = due.map_or_else(|| "is due".to_owned(), |left| format!("follows in {}", span(left)));
+                format!("failed {}; the next attempt {next}", self.failed(ago))
+            }
+            BlobState::Parked => format!("given up: it failed {}", self.failed(ago)),
+            BlobState::Discarded => match self.known.completion {
+                Some(Completion { time, ending: Ending::Discarded { by, cause } }) => {
+                    let by = match by {
+                        DiscardedBy::Operator => "by an operator",
+                        DiscardedBy::Configuration => "as configured",
+                    };
+                    let cause = cause.map(|kind| format!(" after {kind}")).unwrap_or_default();
+                    format!("discarded {by}{cause} {}", ago(time))
+                }
+                _ => "discarded".to_owned(),
+            },
+            BlobState::NotQueued => match self.at_source {
+                Held::Yes(_) => format!(
+                    "neither queued nor at {to}, though {} holds it: announce it, or run a full sync",
+                    route.from
+                ),
+                _ => format!("neither queued nor at {to}"),
+            },
+            BlobState::Unknown | BlobState::Upstream => {
+                format!("not queued, and it is not known whether {to} holds it")
+            }
+        };
+        let is_gone = self.state.state == BlobState::Confirmed && self.at_destination == Held::No;
+        let more = if is_gone {
+            "; but the destination does not hold it any more: run a full sync"
+        } else if self.orphaned {
+            "; the route left the configuration"
+        } else if !route.enabled {
+            "; the route is disabled"
+        } else if self.known.successor.is_some() {
+            "; announced again meanwhile, so that it is copied once more"
+        } else {
+            ""
+        };
+        format!("{}: {what}{more}", route.name)
+    }
+
+    fn queued(&self, ago: impl Fn(SystemTime) -> String) -> String {
+        let entry = self.known.queued.as_ref().map(|queued| &queued.entry).or(self.known.successor.as_ref());
+        entry.map_or_else(String::new, |entry| ago(entry.enqueue_time))
+    }
+
+    fn failed(&self, ago: impl Fn(SystemTime) -> String) -> String {
+        let Some(failure) = &self.state.failure else { return "before".to_owned() };
+        let times = if failure.count == 1 { "once".to_owned() } else { format!("{} times", failure.count) };
+        let at = if failure.peer.is_empty() { String::new() } else { format!(" at {}", failure.peer) };
+        format!("{times}, last {} with {}{at}: {}", ago(failure.last), failure.kind, failure.message)
+    }
+}
+
+/// All routes in one sentence.
+fn overall(routes: &[RouteStory]) -> String {
+    let counted = |state: BlobState| routes.iter().filter(|story| story.state.state == state).count();
+    let all = routes.len();
+    if all == 0 {
+        return "no route is configured".to_owned();
+    }
+    if counted(BlobState::Confirmed) == all {
+        return if all == 1 { "confirmed".to_owned() } else { format!("confirmed on all {all} routes") };
+    }
+    let states = [
+        BlobState::Parked,
+        BlobState::Retrying,
+        BlobState::Claimed,
+        BlobState::Ready,
+        BlobState::Discarded,
+        BlobState::NotQueued,
+        BlobState::Unknown,
+        BlobState::Confirmed,
+    ];
+    let told = states.into_iter().filter(|state| counted(*state) > 0);
+    let told: Vec<String> = told.map(|state| format!("{} on {} of {all}", state.as_str(), counted(state))).collect();
+    if all == 1 { routes[0].state.state.as_str().to_owned() } else { told.join(", ") + " routes" }
+}
+
+/// A span of time as people say it, in whole units.
+fn span(span: Duration) -> String {
+    match span.as_secs() {
+        0 => format!("{} ms", span.as_millis()),
+        seconds @ 1..120 => format!("{seconds} s"),
+        seconds @ 120..7200 => format!("{} min", seconds / 60),
+        seconds @ 7200..172_800 => format!("{} h", seconds / 3600),
+        seconds => format!("{} d", seconds / 86_400),
+    }
+}
