@@ -15,6 +15,7 @@
 //! Whoever is waited for without a byte of progress for the idle timeout is at fault.
 
 mod error;
+pub mod packed;
 mod progress;
 mod verified;
 

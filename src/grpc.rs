@@ -9,11 +9,13 @@
 //! - `cut`: a request stream that the client cancelled is an error, never an end. Without it a cancelled upload would look
 //!   finished.
 //! - `receive`: [`read_header`] decodes an incoming `ReceiveBlob` stream, for stores and the replicator alike.
+//! - `item`: one blob among the many of a message.
 //! - `pump`: response streams that a stalled reader cannot hold open for ever.
 //! - `trace_context`: W3C trace context in and out of metadata.
 
 mod channel;
 mod cut;
+mod item;
 mod pump;
 mod receive;
 mod server;
@@ -21,6 +23,7 @@ mod status;
 mod trace_context;
 
 pub use channel::{Channels, EndpointError, PeerEndpoint};
+pub use item::{blob_error, item_error, item_trace, numbered};
 pub use pump::{CallLimit, CallPermit, pump};
 pub use receive::{Header, read_header};
 pub use server::{ServeError, ServeSettings, base_routes, serve};

@@ -3,6 +3,7 @@
 //! Its capacity bounds all the bytes it holds, those of blobs that are still coming in included.
 
 use super::bounds::keys_of;
+use super::packed::{MAX_PACKED_BYTES, Packed, Parcel, Want};
 use super::{
     ByteRange, ByteStream, Disposition, EnumerateEnd, EnumeratePage, EnumerateRange, Enumeration, Fetched, Put,
     Received, Store, StoreError, StoreInfo,
@@ -119,6 +120,37 @@ impl Drop for Room<'_> {
     }
 }
 
+impl MemoryStore {
+    /// Keeps verified bytes for which there is room. Gives whether the blob was new.
+    fn keep(&self, put: &Put, whole: Bytes, mut room: Room<'_>) -> bool {
+        let key = put.blob.to_key();
+        // What is inserted keeps its room; what it pushes out, or an equal blob that came first, gives its own back.
+        let mut state = self.shared.lock();
+        let known = state.blobs.contains_key(&key);
+        if put.replace || !known {
+            let old = state.blobs.insert(key, whole);
+            room.bytes = old.map_or(0, |old| old.len() as u64);
+        }
+        drop(state);
+        !known
+    }
+
+    fn receive_whole(&self, put: &Put, bytes: Bytes) -> Result<Received, StoreError> {
+        let mut verifier = Verifier::new(put.blob, put.size);
+        verifier.update(&bytes)?;
+        let size = verifier.finish()?;
+        let keep = put.replace || !self.shared.lock().blobs.contains_key(&put.blob.to_key());
+        let mut was_new = false;
+        if keep {
+            let mut room = Room { shared: &self.shared, bytes: 0 };
+            room.grow(size)?;
+            // A slice would keep the whole message that it came in.
+            was_new = self.keep(put, Bytes::copy_from_slice(&bytes), room);
+        }
+        Ok(Received { blob: put.blob, size, disposition: Disposition::Stored, was_new })
+    }
+}
+
 #[async_trait]
 impl Store for MemoryStore {
     async fn info(&self) -> Result<StoreInfo, StoreError> {
@@ -163,19 +195,22 @@ impl Store for MemoryStore {
             }
         }
         let size = verifier.finish()?;
-        let mut was_new = false;
-        if keep {
-            // What is inserted keeps its room; what it pushes out, or an equal blob that came first, gives its own back.
-            let mut state = self.shared.lock();
-            let known = state.blobs.contains_key(&key);
-            was_new = !known;
-            if put.replace || !known {
-                let old = state.blobs.insert(key, whole.freeze());
-                room.bytes = old.map_or(0, |old| old.len() as u64);
-            }
-            drop(state);
-        }
+        let was_new = keep && self.keep(&put, whole.freeze(), room);
         Ok(Received { blob: put.blob, size, disposition: Disposition::Stored, was_new })
+    }
+
+    async fn receive_packed(&self, parcels: Vec<Parcel>) -> Vec<Result<Received, StoreError>> {
+        parcels.into_iter().map(|Parcel { put, bytes, .. }| self.receive_whole(&put, bytes)).collect()
+    }
+
+    async fn fetch_packed(&self, wants: Vec<Want>) -> Vec<Result<Packed, StoreError>> {
+        let state = self.shared.lock();
+        let fetch = |Want { blob, .. }: Want| {
+            let bytes = state.blobs.get(&blob.to_key()).ok_or(StoreError::Missing(blob))?;
+            let size = bytes.len() as u64;
+            Ok(if size > MAX_PACKED_BYTES { Packed::TooLarge { size } } else { Packed::Whole(bytes.clone()) })
+        };
+        wants.into_iter().map(fetch).collect()
     }
 
     async fn enumerate(&self, range: EnumerateRange) -> Result<Enumeration, StoreError> {
