@@ -25,6 +25,7 @@ mod support;
 mod throughput;
 
 use anyhow::{Result, bail};
+use blobferry::store::packed::MAX_PACKED_BYTES;
 use bytesize::ByteSize;
 use clap::{Parser, ValueEnum};
 use report::Report;
@@ -176,6 +177,7 @@ impl Suite {
                     count: settings.large_count,
                     workers: settings.large_workers,
                     unit: throughput::Unit::Megabytes,
+                    packed: false,
                 };
                 throughput::compare(settings, &load, dir, report).await
             }
@@ -186,6 +188,7 @@ impl Suite {
                     count: settings.small_count,
                     workers: settings.small_workers,
                     unit: throughput::Unit::Blobs,
+                    packed: settings.small_size.as_u64() <= MAX_PACKED_BYTES,
                 };
                 throughput::compare(settings, &load, dir, report).await
             }
