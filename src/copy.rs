@@ -4,7 +4,8 @@
 //! source.fetch ──chunks──▶ Verified ──chunks──▶ destination.receive ──▶ exact checks of the answer
 //! ```
 //!
-//! - Bytes stream through; nothing is held but the chunk under way.
+//! - Bytes stream through; nothing is held but the chunk under way. Where the source drops midway, the rest is fetched by a
+//!   range; where the destination drops, the copy fails, to start over.
 //! - What the destination reads ends only after the digest matched and the size is the one that the source itself stated.
 //!   Anything else makes the stream fail instead of end, so that a destination which waits for the end cannot commit.
 //! - A confirmation counts only if it names this ref, the verified size, and `Stored` (or `Consumed` on a receive-only
@@ -15,7 +16,9 @@
 //! Whoever is waited for without a byte of progress for the idle timeout is at fault.
 
 mod error;
+pub mod packed;
 mod progress;
+mod resumed;
 mod verified;
 
 pub use error::CopyError;
@@ -26,6 +29,7 @@ use crate::failpoint::{self, Point};
 use crate::fault::{FaultKind, Side};
 use crate::store::{ByteRange, Disposition, Put, Received, Store, StoreError};
 use futures::{FutureExt, StreamExt};
+use resumed::resumed;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -64,7 +68,7 @@ pub struct Copied {
 /// # Errors
 /// What went wrong first, with the side that is at fault; a panic underneath is [`FaultKind::Panicked`].
 pub async fn copy_blob(
-    source: &dyn Store,
+    source: &Arc<dyn Store>,
     destination: &dyn Store,
     job: &CopyJob,
     progress: &Arc<Progress>,
@@ -84,7 +88,7 @@ pub async fn copy_blob(
 }
 
 async fn copy(
-    source: &dyn Store,
+    source: &Arc<dyn Store>,
     destination: &dyn Store,
     job: &CopyJob,
     progress: &Arc<Progress>,
@@ -92,7 +96,7 @@ async fn copy(
     let can_read_back = job.repair && ask_for_replace(destination, progress).await?;
     if job.ask_first
         && !job.repair
-        && let Some(size) = size_held_by_both(source, destination, job.blob, progress).await
+        && let Some(size) = size_held_by_both(&**source, destination, job.blob, progress).await
     {
         return Ok(Copied { size, copied: false, size_corrected: correction(job, size) });
     }
@@ -111,7 +115,7 @@ async fn copy(
     at(Point::CopyFetched, Side::Source).await?;
     fetched.bytes = failpoint::each(Point::CopyChunk, fetched.bytes);
     progress.enter(Stage::Writing, Side::Destination);
-    let (bytes, verdict) = verified(job.blob, fetched, progress.clone());
+    let (bytes, verdict) = verified(job.blob, resumed(source.clone(), job.blob, fetched), progress.clone());
     let put = Put { blob: job.blob, size: Some(stated), replace: job.repair };
     let answer = destination.receive(put, failpoint::at_end(Point::CopyHalfClose, bytes)).await;
     at(Point::CopyAnswered, Side::Destination).await?;

@@ -9,6 +9,7 @@
 //! - `cut`: a request stream that the client cancelled is an error, never an end. Without it a cancelled upload would look
 //!   finished.
 //! - `receive`: [`read_header`] decodes an incoming `ReceiveBlob` stream, for stores and the replicator alike.
+//! - `item`: one blob among the many of a message.
 //! - `pump`: response streams that a stalled reader cannot hold open for ever.
 //! - `deadline`: [`call_deadline`], how long the caller waits.
 //! - `trace_context`: W3C trace context in and out of metadata.
@@ -16,6 +17,7 @@
 mod channel;
 mod cut;
 mod deadline;
+mod item;
 mod pump;
 mod receive;
 mod server;
@@ -24,6 +26,7 @@ mod trace_context;
 
 pub use channel::{Channels, EndpointError, PeerEndpoint};
 pub use deadline::call_deadline;
+pub use item::{blob_error, item_error, item_trace, numbered};
 pub use pump::{CallLimit, CallPermit, pump};
 pub use receive::{Header, read_header};
 pub use server::{ServeError, ServeSettings, base_routes, serve};

@@ -9,6 +9,7 @@ mod failures;
 mod full_sync;
 mod orphans;
 mod overrides;
+mod packed;
 mod stores;
 mod story;
 
@@ -16,8 +17,8 @@ use crate::announce::{AnnounceError, Announced, Announcement, Announcer, Gate, R
 use crate::blob::{BlobRef, DigestFunction, RefError, Verifier};
 use crate::clock::Clock;
 use crate::grpc::{
-    CallLimit, MAX_DECODED_BYTES, MAX_ITEMS, MAX_MESSAGE_BYTES, Reason, STREAM_IDLE, invalid_field, mismatch_status,
-    pump, queue_status, read_header, store_status, trace_context,
+    CallLimit, MAX_DECODED_BYTES, MAX_ITEMS, MAX_MESSAGE_BYTES, Reason, STREAM_IDLE, invalid_field, item_trace,
+    mismatch_status, pump, queue_status, read_header, store_status, trace_context,
 };
 use crate::overrides::Overrides;
 use crate::pb::{reason_text, std_duration, v1};
@@ -27,9 +28,9 @@ use crate::queue::failures::Failures;
 use crate::queue::{Pushed, Queue, State, StateWrite};
 use crate::status::Observer;
 use crate::store::ByteStream;
+use crate::store::packed::MAX_PACKED_BYTES;
 use crate::story::Story;
 use crate::sync::FullSyncs;
-use crate::telemetry::TraceContext;
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
@@ -38,7 +39,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::metadata::MetadataMap;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 use v1::blob_receiver_service_server::{BlobReceiverService, BlobReceiverServiceServer};
@@ -58,9 +58,6 @@ const MAX_CALLS: usize = 1024;
 
 /// The longest text that is no ref and is given back as it came, in characters.
 const MAX_GIVEN: usize = 200;
-
-/// The longest `traceparent` and `tracestate` that are looked at.
-const MAX_TRACE: usize = 512;
 
 /// What the services call.
 pub struct ServiceParts {
@@ -184,6 +181,8 @@ fn announce_status(error: &AnnounceError) -> Status {
 
 #[async_trait]
 impl BlobReceiverService for Service {
+    type ReceiveBlobsStream = packed::ReceiveBlobsStream;
+
     async fn get_peer_info(
         &self,
         _request: Request<v1::GetPeerInfoRequest>,
@@ -195,8 +194,8 @@ impl BlobReceiverService for Service {
             digest_functions: DigestFunction::ALL.iter().map(|function| function.name().to_owned()).collect(),
             max_blob_bytes: None,
             max_message_bytes: Some(MAX_MESSAGE_BYTES as u64),
-            abilities: Vec::new(),
-            max_packed_bytes: None,
+            abilities: vec![v1::Ability::Packed.into()],
+            max_packed_bytes: Some(MAX_PACKED_BYTES),
         };
         Ok(Response::new(v1::GetPeerInfoResponse { peer_info: Some(peer_info) }))
     }
@@ -226,6 +225,13 @@ impl BlobReceiverService for Service {
             was_new,
             routes: routes.collect(),
         }))
+    }
+
+    async fn receive_blobs(
+        &self,
+        request: Request<Streaming<v1::ReceiveBlobsRequest>>,
+    ) -> Result<Response<Self::ReceiveBlobsStream>, Status> {
+        self.receive_packed(request).await
     }
 }
 
@@ -382,7 +388,7 @@ impl ReplicationService for Service {
         for item in &items {
             let blob = item.r#ref.parse();
             if let Ok(blob) = blob {
-                let trace = item_trace(item).or_else(|| call_trace.clone());
+                let trace = item_trace(&item.traceparent, &item.tracestate).or_else(|| call_trace.clone());
                 announcements.push(Announcement { blob, size: item.size_bytes, trace });
             }
             parsed.push(blob);
@@ -410,11 +416,8 @@ impl ReplicationService for Service {
             },
         });
         let results = results.collect();
-        let backlogs = announced.routes.iter().map(|(route, backlog)| v1::RouteBacklog {
-            route: route.to_string(),
-            backlog: Some(encode::backlog(backlog)),
-        });
-        Ok(Response::new(v1::EnqueueBlobsResponse { results, backlogs: backlogs.collect(), wait_token }))
+        let backlogs = encode::backlogs(&announced.routes);
+        Ok(Response::new(v1::EnqueueBlobsResponse { results, backlogs, wait_token }))
     }
 }
 
@@ -424,21 +427,6 @@ fn given(text: &str) -> String {
         return text.to_owned();
     }
     text.chars().take(MAX_GIVEN).flat_map(char::escape_default).take(MAX_GIVEN).collect()
-}
-
-/// The trace context of an item, checked as that of a call is.
-fn item_trace(item: &v1::EnqueueItem) -> Option<TraceContext> {
-    if item.traceparent.is_empty() || item.traceparent.len() > MAX_TRACE {
-        return None;
-    }
-    let mut metadata = MetadataMap::new();
-    metadata.insert("traceparent", item.traceparent.parse().ok()?);
-    if item.tracestate.len() <= MAX_TRACE
-        && let Ok(tracestate) = item.tracestate.parse()
-    {
-        metadata.insert("tracestate", tracestate);
-    }
-    trace_context(&metadata)
 }
 
 /// A `WatchStatus` in progress.

@@ -14,6 +14,7 @@ pub mod conformance;
 pub mod disk;
 pub mod faulty;
 pub mod memory;
+pub mod packed;
 pub mod remote;
 
 use crate::blob::{BlobMeta, BlobRef, DigestFunction, Excerpt, Mismatch};
@@ -21,6 +22,7 @@ use crate::failpoint::Injected;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
+use packed::{MAX_PACKED_BYTES, Packed, Parcel, Want};
 use std::sync::Arc;
 
 /// A blob's bytes in order, in chunks of any size.
@@ -85,6 +87,8 @@ pub struct StoreInfo {
     pub max_message_bytes: Option<u64>,
     /// What else it can do.
     pub abilities: Abilities,
+    /// The largest blob that it takes or gives packed, in bytes; absent where it cannot.
+    pub max_packed_bytes: Option<u64>,
 }
 
 impl StoreInfo {
@@ -102,9 +106,10 @@ impl StoreInfo {
                 fetch: true,
                 enumerate: true,
                 replace: true,
-                packed: false,
+                packed: true,
                 verify: false,
             },
+            max_packed_bytes: Some(MAX_PACKED_BYTES),
         }
     }
 }
@@ -226,6 +231,13 @@ pub trait Store: Send + Sync + 'static {
     /// An error item in `bytes` comes back as [`StoreError::Input`]; what the store itself found wrong with them, as
     /// [`StoreError::Mismatch`].
     async fn receive(&self, put: Put, bytes: ByteStream) -> Result<Received, StoreError>;
+
+    /// Writes small blobs, each as [`receive`](Self::receive) would; a result for each, in their order. A bad one fails
+    /// alone. After an error of the connection, what became of a blob is unknown, and it is safe to send again.
+    async fn receive_packed(&self, parcels: Vec<Parcel>) -> Vec<Result<Received, StoreError>>;
+
+    /// Reads small blobs whole, each as [`fetch`](Self::fetch) would; a result for each, in their order.
+    async fn fetch_packed(&self, wants: Vec<Want>) -> Vec<Result<Packed, StoreError>>;
 
     /// Lists a range of refs, in order.
     async fn enumerate(&self, range: EnumerateRange) -> Result<Enumeration, StoreError>;

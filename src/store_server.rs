@@ -3,6 +3,8 @@
 //! Thin: it decodes strictly, calls the store, and encodes. Every call holds a permit to its very end, also while its
 //! stream is read; no stream may stand still, neither one that comes in nor one that goes out.
 
+mod packed;
+
 use crate::blob::{BlobRef, Excerpt, RefError};
 use crate::failpoint::{self, Point};
 use crate::grpc::{
@@ -10,6 +12,7 @@ use crate::grpc::{
     invalid_ref, pump, read_header, store_status,
 };
 use crate::pb::v1;
+use crate::store::packed::MAX_PACKED_BYTES;
 use crate::store::{
     ByteRange, Disposition, EnumerateRange, Enumeration, Fetched, PeerKind, Put, Store, StoreError, StoreInfo,
 };
@@ -111,6 +114,8 @@ async fn at(point: Point) -> Result<(), Status> {
 
 #[async_trait]
 impl BlobReceiverService for StoreServer {
+    type ReceiveBlobsStream = packed::ReceiveBlobsStream;
+
     async fn get_peer_info(
         &self,
         _request: Request<v1::GetPeerInfoRequest>,
@@ -151,10 +156,18 @@ impl BlobReceiverService for StoreServer {
             ..v1::ReceiveBlobResponse::default()
         }))
     }
+
+    async fn receive_blobs(
+        &self,
+        request: Request<Streaming<v1::ReceiveBlobsRequest>>,
+    ) -> Result<Response<Self::ReceiveBlobsStream>, Status> {
+        self.receive_packed(request).await
+    }
 }
 
 #[async_trait]
 impl BlobReaderService for StoreServer {
+    type FetchBlobsStream = packed::FetchBlobsStream;
     type FetchBlobStream = BoxStream<'static, Result<v1::FetchBlobResponse, Status>>;
     type EnumerateBlobsStream = BoxStream<'static, Result<v1::EnumerateBlobsResponse, Status>>;
 
@@ -196,6 +209,13 @@ impl BlobReaderService for StoreServer {
         let messages = fetch_messages(blob, fetched);
         let idle = self.shared.settings.idle_timeout;
         Ok(Response::new(pump(&self.shared.tasks, permit, idle, messages).boxed()))
+    }
+
+    async fn fetch_blobs(
+        &self,
+        request: Request<Streaming<v1::FetchBlobsRequest>>,
+    ) -> Result<Response<Self::FetchBlobsStream>, Status> {
+        self.fetch_packed(request).await
     }
 
     async fn enumerate_blobs(
@@ -323,6 +343,8 @@ fn peer_info(info: &StoreInfo) -> v1::PeerInfo {
         (info.abilities.enumerate, v1::Ability::Enumerate),
         (info.abilities.fetch, v1::Ability::Fetch),
         (info.abilities.replace, v1::Ability::Replace),
+        // Every store here takes packs; one that gains nothing by them does it one by one.
+        (true, v1::Ability::Packed),
     ];
     v1::PeerInfo {
         store_id: info.store_id.clone().unwrap_or_default(),
@@ -332,7 +354,7 @@ fn peer_info(info: &StoreInfo) -> v1::PeerInfo {
         max_blob_bytes: info.max_blob_bytes,
         max_message_bytes: Some(MAX_MESSAGE_BYTES as u64),
         abilities: abilities.into_iter().filter(|(has, _)| *has).map(|(_, ability)| ability.into()).collect(),
-        max_packed_bytes: None,
+        max_packed_bytes: Some(info.max_packed_bytes.unwrap_or(MAX_PACKED_BYTES).min(MAX_PACKED_BYTES)),
     }
 }
 

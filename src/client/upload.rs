@@ -5,7 +5,8 @@
 
 use crate::blob::{BlobMeta, BlobRef, DigestFunction, Hasher};
 use crate::store::conformance::is_mismatch;
-use crate::store::{ByteStream, Disposition, Put, Store, StoreError};
+use crate::store::packed::{Parcel, packs};
+use crate::store::{ByteStream, Disposition, Put, Received, Store, StoreError};
 use bytes::Bytes;
 use futures::stream::{self, Stream, StreamExt as _};
 use std::collections::HashSet;
@@ -181,7 +182,14 @@ fn bytes_of(file: &LocalFile) -> ByteStream {
 pub async fn send(store: &dyn Store, file: LocalFile) -> Result<Uploaded, UploadError> {
     let BlobMeta { blob, size } = file.meta;
     let put = Put { blob, size: Some(size), replace: false };
-    let cause = match store.receive(put, bytes_of(&file)).await {
+    let result = store.receive(put, bytes_of(&file)).await;
+    uploaded(file, result)
+}
+
+/// Checks what the store confirms of a file.
+fn uploaded(file: LocalFile, result: Result<Received, StoreError>) -> Result<Uploaded, UploadError> {
+    let BlobMeta { blob, size } = file.meta;
+    let cause = match result {
         Ok(got) if (got.blob, got.size, got.disposition) == (blob, size, Disposition::Stored) => {
             return Ok(Uploaded { file, was_sent: true });
         }
@@ -192,8 +200,46 @@ pub async fn send(store: &dyn Store, file: LocalFile) -> Result<Uploaded, Upload
     Err(UploadError { path: file.path, cause })
 }
 
+/// Writes small files to a store together, and checks what it confirms of each.
+async fn send_pack(store: &dyn Store, files: Vec<LocalFile>) -> Vec<Result<Uploaded, UploadError>> {
+    let parcel = |file: &LocalFile| {
+        let BlobMeta { blob, size } = file.meta;
+        let put = Put { blob, size: Some(size), replace: false };
+        Parcel { put, bytes: file.bytes.clone().unwrap_or_default(), trace: None }
+    };
+    let results = store.receive_packed(files.iter().map(parcel).collect()).await;
+    files.into_iter().zip(results).map(|(file, result)| uploaded(file, result)).collect()
+}
+
+/// What is sent in one go.
+enum Step {
+    /// The store holds it already.
+    Skip(LocalFile),
+    Send(LocalFile),
+    Pack(Vec<LocalFile>),
+    Fail(UploadError),
+}
+
+/// What is to be done with a page of files, of which the store holds some.
+fn steps(page: Vec<Result<LocalFile, UploadError>>, present: &HashSet<BlobRef>) -> Vec<Step> {
+    let mut steps = Vec::new();
+    let mut small = Vec::new();
+    for file in page {
+        match file {
+            Err(error) => steps.push(Step::Fail(error)),
+            Ok(file) if present.contains(&file.meta.blob) => steps.push(Step::Skip(file)),
+            Ok(file) if file.bytes.is_some() => small.push(file),
+            Ok(file) => steps.push(Step::Send(file)),
+        }
+    }
+    // First: they are soon done, and what is large takes its time.
+    let packed = packs(small, |file| file.bytes.as_ref().map_or(0, Bytes::len)).into_iter().map(Step::Pack);
+    steps.splice(0..0, packed);
+    steps
+}
+
 /// Writes files to a store; results come in any order, as they are ready. Nothing is read ahead of the consumer by more
-/// than a few pages.
+/// than a few pages. Small files travel packed where the store can.
 ///
 /// The stream goes on behind an error; whether that makes sense, [`UploadError::is_of_one_file`] says.
 pub fn upload_all<'a>(
@@ -209,24 +255,21 @@ pub fn upload_all<'a>(
     pages
         .buffered(1)
         .flat_map(|(page, present)| {
-            let (present, failure) = match present {
-                Ok(present) => (present, None),
-                Err(failure) => (HashSet::new(), Some(failure)),
-            };
-            let failed = failure.is_some();
-            let rest = page.into_iter().filter(move |_| !failed).map(move |file| {
-                let is_present = file.as_ref().is_ok_and(|file| present.contains(&file.meta.blob));
-                Ok((file?, is_present))
-            });
-            stream::iter(failure.map(Err).into_iter().chain(rest))
+            stream::iter(match present {
+                Ok(present) => steps(page, &present),
+                Err(failure) => vec![Step::Fail(failure)],
+            })
         })
-        .map(move |next: Result<(LocalFile, bool), UploadError>| async move {
-            match next? {
-                (file, true) => Ok(Uploaded { file, was_sent: false }),
-                (file, false) => send(store, file).await,
+        .map(move |step| async move {
+            match step {
+                Step::Skip(file) => vec![Ok(Uploaded { file, was_sent: false })],
+                Step::Send(file) => vec![send(store, file).await],
+                Step::Pack(files) => send_pack(store, files).await,
+                Step::Fail(error) => vec![Err(error)],
             }
         })
         .buffer_unordered(plan.streams)
+        .flat_map(stream::iter)
 }
 
 /// Which of these files' blobs the store holds, in the same size. Where it cannot tell, the page's first file stands for it.

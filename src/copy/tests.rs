@@ -13,7 +13,7 @@ use std::time::Duration;
 use tonic::Code;
 
 struct Pair {
-    from: FaultyStore,
+    from: Arc<FaultyStore>,
     to: FaultyStore,
     held: Arc<MemoryStore>,
     source: Arc<MemoryStore>,
@@ -23,7 +23,7 @@ impl Pair {
     fn new() -> Self {
         let source = Arc::new(MemoryStore::new(1 << 30));
         let held = Arc::new(MemoryStore::new(1 << 30));
-        Self { from: FaultyStore::new(source.clone()), to: FaultyStore::new(held.clone()), held, source }
+        Self { from: Arc::new(FaultyStore::new(source.clone())), to: FaultyStore::new(held.clone()), held, source }
     }
 
     async fn put(&self, bytes: &[u8]) -> BlobRef {
@@ -31,7 +31,12 @@ impl Pair {
     }
 
     async fn copy(&self, job: &CopyJob) -> Result<Copied, CopyError> {
-        copy_blob(&self.from, &self.to, job, &Arc::new(Progress::new(job.size_hint))).await
+        self.copy_with(job, &Arc::new(Progress::new(job.size_hint))).await
+    }
+
+    async fn copy_with(&self, job: &CopyJob, progress: &Arc<Progress>) -> Result<Copied, CopyError> {
+        let source: Arc<dyn Store> = self.from.clone();
+        copy_blob(&source, &self.to, job, progress).await
     }
 }
 
@@ -113,7 +118,7 @@ async fn the_last_chunk_is_kept_back_until_the_digest_matched() {
     let blob = pair.put(&bytes).await;
     pair.from.set(Some(Trouble::WrongBytes));
     let progress = Arc::new(Progress::new(None));
-    copy_blob(&pair.from, &pair.to, &job(blob), &progress).await.unwrap_err();
+    pair.copy_with(&job(blob), &progress).await.unwrap_err();
     assert!(progress.bytes() > 0 && progress.bytes() < 600_000, "{}", progress.bytes());
 }
 
@@ -232,10 +237,35 @@ async fn a_source_that_breaks_off_is_at_fault_itself() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_source_that_drops_midway_is_gone_on_with_where_it_stopped() {
+    let pair = Pair::new();
+    let bytes: Vec<u8> = (0..=250).cycle().take(1_000_000).collect();
+    let blob = pair.put(&bytes).await;
+    pair.from.set_times(Trouble::Cut, 2);
+    let progress = Arc::new(Progress::new(None));
+    assert!(pair.copy_with(&job(blob), &progress).await.unwrap().copied);
+    assert_eq!((pair.from.fetches(), pair.to.receives()), (3, 1));
+    // Nothing passed twice.
+    assert_eq!(progress.bytes(), 1_000_000);
+    assert_eq!(read(&*pair.held, blob).await, bytes);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_drops_without_end_ends_the_attempt() {
+    let pair = Pair::new();
+    let blob = pair.put(&[1; 9_000_000]).await;
+    pair.from.set(Some(Trouble::Cut));
+    let error = pair.copy(&job(blob)).await.unwrap_err();
+    assert_eq!(error.blame(), Blame::Peer(Side::Source));
+    assert_eq!(pair.from.fetches(), 9);
+    assert!(pair.held.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
 async fn whoever_hangs_is_named_after_the_idle_timeout() {
     let pair = Pair::new();
     let blob = pair.put(b"four").await;
-    for (store, side) in [(&pair.from, Side::Source), (&pair.to, Side::Destination)] {
+    for (store, side) in [(&*pair.from, Side::Source), (&pair.to, Side::Destination)] {
         store.set(Some(Trouble::Hang));
         let start = tokio::time::Instant::now();
         let error = pair.copy(&job(blob)).await.unwrap_err();
@@ -250,7 +280,7 @@ async fn whoever_hangs_is_named_after_the_idle_timeout() {
 async fn a_panic_is_caught_and_charged() {
     let pair = Pair::new();
     let blob = pair.put(b"four").await;
-    for store in [&pair.from, &pair.to] {
+    for store in [&*pair.from, &pair.to] {
         store.set_times(Trouble::Panic, 1);
         let error = pair.copy(&job(blob)).await.unwrap_err();
         assert_eq!((error.kind, error.blame()), (FaultKind::Panicked, Blame::Entry));

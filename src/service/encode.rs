@@ -46,6 +46,12 @@ pub(super) fn backlog(backlog: &Backlog) -> v1::Backlog {
     }
 }
 
+pub(super) fn backlogs(routes: &[(Arc<str>, Backlog)]) -> Vec<v1::RouteBacklog> {
+    let encode =
+        |(route, of): &(Arc<str>, Backlog)| v1::RouteBacklog { route: route.to_string(), backlog: Some(backlog(of)) };
+    routes.iter().map(encode).collect()
+}
+
 pub(super) fn replicator(status: &ReplicatorStatus) -> v1::ReplicatorStatus {
     let state = match status.state {
         ReplicatorState::Ok => v1::ReplicatorState::Ok,
@@ -278,7 +284,7 @@ fn peer_info(info: &StoreInfo) -> v1::PeerInfo {
         max_blob_bytes: info.max_blob_bytes,
         max_message_bytes: info.max_message_bytes,
         abilities: abilities.into_iter().filter(|(has, _)| *has).map(|(_, ability)| ability.into()).collect(),
-        max_packed_bytes: None,
+        max_packed_bytes: info.max_packed_bytes,
     }
 }
 

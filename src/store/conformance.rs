@@ -7,6 +7,7 @@
 
 mod enumerate;
 mod lab;
+mod packed;
 mod read;
 mod receive;
 
@@ -80,7 +81,7 @@ pub async fn run(store: &dyn Store, mut report: impl FnMut(&CheckResult)) -> Vec
             None
         }
     };
-    for check in [receive::CHECKS, read::CHECKS, enumerate::CHECKS].concat() {
+    for check in [receive::CHECKS, packed::CHECKS, read::CHECKS, enumerate::CHECKS].concat() {
         let outcome = match &lab {
             Some(lab) => patiently((check.run)(lab)).await.err().unwrap_or(Outcome::Passed),
             None => Outcome::Skipped("the store does not tell what it is".to_owned()),

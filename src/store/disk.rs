@@ -30,6 +30,7 @@ mod index;
 mod io;
 
 use super::bounds::keys_of;
+use super::packed::{MAX_PACKED_BYTES, Packed, Parcel, Want, receive_each};
 use super::{
     ByteRange, ByteStream, Disposition, EnumerateEnd, EnumeratePage, EnumerateRange, Enumeration, Fetched, Put,
     Received, Store, StoreError, StoreInfo,
@@ -144,13 +145,10 @@ impl DiskStore {
     }
 
     /// Commits a blob that lies whole in memory.
-    async fn receive_small(&self, put: &Put, bytes: Bytes) -> Result<Received, StoreError> {
-        let blob = put.blob;
-        let mut verifier = Verifier::new(blob, put.size);
-        verifier.update(&bytes)?;
-        let size = verifier.finish()?;
-        let record = Record { size, place: Place::Small };
-        let was_new = self.committer.commit(Entry { blob, record, bytes: Some(bytes), replace: put.replace }).await?;
+    async fn receive_small(&self, put: Put, bytes: Bytes) -> Result<Received, StoreError> {
+        let entry = verified(Parcel { put, bytes, trace: None })?;
+        let (blob, size) = (entry.blob, entry.record.size);
+        let was_new = self.committer.commit(entry).await?;
         failpoint::pause(Point::StoreReceived).await?;
         Ok(Received { blob, size, disposition: Disposition::Stored, was_new })
     }
@@ -271,6 +269,15 @@ impl Shared {
         })
     }
 
+    /// A small blob, verified.
+    fn read_small(&self, blob: BlobRef) -> Result<Packed, StoreError> {
+        let (size, (bytes, rest)) = match self.index.get(&blob)? {
+            Some(Record { size, .. }) if size > MAX_PACKED_BYTES => return Ok(Packed::TooLarge { size }),
+            _ => self.read(blob, ByteRange::default())?,
+        };
+        Ok(if rest.is_some() { Packed::TooLarge { size } } else { Packed::Whole(bytes) })
+    }
+
     /// The bytes of a small blob, or the first chunk of a file, of the range. A read of the whole blob is verified.
     fn read(&self, blob: BlobRef, range: ByteRange) -> Result<(u64, FileChunk), StoreError> {
         let Record { size, place } = self.index.get(&blob)?.ok_or(StoreError::Missing(blob))?;
@@ -358,7 +365,50 @@ impl Store for DiskStore {
             }
         }
         let whole = if many.is_empty() { only } else { many.freeze() };
-        self.receive_small(&put, whole).await
+        self.receive_small(put, whole).await
+    }
+
+    async fn receive_packed(&self, parcels: Vec<Parcel>) -> Vec<Result<Received, StoreError>> {
+        if parcels.iter().any(|parcel| parcel.bytes.len() > SMALL_BYTES) {
+            // Files are written one by one.
+            return receive_each(self, parcels).await;
+        }
+        let count = parcels.len();
+        let verify = move || Ok(parcels.into_iter().map(verified).collect::<Vec<_>>());
+        let verified = match self.io.run(verify).await {
+            Ok(verified) => verified,
+            // The process is stopping.
+            Err(error) => {
+                let again = || StoreError::io("verifying", std::io::Error::other(error.to_string()));
+                return (0..count).map(|_| Err(again())).collect();
+            }
+        };
+        let (entries, stated): (Vec<_>, Vec<_>) = verified
+            .into_iter()
+            .map(|entry| match entry {
+                Ok(entry) => {
+                    let stated = (entry.blob, entry.record.size);
+                    (Some(entry), Ok(stated))
+                }
+                Err(error) => (None, Err(error)),
+            })
+            .unzip();
+        let mut verdicts = self.committer.commit_all(entries.into_iter().flatten().collect()).await.into_iter();
+        let received = |stated: Result<(BlobRef, u64), StoreError>| {
+            let (blob, size) = stated?;
+            let was_new = verdicts.next().unwrap_or(Ok(false))?;
+            Ok(Received { blob, size, disposition: Disposition::Stored, was_new })
+        };
+        stated.into_iter().map(received).collect()
+    }
+
+    async fn fetch_packed(&self, wants: Vec<Want>) -> Vec<Result<Packed, StoreError>> {
+        let (shared, count) = (self.shared.clone(), wants.len());
+        let read = move || Ok(wants.into_iter().map(|want| shared.read_small(want.blob)).collect::<Vec<_>>());
+        self.io.run(read).await.unwrap_or_else(|error| {
+            let again = || StoreError::io("reading", std::io::Error::other(error.to_string()));
+            (0..count).map(|_| Err(again())).collect()
+        })
     }
 
     async fn enumerate(&self, range: EnumerateRange) -> Result<Enumeration, StoreError> {
@@ -372,6 +422,15 @@ impl Store for DiskStore {
         });
         Ok(pages.boxed())
     }
+}
+
+/// A small blob, ready to be committed.
+fn verified(parcel: Parcel) -> Result<Entry, StoreError> {
+    let Parcel { put, bytes, .. } = parcel;
+    let mut verifier = Verifier::new(put.blob, put.size);
+    verifier.update(&bytes)?;
+    let record = Record { size: verifier.finish()?, place: Place::Small };
+    Ok(Entry { blob: put.blob, record, bytes: Some(bytes), replace: put.replace })
 }
 
 /// Where an enumeration stands.

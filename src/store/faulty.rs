@@ -3,6 +3,7 @@
 //! Faults are set for all blobs or for one, for ever or for a number of times. The store underneath stays honest: whatever the
 //! decorator claims, `inner` shows what was really committed.
 
+use super::packed::{MAX_PACKED_BYTES, Packed, Parcel, Want, fetch_each, receive_each};
 use super::{
     ByteRange, ByteStream, Disposition, EnumerateRange, Enumeration, Fetched, PeerError, Put, Received, Store,
     StoreError, StoreInfo,
@@ -256,6 +257,15 @@ impl Store for FaultyStore {
                 Err(PeerError { code: Code::InvalidArgument, reason, message: "refused as told".to_owned() }.into())
             }
         }
+    }
+
+    // One by one, so that the script holds for each blob.
+    async fn receive_packed(&self, parcels: Vec<Parcel>) -> Vec<Result<Received, StoreError>> {
+        receive_each(self, parcels).await
+    }
+
+    async fn fetch_packed(&self, wants: Vec<Want>) -> Vec<Result<Packed, StoreError>> {
+        fetch_each(self, wants, MAX_PACKED_BYTES).await
     }
 
     async fn enumerate(&self, range: EnumerateRange) -> Result<Enumeration, StoreError> {

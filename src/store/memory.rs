@@ -3,6 +3,7 @@
 //! Its capacity bounds all the bytes it holds, those of blobs that are still coming in included.
 
 use super::bounds::keys_of;
+use super::packed::{MAX_PACKED_BYTES, Packed, Parcel, Want};
 use super::{
     ByteRange, ByteStream, Disposition, EnumerateEnd, EnumeratePage, EnumerateRange, Enumeration, Fetched, Put,
     Received, Store, StoreError, StoreInfo,
@@ -21,6 +22,9 @@ const PAGE_BLOBS: usize = 1000;
 /// Bytes in a chunk that is read, at most.
 const CHUNK_BYTES: usize = 256 * 1024;
 
+/// Pieces of at least so many bytes are kept as they came.
+const PIECE_BYTES: usize = 128 * 1024;
+
 /// A store that holds its blobs in memory.
 #[derive(Debug)]
 pub struct MemoryStore {
@@ -37,9 +41,72 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     /// By key, so that the order is that of the refs' text.
-    blobs: BTreeMap<Vec<u8>, Bytes>,
+    blobs: BTreeMap<Vec<u8>, Held>,
     /// Bytes of all blobs, and of those coming in.
     used: u64,
+}
+
+/// A blob's bytes, in pieces. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+struct Held {
+    size: u64,
+    pieces: Arc<[Bytes]>,
+}
+
+impl Held {
+    /// The part from `start` to `end`, in pieces of at most [`CHUNK_BYTES`].
+    fn part(&self, start: u64, end: u64) -> Vec<Bytes> {
+        let mut chunks = Vec::new();
+        let mut at = 0;
+        for piece in self.pieces.iter() {
+            let within = |place: u64| usize::try_from(place.saturating_sub(at)).unwrap_or(usize::MAX).min(piece.len());
+            let mut rest = piece.slice(within(start)..within(end));
+            while !rest.is_empty() {
+                chunks.push(rest.split_to(rest.len().min(CHUNK_BYTES)));
+            }
+            at += piece.len() as u64;
+        }
+        chunks
+    }
+
+    /// All of it, in one piece.
+    fn whole(&self) -> Bytes {
+        match &*self.pieces {
+            [only] => only.clone(),
+            pieces => pieces.concat().into(),
+        }
+    }
+}
+
+/// Gathers what comes: large pieces as they are, small ones joined, or each would keep the message that it came in.
+#[derive(Debug, Default)]
+struct Gathering {
+    size: u64,
+    pieces: Vec<Bytes>,
+    small: BytesMut,
+}
+
+impl Gathering {
+    fn add(&mut self, bytes: Bytes) {
+        self.size += bytes.len() as u64;
+        if bytes.len() < PIECE_BYTES {
+            self.small.extend_from_slice(&bytes);
+        } else {
+            self.flush();
+            self.pieces.push(bytes);
+        }
+    }
+
+    fn flush(&mut self) {
+        if !self.small.is_empty() {
+            self.pieces.push(std::mem::take(&mut self.small).freeze());
+        }
+    }
+
+    fn held(mut self) -> Held {
+        self.flush();
+        Held { size: self.size, pieces: self.pieces.into() }
+    }
 }
 
 impl MemoryStore {
@@ -76,13 +143,13 @@ impl Shared {
             return page;
         }
         let state = self.lock();
-        for (key, bytes) in state.blobs.range(from.to_vec()..to.to_vec()) {
+        for (key, held) in state.blobs.range(from.to_vec()..to.to_vec()) {
             if page.blobs.len() == max {
                 page.next = Some(key.clone());
                 break;
             }
             if let Some(blob) = BlobRef::from_key(key) {
-                page.blobs.push(BlobMeta { blob, size: bytes.len() as u64 });
+                page.blobs.push(BlobMeta { blob, size: held.size });
             }
         }
         page
@@ -119,6 +186,38 @@ impl Drop for Room<'_> {
     }
 }
 
+impl MemoryStore {
+    /// Keeps verified bytes for which there is room. Gives whether the blob was new.
+    fn keep(&self, put: &Put, held: Held, mut room: Room<'_>) -> bool {
+        let key = put.blob.to_key();
+        // What is inserted keeps its room; what it pushes out, or an equal blob that came first, gives its own back.
+        let mut state = self.shared.lock();
+        let known = state.blobs.contains_key(&key);
+        if put.replace || !known {
+            let old = state.blobs.insert(key, held);
+            room.bytes = old.map_or(0, |old| old.size);
+        }
+        drop(state);
+        !known
+    }
+
+    fn receive_whole(&self, put: &Put, bytes: Bytes) -> Result<Received, StoreError> {
+        let mut verifier = Verifier::new(put.blob, put.size);
+        verifier.update(&bytes)?;
+        let size = verifier.finish()?;
+        let keep = put.replace || !self.shared.lock().blobs.contains_key(&put.blob.to_key());
+        let mut was_new = false;
+        if keep {
+            let mut room = Room { shared: &self.shared, bytes: 0 };
+            room.grow(size)?;
+            let mut gathering = Gathering::default();
+            gathering.add(bytes);
+            was_new = self.keep(put, gathering.held(), room);
+        }
+        Ok(Received { blob: put.blob, size, disposition: Disposition::Stored, was_new })
+    }
+}
+
 #[async_trait]
 impl Store for MemoryStore {
     async fn info(&self) -> Result<StoreInfo, StoreError> {
@@ -127,25 +226,14 @@ impl Store for MemoryStore {
 
     async fn stat(&self, blobs: &[BlobRef]) -> Result<Vec<BlobMeta>, StoreError> {
         let state = self.shared.lock();
-        let size_of = |blob: &BlobRef| state.blobs.get(&blob.to_key()).map(|bytes| bytes.len() as u64);
+        let size_of = |blob: &BlobRef| state.blobs.get(&blob.to_key()).map(|held| held.size);
         Ok(blobs.iter().filter_map(|blob| size_of(blob).map(|size| BlobMeta { blob: *blob, size })).collect())
     }
 
     async fn fetch(&self, blob: BlobRef, range: ByteRange) -> Result<Fetched, StoreError> {
-        let Some(bytes) = self.shared.lock().blobs.get(&blob.to_key()).cloned() else {
-            return Err(StoreError::Missing(blob));
-        };
-        let size = bytes.len() as u64;
-        let (start, end) = range.within(size)?;
-        let (Ok(start), Ok(end)) = (usize::try_from(start), usize::try_from(end)) else {
-            return Err(StoreError::Invalid(format!("the range does not lie in the blob's {size} bytes")));
-        };
-        let mut rest = bytes.slice(start..end);
-        let chunks = std::iter::from_fn(move || {
-            let chunk = rest.split_to(rest.len().min(CHUNK_BYTES));
-            (!chunk.is_empty()).then_some(Ok(chunk))
-        });
-        Ok(Fetched { size, bytes: stream::iter(chunks).boxed() })
+        let held = self.shared.lock().blobs.get(&blob.to_key()).cloned().ok_or(StoreError::Missing(blob))?;
+        let (start, end) = range.within(held.size)?;
+        Ok(Fetched { size: held.size, bytes: stream::iter(held.part(start, end).into_iter().map(Ok)).boxed() })
     }
 
     async fn receive(&self, put: Put, mut bytes: ByteStream) -> Result<Received, StoreError> {
@@ -153,29 +241,32 @@ impl Store for MemoryStore {
         let keep = put.replace || !self.shared.lock().blobs.contains_key(&key);
         let mut verifier = Verifier::new(put.blob, put.size);
         let mut room = Room { shared: &self.shared, bytes: 0 };
-        let mut whole = BytesMut::new();
+        let mut gathering = Gathering::default();
         while let Some(chunk) = bytes.next().await {
             let chunk = chunk.map_err(|error| StoreError::Input(Box::new(error)))?;
             verifier.update(&chunk)?;
             if keep {
                 room.grow(chunk.len() as u64)?;
-                whole.extend_from_slice(&chunk);
+                gathering.add(chunk);
             }
         }
         let size = verifier.finish()?;
-        let mut was_new = false;
-        if keep {
-            // What is inserted keeps its room; what it pushes out, or an equal blob that came first, gives its own back.
-            let mut state = self.shared.lock();
-            let known = state.blobs.contains_key(&key);
-            was_new = !known;
-            if put.replace || !known {
-                let old = state.blobs.insert(key, whole.freeze());
-                room.bytes = old.map_or(0, |old| old.len() as u64);
-            }
-            drop(state);
-        }
+        let was_new = keep && self.keep(&put, gathering.held(), room);
         Ok(Received { blob: put.blob, size, disposition: Disposition::Stored, was_new })
+    }
+
+    async fn receive_packed(&self, parcels: Vec<Parcel>) -> Vec<Result<Received, StoreError>> {
+        parcels.into_iter().map(|Parcel { put, bytes, .. }| self.receive_whole(&put, bytes)).collect()
+    }
+
+    async fn fetch_packed(&self, wants: Vec<Want>) -> Vec<Result<Packed, StoreError>> {
+        let state = self.shared.lock();
+        let fetch = |Want { blob, .. }: Want| {
+            let held = state.blobs.get(&blob.to_key()).ok_or(StoreError::Missing(blob))?;
+            let size = held.size;
+            Ok(if size > MAX_PACKED_BYTES { Packed::TooLarge { size } } else { Packed::Whole(held.whole()) })
+        };
+        wants.into_iter().map(fetch).collect()
     }
 
     async fn enumerate(&self, range: EnumerateRange) -> Result<Enumeration, StoreError> {

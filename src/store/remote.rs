@@ -7,9 +7,14 @@
 //! [`Store::receive`] keeps invariant 3: the request stream is half-closed only after the bytes ended without an error. On
 //! an error it stands still until the call is cancelled, which resets the stream, and the peer commits nothing.
 //!
+//! Small blobs travel packed where the peer can (`packed`), each pack on a stream of its own; else one by one.
+//!
 //! Control calls have a deadline of their own, and so has the wait for the first message of a stream. How long a stream
 //! may stand still after that is for the caller to say. Nothing is retried here.
 
+mod packed;
+
+use super::packed::{Packed, Parcel, Want};
 use super::{
     Abilities, ByteRange, ByteStream, Disposition, EnumerateEnd, EnumeratePage, EnumerateRange, Enumeration, Fetched,
     PeerError, PeerKind, Put, Received, Store, StoreError, StoreInfo,
@@ -28,7 +33,7 @@ use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -63,6 +68,8 @@ pub struct RemoteStore {
     request_timeout: Duration,
     // Smaller than CHUNK_BYTES once the peer said that its messages must be.
     chunk_bytes: AtomicUsize,
+    // The largest blob that the peer takes and gives packed; 0 while it has not said that it can.
+    packed_bytes: AtomicU64,
 }
 
 impl RemoteStore {
@@ -75,6 +82,7 @@ impl RemoteStore {
             channels: Channels::open(peer)?,
             request_timeout: peer.request_timeout,
             chunk_bytes: AtomicUsize::new(CHUNK_BYTES),
+            packed_bytes: AtomicU64::new(0),
         })
     }
 
@@ -138,6 +146,9 @@ impl Store for RemoteStore {
         let largest = info.max_message_bytes.map_or(usize::MAX, |max| usize::try_from(max).unwrap_or(usize::MAX));
         let chunk_bytes = largest.saturating_sub(CHUNK_OVERHEAD).clamp(1, CHUNK_BYTES);
         self.chunk_bytes.store(chunk_bytes, Ordering::Relaxed);
+        // A pack must fit a message; 1 MiB and the refs around it do, or it is not worth it.
+        let fits = largest >= packed::MESSAGE_BYTES;
+        self.packed_bytes.store(info.max_packed_bytes.filter(|_| fits).unwrap_or(0), Ordering::Relaxed);
         Ok(info)
     }
 
@@ -220,9 +231,17 @@ impl Store for RemoteStore {
         Ok(Received {
             blob: parse_ref("ReceiveBlob", &answer.r#ref)?,
             size: stated("ReceiveBlob", answer.size_bytes)?,
-            disposition: disposition(answer.disposition)?,
+            disposition: disposition("ReceiveBlob", answer.disposition)?,
             was_new: answer.was_new,
         })
+    }
+
+    async fn receive_packed(&self, parcels: Vec<Parcel>) -> Vec<Result<Received, StoreError>> {
+        self.receive_packs(parcels).await
+    }
+
+    async fn fetch_packed(&self, wants: Vec<Want>) -> Vec<Result<Packed, StoreError>> {
+        self.fetch_packs(wants).await
     }
 
     async fn enumerate(&self, range: EnumerateRange) -> Result<Enumeration, StoreError> {
@@ -418,15 +437,15 @@ fn stated(method: &str, size: Option<u64>) -> Result<u64, StoreError> {
     size.ok_or_else(|| StoreError::Protocol(format!("{method} did not state the size")))
 }
 
-fn disposition(number: i32) -> Result<Disposition, StoreError> {
+fn disposition(method: &str, number: i32) -> Result<Disposition, StoreError> {
     match v1::Disposition::try_from(number) {
         Ok(v1::Disposition::Stored) => Ok(Disposition::Stored),
         Ok(v1::Disposition::Consumed) => Ok(Disposition::Consumed),
         Ok(v1::Disposition::Enqueued) => Ok(Disposition::Enqueued),
         Ok(v1::Disposition::Unspecified) => {
-            Err(StoreError::Protocol("ReceiveBlob did not say what became of the blob".to_owned()))
+            Err(StoreError::Protocol(format!("{method} did not say what became of the blob")))
         }
-        Err(_) => Err(StoreError::Protocol(format!("ReceiveBlob answered the unknown disposition {number}"))),
+        Err(_) => Err(StoreError::Protocol(format!("{method} answered the unknown disposition {number}"))),
     }
 }
 
@@ -467,6 +486,8 @@ fn peer_info(answer: v1::GetPeerInfoResponse) -> Result<StoreInfo, StoreError> {
         functions,
         max_blob_bytes: info.max_blob_bytes,
         max_message_bytes: info.max_message_bytes,
+        // Without a size it would be a guess.
+        max_packed_bytes: info.max_packed_bytes.filter(|_| abilities.packed),
         abilities,
     })
 }

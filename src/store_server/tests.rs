@@ -5,6 +5,7 @@ use crate::blob::{BlobMeta, BlobRef, DigestFunction, Verifier};
 use crate::grpc::{MAX_DECODED_BYTES, PeerEndpoint, ServeSettings, base_routes, serve};
 use crate::pb::v1;
 use crate::store::memory::MemoryStore;
+use crate::store::packed::{MAX_PACKED_BYTES, Packed, Parcel, Want, fetch_each, receive_each};
 use crate::store::remote::RemoteStore;
 use crate::store::{
     Abilities, ByteRange, ByteStream, Disposition, EnumerateEnd, EnumeratePage, EnumerateRange, Enumeration, Fetched,
@@ -49,6 +50,7 @@ impl Store for Shelf {
             max_blob_bytes: Some(LIMIT),
             max_message_bytes: None,
             abilities,
+            max_packed_bytes: None,
         })
     }
 
@@ -83,6 +85,14 @@ impl Store for Shelf {
         let size = verifier.finish()?;
         let was_new = self.blobs.lock().unwrap().insert(put.blob, whole.freeze()).is_none();
         Ok(Received { blob: put.blob, size, disposition: Disposition::Stored, was_new })
+    }
+
+    async fn receive_packed(&self, parcels: Vec<Parcel>) -> Vec<Result<Received, StoreError>> {
+        receive_each(self, parcels).await
+    }
+
+    async fn fetch_packed(&self, wants: Vec<Want>) -> Vec<Result<Packed, StoreError>> {
+        fetch_each(self, wants, MAX_PACKED_BYTES).await
     }
 
     async fn enumerate(&self, range: EnumerateRange) -> Result<Enumeration, StoreError> {
@@ -207,7 +217,8 @@ async fn a_blob_goes_there_and_back() {
     let store = served.store();
     let info = store.info().await.unwrap();
     assert_eq!((info.store_id.as_deref(), info.kind), (Some("shelf"), PeerKind::Store));
-    assert!(info.abilities.fetch && !info.abilities.replace && !info.abilities.packed);
+    assert!(info.abilities.fetch && !info.abilities.replace && info.abilities.packed);
+    assert_eq!(info.max_packed_bytes, Some(MAX_PACKED_BYTES));
     let big: Vec<u8> = (0..3_000_000u32).map(|n| n.to_le_bytes()[n as usize % 3]).collect();
     for bytes in [Bytes::new(), Bytes::from_static(b"hello"), Bytes::from(big)] {
         let (blob, size) = (blob_of(&bytes), bytes.len() as u64);
@@ -457,5 +468,69 @@ async fn health_is_served() {
     let mut client = tonic_health::pb::health_client::HealthClient::new(served.channel().await);
     let answer = client.check(tonic_health::pb::HealthCheckRequest { service: String::new() }).await.unwrap();
     assert_eq!(answer.into_inner().status(), tonic_health::pb::health_check_response::ServingStatus::Serving);
+    served.stop().await;
+}
+
+fn pack(count: usize, size: usize) -> v1::ReceiveBlobsRequest {
+    let blob = |n: usize| {
+        let mut bytes = vec![0; size];
+        bytes[..8].copy_from_slice(&n.to_le_bytes());
+        v1::PackedBlob { r#ref: blob_of(&bytes).to_string(), data: bytes.into(), ..v1::PackedBlob::default() }
+    };
+    v1::ReceiveBlobsRequest { blobs: (0..count).map(blob).collect(), source_store: String::new() }
+}
+
+#[tokio::test]
+async fn what_makes_no_sense_in_a_pack_is_that_items_fault() {
+    let served = Served::start().await;
+    let mut client = BlobReceiverServiceClient::new(served.channel().await);
+    let mut message = pack(6, 100);
+    message.blobs[1].r#ref = "nonsense".to_owned();
+    message.blobs[2].replace = true;
+    message.blobs[3].data = Bytes::from_static(b"other bytes");
+    message.blobs[4].data = vec![0; usize::try_from(MAX_PACKED_BYTES).unwrap() + 1].into();
+    let answers = client.receive_blobs(stream::iter([pack(2, 50), message])).await.unwrap().into_inner();
+    let answers: Vec<_> = answers.map(Result::unwrap).collect().await;
+    let results: Vec<_> = answers.into_iter().flat_map(|answer| answer.results).collect();
+    assert!(results.iter().map(|result| result.item).eq((0..8).map(Some)));
+    let reasons: Vec<_> =
+        results.iter().map(|result| result.error.as_ref().map(|error| error.reason.as_str())).collect();
+    let refused = [Some("INVALID_REF"), Some("REPLACE_UNSUPPORTED"), Some("DIGEST_MISMATCH"), Some("BLOB_TOO_LARGE")];
+    assert_eq!(reasons, [&[None, None, None][..], &refused, &[None]].concat());
+    assert_eq!(served.held(), 4);
+    let many = v1::ReceiveBlobsRequest { blobs: vec![v1::PackedBlob::default(); 10_001], ..Default::default() };
+    let mut answers = client.receive_blobs(stream::iter([many])).await.unwrap().into_inner();
+    assert_eq!(reason_of(&answers.message().await.unwrap_err()).as_deref(), Some("TOO_MANY_ITEMS"));
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_that_sends_packs_and_reads_no_answers_is_read_no_further_and_ended() {
+    let settings = StoreServerSettings { idle_timeout: Duration::from_millis(300), max_calls: 1 };
+    let served = Served::with(Shelf::default(), settings).await;
+    let mut client = BlobReceiverServiceClient::new(served.channel().await);
+    let taken = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let count = taken.clone();
+    let messages = (0..10_000).map(move |_| {
+        count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        pack(500, 1000)
+    });
+    let mut answers = client.receive_blobs(stream::iter(messages)).await.unwrap().into_inner();
+    // Nobody reads. What the server took is bounded by windows and the messages it works at, not by what there is.
+    let ended = async {
+        // As long as the call is in progress, there is no room for another.
+        while served.store().stat(&[blob_of(b"x")]).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), ended).await.unwrap();
+    assert!(taken.load(std::sync::atomic::Ordering::Relaxed) < 200);
+    let end = loop {
+        match answers.message().await {
+            Ok(Some(_)) => {}
+            end => break end,
+        }
+    };
+    assert_eq!(end.unwrap_err().code(), Code::DeadlineExceeded);
     served.stop().await;
 }

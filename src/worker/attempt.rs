@@ -81,7 +81,7 @@ pub(super) async fn attempt(worker: Arc<Worker>, claim: Claim, permits: Arc<Perm
         queue_wait_ms = u64::try_from(queue_wait.as_millis()).unwrap_or(u64::MAX),
     );
     let result = async {
-        let mut copy = pin!(copy_blob(&**spec.from.store(), &**spec.to.store(), &job, &progress));
+        let mut copy = pin!(copy_blob(spec.from.store(), &**spec.to.store(), &job, &progress));
         loop {
             tokio::select! {
                 biased;

@@ -108,6 +108,7 @@ impl<'a> Lab<'a> {
             "fetch" => has.fetch,
             "enumerate" => has.enumerate,
             "replace" => has.replace,
+            "packed" => has.packed && self.info.max_packed_bytes.is_some(),
             _ => false,
         };
         if offered { Ok(()) } else { Err(Outcome::Skipped(format!("the store does not offer {ability}"))) }

@@ -3,6 +3,7 @@
 use super::{Outcome, assert_passes, run};
 use crate::blob::{BlobMeta, BlobRef};
 use crate::store::memory::MemoryStore;
+use crate::store::packed::{MAX_PACKED_BYTES, Packed, Parcel, Want, fetch_each, receive_each};
 use crate::store::{
     ByteRange, ByteStream, EnumerateRange, Enumeration, Fetched, PeerKind, Put, Received, Store, StoreError, StoreInfo,
 };
@@ -116,6 +117,14 @@ impl Store for Faulty {
             Fault::AlwaysNew => Ok(Received { was_new: true, ..self.inner.receive(put, bytes).await? }),
             _ => self.inner.receive(put, bytes).await,
         }
+    }
+
+    async fn receive_packed(&self, parcels: Vec<Parcel>) -> Vec<Result<Received, StoreError>> {
+        receive_each(self, parcels).await
+    }
+
+    async fn fetch_packed(&self, wants: Vec<Want>) -> Vec<Result<Packed, StoreError>> {
+        fetch_each(self, wants, MAX_PACKED_BYTES).await
     }
 
     async fn enumerate(&self, mut range: EnumerateRange) -> Result<Enumeration, StoreError> {

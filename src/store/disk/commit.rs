@@ -19,7 +19,7 @@ use std::thread::JoinHandle;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-/// Blobs in a batch, and waiting for the next one, at most: 16 MiB of small blobs each.
+/// A batch takes no more from this many blobs on, 16 MiB of small ones; receivers that wait for the next one, at most.
 const BATCH: usize = 256;
 
 /// A blob whose bytes were verified, to be made visible.
@@ -32,9 +32,10 @@ pub(super) struct Entry {
     pub(super) replace: bool,
 }
 
+/// What came together; it is answered together, a verdict for each.
 struct Waiting {
-    entry: Entry,
-    answer: oneshot::Sender<Result<bool, StoreError>>,
+    entries: Vec<Entry>,
+    answer: oneshot::Sender<Vec<Result<bool, StoreError>>>,
 }
 
 /// The thread that writes, and the way to it. Dropped, it finishes what it was given.
@@ -64,13 +65,25 @@ impl Committer {
     ///
     /// Dropped before its batch is begun, nothing becomes visible.
     pub(super) async fn commit(&self, entry: Entry) -> Result<bool, StoreError> {
-        let stopped =
-            || StoreError::io("writing the index", io::Error::other("its writer has stopped; restart the store"));
-        let (answer, answered) = oneshot::channel();
-        let sender = self.sender.as_ref().ok_or_else(stopped)?;
-        sender.send(Waiting { entry, answer }).await.map_err(|_| stopped())?;
-        answered.await.map_err(|_| stopped())?
+        // One verdict for each entry.
+        self.commit_all(vec![entry]).await.pop().unwrap_or_else(|| Err(stopped()))
     }
+
+    /// The same for several, in one batch; a verdict for each, in their order.
+    pub(super) async fn commit_all(&self, entries: Vec<Entry>) -> Vec<Result<bool, StoreError>> {
+        let count = entries.len();
+        let all_stopped = || (0..count).map(|_| Err(stopped())).collect();
+        let (answer, answered) = oneshot::channel();
+        let Some(sender) = &self.sender else { return all_stopped() };
+        if sender.send(Waiting { entries, answer }).await.is_err() {
+            return all_stopped();
+        }
+        answered.await.unwrap_or_else(|_| all_stopped())
+    }
+}
+
+fn stopped() -> StoreError {
+    StoreError::io("writing the index", io::Error::other("its writer has stopped; restart the store"))
 }
 
 impl Drop for Committer {
@@ -87,28 +100,35 @@ impl Drop for Committer {
 
 fn run(index: &Index, mut receiver: mpsc::Receiver<Waiting>) {
     let mut batch = Vec::with_capacity(BATCH);
-    while receiver.blocking_recv_many(&mut batch, BATCH) > 0 {
+    while let Some(first) = receiver.blocking_recv() {
+        let mut weight = first.entries.len();
+        batch.push(first);
+        while weight < BATCH {
+            let Ok(next) = receiver.try_recv() else { break };
+            weight += next.entries.len();
+            batch.push(next);
+        }
         // Whoever stopped waiting must not commit.
         batch.retain(|waiting| !waiting.answer.is_closed());
-        let verdicts = write(index, &batch);
-        for (waiting, verdict) in batch.drain(..).zip(verdicts) {
+        let mut verdicts = write(index, batch.iter().flat_map(|waiting| &waiting.entries)).into_iter();
+        for Waiting { entries, answer } in batch.drain(..) {
             // A receiver that went away meanwhile does not want to know.
-            drop(waiting.answer.send(verdict));
+            drop(answer.send(verdicts.by_ref().take(entries.len()).collect()));
         }
     }
 }
 
 /// Writes one batch; gives for each entry whether it was new. An entry that repeats one of the same batch is answered
 /// after the write it relies on, like all.
-fn write(index: &Index, batch: &[Waiting]) -> Vec<Result<bool, StoreError>> {
+fn write<'a>(index: &Index, batch: impl Iterator<Item = &'a Entry> + Clone) -> Vec<Result<bool, StoreError>> {
     if let Err(injected) = failpoint::hit(Point::StoreDecide) {
-        return batch.iter().map(|_| Err(injected.into())).collect();
+        return batch.map(|_| Err(injected.into())).collect();
     }
-    let blobs: Vec<BlobRef> = batch.iter().map(|waiting| waiting.entry.blob).collect();
+    let blobs: Vec<BlobRef> = batch.clone().map(|entry| entry.blob).collect();
     let mut first = HashSet::new();
-    let mut rows = Vec::with_capacity(batch.len());
-    let mut new = Vec::with_capacity(batch.len());
-    for (Waiting { entry, .. }, known) in batch.iter().zip(index.get_many(&blobs)) {
+    let mut rows = Vec::with_capacity(blobs.len());
+    let mut new = Vec::with_capacity(blobs.len());
+    for (entry, known) in batch.zip(index.get_many(&blobs)) {
         let absent = match known {
             Ok(known) => known.is_none() && first.insert(entry.blob),
             // A row that cannot be read is no reason not to repair it.

@@ -4,6 +4,7 @@ use super::RemoteStore;
 use crate::blob::{BlobRef, DigestFunction, Mismatch};
 use crate::grpc::{PeerEndpoint, ServeSettings, serve};
 use crate::pb::v1;
+use crate::store::packed::{Packed, Parcel, Want};
 use crate::store::{ByteRange, Disposition, EnumerateEnd, EnumerateRange, PeerKind, Put, Received, Store, StoreError};
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -30,10 +31,23 @@ struct Rogue {
     stat: v1::StatBlobsResponse,
     fetch: Vec<Result<v1::FetchBlobResponse, Status>>,
     pages: Vec<v1::EnumerateBlobsResponse>,
+    results: Vec<Result<v1::ReceiveBlobsResponse, Status>>,
+    found: Vec<Result<v1::FetchBlobsResponse, Status>>,
 }
 
 #[async_trait]
 impl BlobReceiverService for Rogue {
+    type ReceiveBlobsStream = BoxStream<'static, Result<v1::ReceiveBlobsResponse, Status>>;
+
+    async fn receive_blobs(
+        &self,
+        request: Request<Streaming<v1::ReceiveBlobsRequest>>,
+    ) -> Result<Response<Self::ReceiveBlobsStream>, Status> {
+        let mut messages = request.into_inner();
+        while !self.hasty && messages.message().await?.is_some() {}
+        Ok(Response::new(stream::iter(self.results.clone()).boxed()))
+    }
+
     async fn get_peer_info(
         &self,
         _: Request<v1::GetPeerInfoRequest>,
@@ -53,6 +67,7 @@ impl BlobReceiverService for Rogue {
 
 #[async_trait]
 impl BlobReaderService for Rogue {
+    type FetchBlobsStream = BoxStream<'static, Result<v1::FetchBlobsResponse, Status>>;
     type FetchBlobStream = BoxStream<'static, Result<v1::FetchBlobResponse, Status>>;
     type EnumerateBlobsStream = BoxStream<'static, Result<v1::EnumerateBlobsResponse, Status>>;
 
@@ -62,6 +77,15 @@ impl BlobReaderService for Rogue {
 
     async fn fetch_blob(&self, _: Request<v1::FetchBlobRequest>) -> Result<Response<Self::FetchBlobStream>, Status> {
         Ok(Response::new(stream::iter(self.fetch.clone()).boxed()))
+    }
+
+    async fn fetch_blobs(
+        &self,
+        request: Request<Streaming<v1::FetchBlobsRequest>>,
+    ) -> Result<Response<Self::FetchBlobsStream>, Status> {
+        let mut messages = request.into_inner();
+        while !self.hasty && messages.message().await?.is_some() {}
+        Ok(Response::new(stream::iter(self.found.clone()).boxed()))
     }
 
     async fn enumerate_blobs(
@@ -326,4 +350,106 @@ async fn status_details_that_are_no_base64_are_an_error_and_no_panic() {
         Err(StoreError::Peer(error)) => assert_eq!((error.code, error.reason), (Code::Unknown, None)),
         other => panic!("{:?}", other.err()),
     }
+}
+
+/// Says that it takes packs.
+fn packer() -> Rogue {
+    let peer_info = v1::PeerInfo {
+        abilities: vec![v1::Ability::Packed.into()],
+        max_packed_bytes: Some(1000),
+        max_message_bytes: Some(4 << 20),
+        ..v1::PeerInfo::default()
+    };
+    Rogue { info: v1::GetPeerInfoResponse { peer_info: Some(peer_info) }, ..Rogue::default() }
+}
+
+fn parcels() -> Vec<Parcel> {
+    let parcel = |bytes: &'static [u8]| {
+        let blob = DigestFunction::Sha256.ref_of(bytes);
+        let put = Put { blob, size: Some(bytes.len() as u64), replace: false };
+        Parcel { put, bytes: Bytes::from_static(bytes), trace: None }
+    };
+    vec![parcel(b"hello"), parcel(b"world")]
+}
+
+fn stored(item: Option<u64>, bytes: &[u8]) -> v1::PackedResult {
+    v1::PackedResult {
+        item,
+        r#ref: DigestFunction::Sha256.ref_of(bytes).to_string(),
+        size_bytes: Some(bytes.len() as u64),
+        disposition: v1::Disposition::Stored.into(),
+        ..v1::PackedResult::default()
+    }
+}
+
+async fn send_pack(results: Vec<v1::PackedResult>, end: Option<Status>) -> Vec<Result<Received, StoreError>> {
+    let mut messages = vec![Ok(v1::ReceiveBlobsResponse { results, backlogs: Vec::new() })];
+    messages.extend(end.map(Err));
+    let (store, _up) = facing(Rogue { results: messages, ..packer() }).await;
+    store.info().await.unwrap();
+    let results = store.receive_packed(parcels()).await;
+    assert_eq!(results.len(), 2);
+    results
+}
+
+#[tokio::test]
+async fn results_of_a_pack_come_in_any_order_and_an_item_fails_alone() {
+    let results = send_pack(vec![stored(Some(1), b"world"), stored(Some(0), b"hello")], None).await;
+    assert!(results.iter().zip(parcels()).all(|(result, sent)| result.as_ref().unwrap().blob == sent.put.blob));
+    let error = v1::BlobError { code: 3, reason: "DIGEST_MISMATCH".to_owned(), message: "no".to_owned() };
+    let refused = v1::PackedResult { item: Some(0), error: Some(error), ..v1::PackedResult::default() };
+    let results = send_pack(vec![refused, stored(Some(1), b"world")], None).await;
+    assert!(super::super::conformance::is_mismatch(results[0].as_ref().unwrap_err()), "{results:?}");
+    results[1].as_ref().unwrap();
+}
+
+#[tokio::test]
+async fn what_a_broken_pack_left_open_has_the_break_as_its_error() {
+    let cut = Status::unavailable("gone");
+    let results = send_pack(vec![stored(Some(0), b"hello")], Some(cut)).await;
+    results[0].as_ref().unwrap();
+    assert!(matches!(&results[1], Err(StoreError::Peer(error)) if error.code == Code::Unavailable), "{results:?}");
+    for (broken, named) in [
+        (vec![stored(None, b"world")], "without an item"),
+        (vec![stored(Some(2), b"world")], "not sent"),
+        (vec![stored(Some(0), b"hello"), stored(Some(0), b"hello")], "twice"),
+        (vec![], "ended without"),
+    ] {
+        let message = protocol(send_pack(broken, None).await.remove(1));
+        assert!(message.contains(named), "{message}");
+    }
+    // Its own item's fault, and no one else's.
+    let other = v1::PackedResult { size_bytes: None, ..stored(Some(0), b"hello") };
+    let mut results = send_pack(vec![other, stored(Some(1), b"world")], None).await;
+    results.remove(1).unwrap();
+    assert!(protocol(results.remove(0)).contains("size"));
+}
+
+#[tokio::test]
+async fn a_packed_read_that_breaks_the_protocol_is_named() {
+    let want = |bytes: &[u8]| Want { blob: DigestFunction::Sha256.ref_of(bytes), trace: None };
+    let whole = |item, bytes: &'static [u8]| v1::FetchedBlob {
+        item: Some(item),
+        r#ref: DigestFunction::Sha256.ref_of(bytes).to_string(),
+        result: Some(v1::fetched_blob::Result::Data(Bytes::from_static(bytes))),
+    };
+    let ask = async |blobs: Vec<v1::FetchedBlob>| {
+        let rogue = Rogue { found: vec![Ok(v1::FetchBlobsResponse { blobs })], ..packer() };
+        let (store, _up) = facing(rogue).await;
+        store.info().await.unwrap();
+        store.fetch_packed(vec![want(b"hello"), want(b"world")]).await
+    };
+    let mut good = ask(vec![whole(1, b"world"), whole(0, b"hello")]).await;
+    assert_eq!(good.remove(0).unwrap(), Packed::Whole(Bytes::from_static(b"hello")));
+    let nothing = v1::FetchedBlob { item: Some(0), ..v1::FetchedBlob::default() };
+    for (blobs, named) in [(vec![whole(0, b"world")], "when asked for"), (vec![nothing], "nothing"), (vec![], "ended")]
+    {
+        let message = protocol(ask(blobs).await.remove(0));
+        assert!(message.contains(named), "{message}");
+    }
+    static LARGE: [u8; 1001] = [7; 1001];
+    let large = v1::FetchedBlob { r#ref: hello().to_string(), ..whole(0, &LARGE) };
+    let mut results = ask(vec![large, whole(1, b"world")]).await;
+    results.remove(1).unwrap();
+    assert!(matches!(results.remove(0), Err(StoreError::Mismatch(Mismatch::TooLong { stated: 1000 }))));
 }

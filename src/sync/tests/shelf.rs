@@ -1,6 +1,7 @@
 //! A store that can only be listed and asked, with every kind of trouble at a given page.
 
 use crate::blob::{BlobMeta, BlobRef, DigestFunction};
+use crate::store::packed::{MAX_PACKED_BYTES, Packed, Parcel, Want, fetch_each, receive_each};
 use crate::store::{
     Abilities, ByteRange, ByteStream, EnumerateEnd, EnumeratePage, EnumerateRange, Enumeration, Fetched, PeerError,
     PeerKind, Put, Received, Store, StoreError, StoreInfo,
@@ -196,6 +197,7 @@ impl Store for Shared {
             max_blob_bytes: None,
             max_message_bytes: None,
             abilities: self.0.abilities,
+            max_packed_bytes: None,
         })
     }
 
@@ -221,6 +223,14 @@ impl Store for Shared {
 
     async fn receive(&self, _: Put, _: ByteStream) -> Result<Received, StoreError> {
         Err(StoreError::Unsupported("receive"))
+    }
+
+    async fn receive_packed(&self, parcels: Vec<Parcel>) -> Vec<Result<Received, StoreError>> {
+        receive_each(self, parcels).await
+    }
+
+    async fn fetch_packed(&self, wants: Vec<Want>) -> Vec<Result<Packed, StoreError>> {
+        fetch_each(self, wants, MAX_PACKED_BYTES).await
     }
 
     async fn enumerate(&self, range: EnumerateRange) -> Result<Enumeration, StoreError> {

@@ -21,6 +21,7 @@ mod support;
 mod throughput;
 
 use anyhow::{Result, bail};
+use blobferry::store::packed::MAX_PACKED_BYTES;
 use bytesize::ByteSize;
 use clap::{Parser, ValueEnum};
 use std::path::{Path, PathBuf};
@@ -173,6 +174,7 @@ impl Suite {
                     count: settings.large_count,
                     workers: settings.large_workers,
                     unit: throughput::Unit::Megabytes,
+                    packed: false,
                 };
                 throughput::compare(settings, &load, dir, report).await
             }
@@ -183,6 +185,7 @@ impl Suite {
                     count: settings.small_count,
                     workers: settings.small_workers,
                     unit: throughput::Unit::Blobs,
+                    packed: settings.small_size.as_u64() <= MAX_PACKED_BYTES,
                 };
                 throughput::compare(settings, &load, dir, report).await
             }

@@ -23,12 +23,15 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
+use tokio_stream::StreamExt as _;
 use tonic::transport::Channel;
 use tonic::transport::server::{Router, Server, TcpIncoming};
 use tonic::{Request, Response, Status, Streaming};
 
 /// Connections of the pipe to each side, taken in turn: as many as the replicator has.
 const CONNECTIONS: usize = 4;
+/// Blobs in a message of the packed relay.
+const PACK: usize = 256;
 /// The seed of the one blob.
 const SEED: u64 = 64;
 
@@ -59,6 +62,9 @@ pub(crate) struct Pipe {
     streams: usize,
     #[arg(long)]
     sha256: bool,
+    /// Many blobs in a message, on streams that stay open.
+    #[arg(long)]
+    packed: bool,
 }
 
 pub(crate) async fn run(role: Role) -> Result<()> {
@@ -104,6 +110,24 @@ type Out<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl BlobReaderService for Source {
+    type FetchBlobsStream = Out<pb::FetchBlobsResponse>;
+
+    async fn fetch_blobs(
+        &self,
+        request: Request<Streaming<pb::FetchBlobsRequest>>,
+    ) -> Result<Response<Self::FetchBlobsStream>, Status> {
+        let (name, bytes) = (self.blob.clone(), self.bytes.clone());
+        let messages = request.into_inner().map(move |message| {
+            let answer = |_| pb::FetchedBlob {
+                item: Some(0),
+                r#ref: name.clone(),
+                result: Some(pb::fetched_blob::Result::Data(bytes.clone())),
+            };
+            Ok(pb::FetchBlobsResponse { blobs: message?.blobs.into_iter().map(answer).collect() })
+        });
+        Ok(Response::new(Box::pin(messages)))
+    }
+
     type FetchBlobStream = Out<pb::FetchBlobResponse>;
     type EnumerateBlobsStream = Out<pb::EnumerateBlobsResponse>;
 
@@ -140,6 +164,31 @@ struct Sink {
 
 #[tonic::async_trait]
 impl BlobReceiverService for Sink {
+    type ReceiveBlobsStream = Out<pb::ReceiveBlobsResponse>;
+
+    async fn receive_blobs(
+        &self,
+        request: Request<Streaming<pb::ReceiveBlobsRequest>>,
+    ) -> Result<Response<Self::ReceiveBlobsStream>, Status> {
+        let sha256 = self.sha256;
+        let messages = request.into_inner().map(move |message| {
+            let results = message?.blobs.into_iter().map(|packed| {
+                if sha256 && DigestFunction::Sha256.ref_of(&packed.data).to_string() != packed.r#ref {
+                    return Err(Status::invalid_argument("the digest differs"));
+                }
+                Ok(pb::PackedResult {
+                    item: Some(0),
+                    size_bytes: Some(packed.data.len() as u64),
+                    r#ref: packed.r#ref,
+                    disposition: pb::Disposition::Stored.into(),
+                    ..Default::default()
+                })
+            });
+            Ok(pb::ReceiveBlobsResponse { results: results.collect::<Result<_, _>>()?, backlogs: Vec::new() })
+        });
+        Ok(Response::new(Box::pin(messages)))
+    }
+
     async fn get_peer_info(
         &self,
         _request: Request<pb::GetPeerInfoRequest>,
@@ -186,9 +235,17 @@ impl Pipe {
         // What a server prints first: the benchmark waits for it.
         println!("http://nowhere");
         while let Some(line) = lines.next_line().await? {
-            let left = Arc::new(AtomicUsize::new(line.trim().parse()?));
+            let count = line.trim().parse()?;
+            let left = Arc::new(AtomicUsize::new(count));
             let mut tasks = JoinSet::new();
             for index in 0..self.streams {
+                if self.packed {
+                    let from = Reader::new(sources[index % CONNECTIONS].clone()).max_decoding_message_size(4 << 20);
+                    let to = Receiver::new(sinks[index % CONNECTIONS].clone());
+                    let share = count / self.streams + usize::from(index < count % self.streams);
+                    tasks.spawn(ferry_packed(from, to, blob, share, self.size, self.sha256));
+                    continue;
+                }
                 let from = Reader::new(sources[index % CONNECTIONS].clone()).max_decoding_message_size(4 << 20);
                 let to = Receiver::new(sinks[index % CONNECTIONS].clone());
                 let (left, size, sha256) = (left.clone(), self.size, self.sha256);
@@ -220,6 +277,41 @@ async fn ferry(mut from: Reader, mut to: Receiver, blob: BlobRef, size: u64, sha
     let messages = futures::stream::unfold(Passing { stream, hasher, blob }, Passing::next);
     let answer = to.receive_blob(messages).await?.into_inner();
     ensure!(answer.size_bytes == Some(size), "{:?} bytes of {size} arrived", answer.size_bytes);
+    Ok(())
+}
+
+/// Moves so many blobs on one pair of streams, packed. The streams' own flow control paces them.
+async fn ferry_packed(
+    mut from: Reader,
+    mut to: Receiver,
+    blob: BlobRef,
+    count: usize,
+    size: u64,
+    sha256: bool,
+) -> Result<()> {
+    let name = blob.to_string();
+    let packs = (0..count).step_by(PACK).map(move |at| pb::FetchBlobsRequest {
+        blobs: vec![pb::WantedBlob { r#ref: name.clone(), ..Default::default() }; PACK.min(count - at)],
+    });
+    let found = from.fetch_blobs(tokio_stream::iter(packs)).await?.into_inner();
+    let messages = found.map_while(move |message| {
+        let blobs = message.ok()?.blobs.into_iter().map(|found| match found.result {
+            Some(pb::fetched_blob::Result::Data(data)) if !sha256 || DigestFunction::Sha256.ref_of(&data) == blob => {
+                Some(pb::PackedBlob { r#ref: found.r#ref, data, ..Default::default() })
+            }
+            _ => None,
+        });
+        Some(pb::ReceiveBlobsRequest { blobs: blobs.collect::<Option<_>>()?, source_store: String::new() })
+    });
+    let mut answers = to.receive_blobs(messages).await?.into_inner();
+    let mut done = 0;
+    while let Some(answer) = answers.message().await? {
+        for result in answer.results {
+            ensure!(result.size_bytes == Some(size), "{:?} bytes of {size} arrived", result.size_bytes);
+            done += 1;
+        }
+    }
+    ensure!(done == count, "{done} of {count} blobs arrived");
     Ok(())
 }
 
@@ -262,7 +354,7 @@ pub(crate) struct Relay {
 
 impl Relay {
     /// Starts them, and moves some blobs, so that connections stand.
-    pub(crate) fn start(dir: &Path, size: usize, streams: usize, sha256: bool) -> Result<Self> {
+    pub(crate) fn start(dir: &Path, size: usize, streams: usize, packed: bool, sha256: bool) -> Result<Self> {
         let program = std::env::current_exe()?;
         let log = dir.join("relay.log");
         let (size_text, streams_text) = (size.to_string(), streams.to_string());
@@ -272,6 +364,9 @@ impl Relay {
         let mut args = vec!["pipe", &source_url, &sink_url, &size_text, &streams_text];
         if sha256 {
             args.push("--sha256");
+        }
+        if packed {
+            args.push("--packed");
         }
         let pipe = Process::start(&program, &args, &log)?;
         let mut relay = Self { pipe, _source: source, _sink: sink };

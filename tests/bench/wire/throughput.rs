@@ -32,6 +32,8 @@ pub(crate) struct Load {
     /// Copies at a time.
     pub(crate) workers: usize,
     pub(crate) unit: Unit,
+    /// Whether the relay packs them, as blobferry does.
+    pub(crate) packed: bool,
 }
 
 /// What is counted.
@@ -71,8 +73,10 @@ pub(crate) async fn compare(settings: &Settings, load: &Load, dir: &Path, report
     let (unit, cost_unit) = load.units();
     let name = format!("{}, {} x {} KiB, {} at a time", load.name, load.count, load.size >> 10, load.workers);
     println!("\n{name}");
-    let mut relays =
-        [Relay::start(dir, load.size, load.workers, false)?, Relay::start(dir, load.size, load.workers, true)?];
+    // A few packed streams fill the wire; more only take memory.
+    let streams = if load.packed { 4 } else { load.workers };
+    let relay = |sha256| Relay::start(dir, load.size, streams, load.packed, sha256);
+    let mut relays = [relay(false)?, relay(true)?];
     let mut ours = if settings.floors_only { None } else { Some(Ours::start(load, dir).await?) };
     let mut comparison = Comparison::new(&name, unit, &["relay", "relay with SHA-256"]);
     let mut costs: [Vec<f64>; 3] = Default::default();

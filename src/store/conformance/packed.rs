@@ -1,0 +1,139 @@
+//! The rules of packs.
+
+use super::lab::{Lab, Sample, Verdict, fail};
+use super::{Check, is_mismatch, is_missing};
+use crate::store::packed::{MAX_PACKED_BYTES, Packed, Parcel, Want};
+use crate::store::{PeerKind, Received, StoreError};
+use bytes::Bytes;
+
+pub(super) const CHECKS: &[Check] = &[
+    Check {
+        name: "packed.round_trip",
+        description: "hundreds of small blobs at once, also empty and largest ones, are confirmed each, and come back the same",
+        run: |lab| Box::pin(round_trip(lab)),
+    },
+    Check {
+        name: "packed.one_bad",
+        description: "a blob of wrong bytes among good ones is refused alone, and leaves nothing",
+        run: |lab| Box::pin(one_bad(lab)),
+    },
+    Check {
+        name: "packed.twice",
+        description: "blobs that are there, or stand in one pack twice, are confirmed, and are new once",
+        run: |lab| Box::pin(twice(lab)),
+    },
+    Check {
+        name: "packed.missing",
+        description: "of wanted blobs, one that is missing or too large is said to be so, and the others come",
+        run: |lab| Box::pin(missing(lab)),
+    },
+];
+
+fn parcel(sample: &Sample, bytes: &Bytes) -> Parcel {
+    Parcel { put: sample.put(), bytes: bytes.clone(), trace: None }
+}
+
+fn want(sample: &Sample) -> Want {
+    Want { blob: sample.blob, trace: None }
+}
+
+/// The largest blob that may be packed here.
+fn largest(lab: &Lab<'_>) -> usize {
+    usize::try_from(lab.info.max_packed_bytes.unwrap_or(0).min(MAX_PACKED_BYTES)).unwrap_or(0)
+}
+
+async fn write(lab: &Lab<'_>, samples: &[Sample]) -> Result<Vec<Received>, super::Outcome> {
+    let parcels = samples.iter().map(|sample| parcel(sample, &sample.bytes)).collect();
+    let results = lab.store.receive_packed(parcels).await;
+    if results.len() != samples.len() {
+        return fail(format!("{} blobs were sent, and {} answers came", samples.len(), results.len()));
+    }
+    let mut all = Vec::with_capacity(results.len());
+    for (result, sample) in results.into_iter().zip(samples) {
+        match result {
+            Ok(received) if received.blob == sample.blob && received.size == sample.size() => all.push(received),
+            Ok(received) => return fail(format!("{} was confirmed as {received:?}", sample.blob)),
+            Err(error) => return fail(format!("{} was refused: {error}", sample.blob)),
+        }
+    }
+    Ok(all)
+}
+
+async fn round_trip(lab: &Lab<'_>) -> Verdict {
+    lab.needs("packed")?;
+    let most = largest(lab);
+    let mut samples: Vec<Sample> = [0, 1, most].into_iter().map(|size| lab.sample(size)).collect();
+    samples.extend((0..300).map(|at| lab.sample((100 + 37 * at).min(most))));
+    write(lab, &samples).await?;
+    for sample in samples.iter().step_by(50) {
+        lab.holds(sample).await?;
+    }
+    if !lab.info.abilities.fetch {
+        return Ok(());
+    }
+    let found = lab.store.fetch_packed(samples.iter().map(want).collect()).await;
+    for (found, sample) in found.iter().zip(&samples) {
+        match found {
+            Ok(Packed::Whole(bytes)) if *bytes == sample.bytes => {}
+            Ok(Packed::Whole(bytes)) => {
+                let (due, came) = (sample.size(), bytes.len());
+                return fail(format!("{} of {due} bytes comes back as {came} other bytes", sample.blob));
+            }
+            Ok(Packed::TooLarge { size }) => {
+                return fail(format!("{} of {} bytes is said to be too large ({size})", sample.blob, sample.size()));
+            }
+            Err(error) => return fail(format!("the packed read of {} fails: {error}", sample.blob)),
+        }
+    }
+    if found.len() == samples.len() { Ok(()) } else { fail(format!("{} of {} came", found.len(), samples.len())) }
+}
+
+async fn one_bad(lab: &Lab<'_>) -> Verdict {
+    lab.needs("packed")?;
+    let samples: Vec<Sample> = (0..3).map(|_| lab.sample(1000)).collect();
+    let [before, bad, after] = samples.as_slice() else { return Ok(()) };
+    let parcels = vec![parcel(before, &before.bytes), parcel(bad, &bad.spoiled()), parcel(after, &after.bytes)];
+    match lab.store.receive_packed(parcels).await.as_slice() {
+        [Ok(_), Err(error), Ok(_)] if is_mismatch(error) => {}
+        results => return fail(format!("of a good, a wrong and a good blob, the results are {results:?}")),
+    }
+    lab.lacks("wrong bytes in a pack", bad.blob).await?;
+    lab.holds(before).await?;
+    lab.holds(after).await?;
+    write(lab, &samples[1..2]).await?;
+    lab.holds(bad).await
+}
+
+async fn twice(lab: &Lab<'_>) -> Verdict {
+    lab.needs("packed")?;
+    let sample = lab.sample(1000);
+    let pair = [sample.clone(), sample.clone()];
+    let first = write(lab, &pair).await?;
+    let again = write(lab, &pair).await?;
+    let new = first.iter().chain(&again).filter(|received| received.was_new).count();
+    if new != 1 && lab.info.kind == PeerKind::Store {
+        return fail(format!("a blob that was sent four times was new {new} times"));
+    }
+    lab.holds(&sample).await
+}
+
+async fn missing(lab: &Lab<'_>) -> Verdict {
+    lab.needs("packed")?;
+    lab.needs("fetch")?;
+    let [small, large] = [lab.sample(1000), lab.sample(largest(lab) + 1)];
+    for sample in [&small, &large] {
+        lab.write(sample).await?;
+    }
+    let absent = lab.sample(1000);
+    let wants = [&absent, &small, &large, &small].map(want).into();
+    let found = lab.store.fetch_packed(wants).await;
+    let is_small = |found: &Result<Packed, StoreError>| matches!(found, Ok(Packed::Whole(b)) if *b == small.bytes);
+    match found.as_slice() {
+        [Err(error), first, Ok(Packed::TooLarge { size }), second]
+            if is_missing(error) && *size == large.size() && is_small(first) && is_small(second) =>
+        {
+            Ok(())
+        }
+        _ => fail(format!("of a missing, a small, a large and a small blob there is {found:?}")),
+    }
+}
