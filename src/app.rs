@@ -252,14 +252,13 @@ fn open_workers(
         let mut policy =
             Policy { backoff: config.retry.backoff(), patience: config.retry.patience(), ..Policy::default() };
         policy.idle_timeout = idle_timeout.unwrap_or(policy.idle_timeout);
-        let deps =
-            Deps {
-                queue: parts.queue.clone(),
-                failures: parts.failures.clone(),
-                clock: parts.clock.clone(),
-                entropy: parts.entropy.clone(),
-                policy,
-            };
+        let deps = Deps {
+            queue: parts.queue.clone(),
+            failures: parts.failures.clone(),
+            clock: parts.clock.clone(),
+            entropy: parts.entropy.clone(),
+            policy,
+        };
         workers.push(Worker::new(spec, deps));
     }
     Ok(workers)

@@ -139,9 +139,8 @@ mod tests {
         };
         assert!(!rejected(9, 0) && rejected(10, 0));
         assert!(!rejected(39, 30) && rejected(40, 30), "time that it was waited for is not held against it");
-        let missing = |seconds| {
-            patience.is_exhausted(FaultKind::MissingAtSource, 100, 100, Duration::from_secs(seconds))
-        };
+        let missing =
+            |seconds| patience.is_exhausted(FaultKind::MissingAtSource, 100, 100, Duration::from_secs(seconds));
         assert!(!missing(7199) && missing(7200));
     }
 

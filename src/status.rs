@@ -153,6 +153,8 @@ pub enum LimitingFactor {
     DestinationSlow,
     /// A peer's breaker is open.
     Breaker,
+    /// Copies mostly wait for the queue.
+    QueueDisk,
 }
 
 /// What a route has done in some span of time.

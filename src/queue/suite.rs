@@ -13,8 +13,8 @@ use crate::blob::{BlobRef, DigestFunction};
 use crate::fault::FaultKind;
 use crate::queue::failures::Failures;
 use crate::queue::{
-    Claim, Failure, Lane, Misses, Oldest, Origin, Outcome, Push, Pushed, Queue, QueueError, RouteCounts, RouteId, State,
-    StateWrite, SyncId, SyncTally, Tally,
+    Claim, Failure, Lane, Misses, Oldest, Origin, Outcome, Push, Pushed, Queue, QueueError, RouteCounts, RouteId,
+    State, StateWrite, SyncId, SyncTally, Tally,
 };
 use async_trait::async_trait;
 use std::sync::Arc;

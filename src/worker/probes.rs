@@ -35,7 +35,7 @@ impl Probes {
     /// The lanes, in the order in which to look; each second probe begins with the other.
     pub(super) fn lanes(&self) -> [Lane; 2] {
         let [fresh, backfill] = Lane::ALL;
-        if self.probes % 2 == 0 { [fresh, backfill] } else { [backfill, fresh] }
+        if self.probes.is_multiple_of(2) { [fresh, backfill] } else { [backfill, fresh] }
     }
 
     /// Chooses one of them, by `pick`, which gives a number below its argument; `None` where there is none.
@@ -47,8 +47,7 @@ impl Probes {
     ) -> Option<usize> {
         let untried = |entry: &Entry| !self.tried.contains_key(&entry.seq) && !is_suspect(entry.seq);
         let all = || 0..entries.len();
-        let mut best: Vec<usize> =
-            all().filter(|at| untried(entries[*at]) && entries[*at].failure.is_none()).collect();
+        let mut best: Vec<usize> = all().filter(|at| untried(entries[*at]) && entries[*at].failure.is_none()).collect();
         if best.is_empty() {
             best = all().filter(|at| untried(entries[*at])).collect();
         }

@@ -165,7 +165,12 @@ impl AtSide {
     }
 
     /// How many failures that count convict, as things are.
-    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small numbers")]
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "small numbers"
+    )]
     fn convicts(&self) -> u32 {
         let failed = self.first_attempts.iter().filter(|failed| **failed).count() as f64;
         // Cautious: a standard deviation more than was seen, and a little for what was not.

@@ -118,9 +118,14 @@ async fn six_hours(at: &str, what: &str, begin: impl AsyncFn(&Lab), end: impl Fn
 #[tokio::test(start_paused = true)]
 async fn six_hours_of_any_outage_park_and_charge_nothing() {
     for at in ["a", "b"] {
-        six_hours(at, "refused", async |lab| lab.place(at).faulty.set_down(true), |lab| {
-            lab.place(at).faulty.set_down(false);
-        })
+        six_hours(
+            at,
+            "refused",
+            async |lab| lab.place(at).faulty.set_down(true),
+            |lab| {
+                lab.place(at).faulty.set_down(false);
+            },
+        )
         .await;
         let codes = [Code::Unavailable, Code::Unauthenticated, Code::ResourceExhausted, Code::Internal, Code::Unknown];
         for code in codes {
@@ -184,7 +189,8 @@ async fn a_thousand_missing_refs_in_a_row_are_parked_and_no_breaker_opens() {
     lab.start();
     lab.announce("a", 0..100).await;
     lab.drain().await;
-    let missing: Vec<BlobRef> = (0..1000u32).map(|number| DigestFunction::Blake3.ref_of(&number.to_be_bytes())).collect();
+    let missing: Vec<BlobRef> =
+        (0..1000u32).map(|number| DigestFunction::Blake3.ref_of(&number.to_be_bytes())).collect();
     lab.push("a", Lane::Fresh, &missing).await;
     let start = Instant::now();
     lab.until("all are parked", |lab| lab.fresh(0).parked.entries == 1000).await;
