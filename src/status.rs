@@ -159,6 +159,8 @@ pub enum LimitingFactor {
     DestinationSlow,
     /// A peer's breaker is open.
     Breaker,
+    /// Copies mostly wait for the queue.
+    QueueDisk,
 }
 
 /// What a route has done in some span of time.

@@ -23,14 +23,17 @@
 mod attempt;
 mod judge;
 mod lanes;
+mod pace;
 #[expect(dead_code, reason = "the loop takes it up next")]
 mod packs;
 mod probes;
+mod question;
 mod report;
 mod run;
 mod streaks;
 mod suspects;
 
+pub use pace::{Wait, Waits};
 pub use report::{Activity, ErrorGroup, InProgress, LagPercentiles, Rate, Report};
 
 use crate::backoff::{Backoff, Patience};
@@ -155,6 +158,11 @@ impl Worker {
     /// What it is doing, and did of late.
     pub fn report(&self) -> Report {
         self.board.report()
+    }
+
+    /// Remembers what it has waited for up to now. To be called about every second, for [`Report::waits`].
+    pub fn sample(&self) {
+        self.board.sample();
     }
 
     /// Works until `stop`, then claims no more and returns when what is in flight has been copied and settled; or until

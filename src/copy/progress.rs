@@ -2,7 +2,7 @@
 
 use crate::fault::Side;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
@@ -50,11 +50,35 @@ pub struct Progress {
     stage: AtomicU8,
     bytes: AtomicU64,
     size: AtomicU64,
-    // Who is waited for, and since when.
-    waiting: Mutex<(Side, Instant)>,
+    waiting: Mutex<Waiting>,
     source_heard: AtomicBool,
     destination_heard: AtomicBool,
     news: Notify,
+}
+
+/// Who is waited for, and how long each side has been.
+#[derive(Debug)]
+struct Waiting {
+    side: Side,
+    since: Instant,
+    // The copy itself is over.
+    ended: bool,
+    before: [Duration; 2],
+}
+
+impl Waiting {
+    fn until(&self, now: Instant) -> [Duration; 2] {
+        let mut waited = self.before;
+        if !self.ended {
+            waited[usize::from(self.side == Side::Destination)] += now.saturating_duration_since(self.since);
+        }
+        waited
+    }
+
+    fn change(&mut self, side: Side, ended: bool) {
+        let now = Instant::now();
+        *self = Self { before: self.until(now), side, since: now, ended };
+    }
 }
 
 impl Progress {
@@ -64,7 +88,12 @@ impl Progress {
             stage: AtomicU8::new(Stage::Fetching as u8),
             bytes: AtomicU64::new(0),
             size: AtomicU64::new(size_hint.unwrap_or(UNKNOWN)),
-            waiting: Mutex::new((Side::Source, Instant::now())),
+            waiting: Mutex::new(Waiting {
+                side: Side::Source,
+                since: Instant::now(),
+                ended: false,
+                before: [Duration::ZERO; 2],
+            }),
             source_heard: AtomicBool::new(false),
             destination_heard: AtomicBool::new(false),
             news: Notify::new(),
@@ -90,6 +119,14 @@ impl Progress {
     /// The copy is over but for the queue's record of it.
     pub fn settling(&self) {
         self.stage.store(Stage::Settling as u8, Ordering::Relaxed);
+        let mut waiting = self.waiting();
+        let side = waiting.side;
+        waiting.change(side, true);
+    }
+
+    /// How long the source, and the destination, were waited for so far.
+    pub fn waited(&self) -> [Duration; 2] {
+        self.waiting().until(Instant::now())
     }
 
     /// Whether this side has answered as a peer should in the course of this copy.
@@ -136,24 +173,31 @@ impl Progress {
 
     /// Something moved; the next move is this side's.
     pub(super) fn wait_for(&self, side: Side) {
-        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = (side, Instant::now());
+        self.waiting().change(side, false);
     }
 
     /// Whose move it is.
     pub(super) fn waiting_for(&self) -> Side {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).0
+        self.waiting().side
     }
 
     /// Returns when nothing has moved for so long, with the side that was waited for.
     pub(super) async fn stalled(&self, idle: Duration) -> Side {
         loop {
-            let (side, since) = *self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            let (side, since) = {
+                let waiting = self.waiting();
+                (waiting.side, waiting.since)
+            };
             let end = since + idle;
             if Instant::now() >= end {
                 return side;
             }
             sleep_until(end).await;
         }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn heard_flag(&self, side: Side) -> &AtomicBool {

@@ -93,6 +93,7 @@ fn route(status: &RouteStatus) -> v1::RouteStatus {
         Some(LimitingFactor::SourceSlow) => v1::LimitingFactor::SourceSlow,
         Some(LimitingFactor::DestinationSlow) => v1::LimitingFactor::DestinationSlow,
         Some(LimitingFactor::Breaker) => v1::LimitingFactor::Breaker,
+        Some(LimitingFactor::QueueDisk) => v1::LimitingFactor::QueueDisk,
     };
     let RouteCounts { confirmed, copied, copied_bytes, discarded, .. } = status.counts;
     v1::RouteStatus {

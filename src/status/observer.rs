@@ -87,6 +87,9 @@ impl Observer {
         for (watched, samples) in self.parts.routes.iter().zip(samples.iter_mut()) {
             let counts = self.parts.queue.counts(watched.route.id);
             samples.add(now, backlog(&counts), &counts);
+            if let Some(worker) = &watched.worker {
+                worker.sample();
+            }
         }
     }
 

@@ -7,16 +7,21 @@ use super::{
 };
 use crate::announce::{Backlog, Route};
 use crate::breaker::Phase;
-use crate::copy::Stage;
 use crate::overrides::{InForce, Stamp};
 use crate::peer::PeerSnapshot;
 use crate::queue::{Oldest, RouteCounts, Tally};
 use crate::sync::{SyncPhase, SyncRecord, SyncState};
-use crate::worker::{Activity, Report};
+use crate::worker::{Activity, Report, Wait, Waits};
 use std::time::{Duration, SystemTime};
 
 /// The causes of faults that a worker remembers.
 const MAX_CAUSES: usize = 20;
+
+/// From so much of the time on, workers count as busy all the time.
+const ALL_BUSY: f64 = 0.9;
+
+/// Copies mostly wait for a store if they do so for this part of their time.
+const MOSTLY: f64 = 0.75;
 
 /// The figures of a route, as they were gathered.
 pub struct RouteFacts<'a> {
@@ -319,27 +324,38 @@ fn limiting(
     if !open.shut.is_empty() {
         return Some(LimitingFactor::Breaker);
     }
-    if worker.is_some_and(|report| report.activity == Activity::RateLimited) {
-        return Some(LimitingFactor::RateLimit);
+    match worker.map(|report| report.waits) {
+        Some(waits) if waits.most().is_some() => limiting_of(&waits),
+        _ => (ready > 0 && claimed >= limits.limits.workers as u64).then_some(LimitingFactor::Workers),
     }
-    if ready > 0 && claimed >= limits.limits.workers as u64 {
+}
+
+/// What follows from what the workers waited for. Whoever is waited for for most of the time holds the route back; where
+/// neither store is, and hardly a worker is ever free, more of them would help.
+pub(super) fn limiting_of(waits: &Waits) -> Option<LimitingFactor> {
+    let busy = waits.share(Wait::Source) + waits.share(Wait::Destination);
+    let of_busy = |wait| waits.share(wait) / busy.max(f64::MIN_POSITIVE);
+    if busy >= ALL_BUSY && of_busy(Wait::Source).max(of_busy(Wait::Destination)) < MOSTLY {
         return Some(LimitingFactor::Workers);
     }
-    let copies = &worker?.in_progress;
-    let most = |count: usize| 2 * count > copies.len();
-    let fetching = copies.iter().filter(|copy| copy.stage == Stage::Fetching).count();
-    let sent = copies.iter().filter(|copy| copy.stage == Stage::Writing && copy.size == Some(copy.bytes)).count();
-    match () {
-        () if most(fetching) => Some(LimitingFactor::SourceSlow),
-        () if most(sent) => Some(LimitingFactor::DestinationSlow),
-        () => None,
-    }
+    Some(match waits.most()? {
+        Wait::Work => LimitingFactor::Idle,
+        Wait::Breaker => LimitingFactor::Breaker,
+        // A pause in force has been told already: this is a rate, or was a pause.
+        Wait::Limit => LimitingFactor::RateLimit,
+        Wait::Queue => LimitingFactor::QueueDisk,
+        Wait::Source => LimitingFactor::SourceSlow,
+        Wait::Destination => LimitingFactor::DestinationSlow,
+    })
 }
 
 /// What is wrong with a peer whose breaker is not closed.
 fn trouble(peer: &PeerStatus, now: SystemTime) -> String {
     let what = match peer.health {
         PeerHealth::Unsuitable => "cannot be used",
+        _ if peer.snapshot.reason.as_ref().is_some_and(|reason| reason.kind.is_of_one_blob()) => {
+            "fails with every blob"
+        }
         _ => "is unreachable",
     };
     let when = since(peer.snapshot.since, now);

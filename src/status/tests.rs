@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use super::sentence::limiting_of;
 use super::{
     LimitingFactor, PeerStatus, ReplicatorState, RouteFacts, RouteState, RouteStatus, Trend, overall, peer_status,
     queue_status, route_status, route_works,
@@ -13,6 +14,7 @@ use crate::overrides::{InForce, Stamp};
 use crate::peer::PeerSnapshot;
 use crate::queue::{LaneCounts, Oldest, RouteCounts, RouteId, SyncId, Tally};
 use crate::sync::{SyncFailure, SyncMode, SyncRecord, SyncState};
+use crate::worker::{Wait, Waits};
 use std::time::{Duration, SystemTime};
 
 /// 2026-01-01 12:00 UTC.
@@ -202,4 +204,21 @@ fn a_queue_that_refuses_outweighs_its_routes_and_the_drain_outweighs_all() {
     let draining =
         status(LaneCounts { ready: tally(2, 2), ..LaneCounts::default() }, &[], |facts| facts.draining = true);
     assert_eq!(draining.summary, "primary_to_backup: draining: 0 being finished, 2 stay queued");
+}
+
+#[test]
+fn what_limits_is_what_was_waited_for_most() {
+    let of = |parts: [u64; 5]| {
+        let waits = Wait::ALL.into_iter().zip(parts).map(|(wait, part)| Waits::of(wait, Duration::from_secs(part)));
+        limiting_of(&waits.fold(Waits::default(), |all, one| all + one))
+    };
+    // For work, a breaker, the queue, the source, the destination.
+    assert_eq!(of([0, 0, 0, 0, 0]), None);
+    assert_eq!(of([60, 0, 5, 20, 15]), Some(LimitingFactor::Idle));
+    assert_eq!(of([0, 60, 0, 20, 20]), Some(LimitingFactor::Breaker));
+    assert_eq!(of([10, 0, 40, 25, 25]), Some(LimitingFactor::QueueDisk));
+    assert_eq!(of([0, 0, 5, 80, 15]), Some(LimitingFactor::SourceSlow));
+    assert_eq!(of([5, 0, 0, 10, 85]), Some(LimitingFactor::DestinationSlow));
+    assert_eq!(of([0, 0, 5, 40, 55]), Some(LimitingFactor::Workers));
+    assert_eq!(of([20, 0, 0, 38, 42]), Some(LimitingFactor::DestinationSlow));
 }

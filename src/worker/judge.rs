@@ -1,10 +1,10 @@
 //! What follows from the end of a copy: for the entry, for the peers, and for the next hops. No I/O.
 
 use super::attempt::Finished;
+use super::question::Question;
 use super::streaks::{self, Finding};
 use super::{Policy, RouteSpec, Worker};
 use crate::backoff::OnMissing;
-use crate::blob::BlobMeta;
 use crate::breaker::Reason;
 use crate::copy::{Copied, CopyError, Progress};
 use crate::fault::{Blame, FaultKind, Side};
@@ -46,18 +46,6 @@ pub(super) struct Verdict {
     pub(super) outcome: Option<Outcome>,
     /// What the source is to be asked before it is known whose fault it was.
     pub(super) question: Option<Question>,
-}
-
-/// Whether blobs that were copied earlier are still at the source.
-pub(super) struct Question {
-    /// The fault that raises it.
-    pub(super) kind: FaultKind,
-    /// What was said of the last blob.
-    pub(super) message: String,
-    /// The blobs to ask for.
-    pub(super) sample: Vec<BlobMeta>,
-    /// Held until the answer is there, which a probe is reported by.
-    pub(super) permits: Arc<Permits>,
 }
 
 impl Verdict {

@@ -35,7 +35,7 @@ impl Probes {
     /// The lanes, in the order in which to look; each second probe begins with the other.
     pub(super) fn lanes(&self) -> [Lane; 2] {
         let [fresh, backfill] = Lane::ALL;
-        if self.probes % 2 == 0 { [fresh, backfill] } else { [backfill, fresh] }
+        if self.probes.is_multiple_of(2) { [fresh, backfill] } else { [backfill, fresh] }
     }
 
     /// Chooses one of them, by `pick`, which gives a number below its argument; `None` where there is none.

@@ -1,11 +1,13 @@
 //! What a route's worker tells of itself: copies in progress, errors by cause, rates and lag. All of it is bounded.
 
+use super::pace::{Pace, Wait, Waits};
 use crate::blob::BlobRef;
 use crate::clock::Clock;
 use crate::copy::{CopyError, Progress, Stage};
 use crate::fault::FaultKind;
 use crate::queue::{Entry, Lane, Seq};
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Add;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -37,6 +39,8 @@ pub struct Report {
     pub rate_10s: Rate,
     /// What was confirmed in the last 60 seconds.
     pub rate_60s: Rate,
+    /// What its slots spent about the last 10 seconds on.
+    pub waits: Waits,
     /// The time from push to confirmation, of the latest confirmed fresh entries.
     pub lag: LagPercentiles,
 }
@@ -137,6 +141,7 @@ struct State {
     copied_bytes: u64,
     meter: Meter,
     lags: Lags,
+    pace: Pace,
 }
 
 struct Shown {
@@ -156,7 +161,10 @@ pub(super) struct ShownCopy {
 
 impl Drop for ShownCopy {
     fn drop(&mut self) {
-        self.board.state().in_progress.remove(&self.seq);
+        let mut state = self.board.state();
+        if let Some(shown) = state.in_progress.remove(&self.seq) {
+            state.pace.ended(waits(&shown.progress));
+        }
     }
 }
 
@@ -171,13 +179,32 @@ impl Board {
             copied_bytes: 0,
             meter: Meter::new(clock.monotonic()),
             lags: Lags::default(),
+            pace: Pace::default(),
         };
         Arc::new(Self { clock, state: Mutex::new(state) })
+    }
+
+    pub(super) fn activity(&self) -> Activity {
+        self.state().activity.clone()
     }
 
     /// Returns what it was doing before.
     pub(super) fn set_activity(&self, activity: Activity) -> Activity {
         std::mem::replace(&mut self.state().activity, activity)
+    }
+
+    /// So many slots are free from now on, and wait for this.
+    pub(super) fn set_free(&self, free: usize, wait: Wait) {
+        let now = self.clock.monotonic();
+        let State { pace, in_progress, .. } = &mut *self.state();
+        pace.set_free(free, wait, now);
+        pace.sample(|| copying(in_progress), now);
+    }
+
+    pub(super) fn sample(&self) {
+        let now = self.clock.monotonic();
+        let State { pace, in_progress, .. } = &mut *self.state();
+        pace.sample(|| copying(in_progress), now);
     }
 
     pub(super) fn show(self: &Arc<Self>, entry: &Entry, progress: Arc<Progress>) -> ShownCopy {
@@ -272,6 +299,7 @@ impl Board {
             copied_bytes: state.copied_bytes,
             rate_10s: state.meter.rate(now, 10),
             rate_60s: state.meter.rate(now, WINDOW_SECONDS),
+            waits: state.pace.recent(copying(&state.in_progress), now),
             lag: state.lags.percentiles(),
         }
     }
@@ -279,6 +307,16 @@ impl Board {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What a copy has waited for.
+fn waits(progress: &Progress) -> Waits {
+    let [source, destination] = progress.waited();
+    Waits::of(Wait::Source, source) + Waits::of(Wait::Destination, destination)
+}
+
+fn copying(in_progress: &BTreeMap<Seq, Shown>) -> Waits {
+    in_progress.values().map(|shown| waits(&shown.progress)).fold(Waits::default(), Waits::add)
 }
 
 /// Counts by the second, for the last minute.

@@ -3,11 +3,13 @@
 mod limited;
 
 use super::attempt::{Finished, Slot, Slots, attempt};
-use super::judge::{Permits, Question, Verdict};
+use super::judge::{Permits, Verdict};
 use super::lanes::{Lanes, index};
+use super::pace::Wait;
+use super::question::{Answer, ask};
 use super::report::{Activity, ShownCopy};
-use super::{Deps, Evidence, Worker, streaks};
-use crate::blob::{BlobMeta, BlobRef};
+use super::{Deps, Evidence, Worker};
+use crate::blob::BlobMeta;
 use crate::failpoint::{self, Point};
 use crate::fault::FaultKind;
 use crate::peer::{Admission, Peer};
@@ -18,11 +20,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
-
-/// How long the source may take to say what it still holds.
-const ASK_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How long to leave the queue alone after it failed.
 const QUEUE_PAUSE: Duration = Duration::from_secs(1);
@@ -65,12 +64,6 @@ struct Judged {
     // Of a discarded one.
     cause: Option<String>,
     shown: ShownCopy,
-}
-
-/// What a source said of the blobs that were copied earlier: whether they have vanished, if it said so.
-struct Answer {
-    question: Question,
-    vanished: Option<bool>,
 }
 
 /// The end of a settlement.
@@ -145,6 +138,7 @@ impl Run {
                 to.mark_unchanged();
                 self.fill();
             }
+            self.worker.board.set_free(self.free(), self.free_for());
             let rests = !stopping && self.filling.is_none() && self.rest.is_some();
             let rest = self.rest.unwrap_or(Rest { until: Instant::now(), on_queue: false });
             tokio::select! {
@@ -188,6 +182,19 @@ impl Run {
 
     fn free(&self) -> usize {
         self.workers().saturating_sub(self.copies.len())
+    }
+
+    /// What the free slots wait for.
+    fn free_for(&self) -> Wait {
+        if self.rest.is_none() {
+            return Wait::Queue;
+        }
+        match self.worker.board.activity() {
+            Activity::WaitingForPeer(_) => Wait::Breaker,
+            Activity::Paused | Activity::RateLimited => Wait::Limit,
+            Activity::QueueFailed(_) => Wait::Queue,
+            Activity::Ready | Activity::Stopped => Wait::Work,
+        }
     }
 
     fn wants_more(&self) -> bool {
@@ -470,16 +477,6 @@ async fn rest_until_due(worker: &Worker, poll: Duration) -> Rest {
         pause = pause.min(due.duration_since(clock.now()).unwrap_or_default());
     }
     Rest { until: Instant::now() + pause.max(SHORTEST_REST), on_queue: true }
-}
-
-/// Asks the source whether it still holds what was copied from it.
-async fn ask(worker: Arc<Worker>, question: Question) -> Answer {
-    let refs: Vec<BlobRef> = question.sample.iter().map(|meta| meta.blob).collect();
-    let vanished = match timeout(ASK_TIMEOUT, worker.spec.from.store().stat(&refs)).await {
-        Ok(Ok(found)) => Some(streaks::have_vanished(&question.sample, &found)),
-        Ok(Err(_)) | Err(_) => None,
-    };
-    Answer { question, vanished }
 }
 
 async fn maybe<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {

@@ -32,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
 mod outages;
+mod shares;
 
 /// Follows tokio's clock, which the tests pause.
 #[derive(Debug)]

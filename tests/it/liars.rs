@@ -1,6 +1,8 @@
 //! Peers that lie, over the wire: caught, named by kind in Status, and the entry stays queued.
 
-use crate::harness::{World, announce, blob, fetch, held, queued, reader, receiver, replication, route, send, until};
+use crate::harness::{
+    Replication, World, announce, blob, fetch, held, queued, reader, receiver, replication, route, send, until,
+};
 use blobferry::app::store::StoreApp;
 use blobferry::blob::BlobRef;
 use blobferry::grpc::ServeSettings;
@@ -9,6 +11,7 @@ use blobferry::store::Disposition;
 use blobferry::store::faulty::{FaultyStore, Trouble};
 use blobferry::store::memory::MemoryStore;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -123,4 +126,83 @@ async fn a_replicator_in_a_stores_place_stops_the_route_and_charges_nothing() {
     assert_eq!(fresh.retrying.unwrap().entries, Some(0));
     assert_eq!(fresh.parked.unwrap().entries, Some(0));
     assert_eq!(queued(&route(&mut replication(&other).await).await), 0, "nothing was announced there");
+}
+
+/// Writes blobs to a store and announces them.
+async fn write_and_announce(operator: &Replication, url: &str, seeds: std::ops::Range<u64>) -> Vec<BlobRef> {
+    let refs = write(url, seeds).await;
+    announce(&mut operator.clone(), "a", &refs).await.unwrap();
+    refs
+}
+
+async fn write(url: &str, seeds: std::ops::Range<u64>) -> Vec<BlobRef> {
+    let channel = tonic::transport::Channel::from_shared(url.to_owned()).unwrap().connect().await.unwrap();
+    let mut store = pb::blob_receiver_service_client::BlobReceiverServiceClient::new(channel);
+    let mut refs = Vec::new();
+    for seed in seeds {
+        let (blob, bytes) = blob(seed, 1_000);
+        send(&mut store, blob, &bytes).await.unwrap();
+        refs.push(blob);
+    }
+    refs
+}
+
+async fn breaker_of(operator: &Replication, name: &str) -> pb::Breaker {
+    let status = operator.clone().status(pb::StatusRequest::default()).await.unwrap().into_inner().status.unwrap();
+    status.peers.into_iter().find(|peer| peer.name == name).unwrap().breaker.unwrap()
+}
+
+/// The same store, emptied under its id: what was copied earlier is gone, so it is the store's fault and not the blobs'.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_emptied_source_opens_its_breaker_and_charges_no_blob() {
+    let world = World::new();
+    let destination = world.store("destination");
+    let liar = Liar::start().await;
+    let replicator = world.replicator(&[("a", &liar.url), ("b", &destination.url())], &[("a", "b")]);
+    let operator = replication(&replicator).await;
+    let mut refs = write_and_announce(&operator, &liar.url, 0..30).await;
+    until("the first are copied", async || (queued(&route(&mut operator.clone()).await) == 0).then_some(())).await;
+
+    liar.store.set(Some(Trouble::Missing));
+    refs.extend(write_and_announce(&operator, &liar.url, 100..160).await);
+    let breaker = until("it is noticed", async || {
+        let breaker = breaker_of(&operator, "a").await;
+        (breaker.state() != pb::BreakerState::Closed).then_some(breaker)
+    })
+    .await;
+    assert!(breaker.reason.contains("vanished"), "{}", breaker.reason);
+    until("who was charged on the way is forgiven", async || {
+        let failures = operator.clone().list_failures(pb::ListFailuresRequest::default()).await.unwrap().into_inner();
+        assert_eq!(failures.parked_entries, Some(0));
+        failures.failures.iter().all(|failed| failed.attempts == Some(0)).then_some(())
+    })
+    .await;
+
+    liar.store.set(None);
+    until("all is copied", async || (queued(&route(&mut operator.clone()).await) == 0).then_some(())).await;
+    assert_eq!(held(&mut reader(&destination).await, &refs).await, refs.len());
+}
+
+/// One blob that its source always fails on is charged, and the others are copied.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_blob_that_alone_draws_internal_is_charged_and_holds_nobody_up() {
+    let world = World::new();
+    let destination = world.store("destination");
+    let liar = Liar::start().await;
+    let replicator = world.replicator(&[("a", &liar.url), ("b", &destination.url())], &[("a", "b")]);
+    let operator = replication(&replicator).await;
+    let refs = write(&liar.url, 0..40).await;
+    let poison = refs[7];
+    liar.store.set_for(poison, Some(Trouble::Code(tonic::Code::Internal)));
+    announce(&mut operator.clone(), "a", &refs).await.unwrap();
+    let more = AtomicU64::new(100);
+    let failed = until("it is charged", async || {
+        let seed = more.fetch_add(1, Ordering::Relaxed);
+        write_and_announce(&operator, &liar.url, seed..seed + 1).await;
+        let failures = operator.clone().list_failures(pb::ListFailuresRequest::default()).await.unwrap().into_inner();
+        failures.failures.into_iter().find(|failed| failed.attempts > Some(0))
+    })
+    .await;
+    assert_eq!(failed.r#ref, poison.to_string());
+    until("the others are copied", async || (queued(&route(&mut operator.clone()).await) == 1).then_some(())).await;
 }
