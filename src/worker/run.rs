@@ -12,6 +12,7 @@ use crate::limits::Charge;
 use crate::peer::{Admission, Peer};
 use crate::queue::{Claim, Entry, Lane, Outcome, QueueError};
 use futures::future::BoxFuture;
+use limited::Turns;
 use std::cmp::Reverse;
 use std::pin::pin;
 use std::sync::Arc;
@@ -41,6 +42,7 @@ pub(super) struct Run {
     copies: JoinSet<Finished>,
     slots: Arc<Slots>,
     lanes: Lanes,
+    turns: Turns,
     filling: Option<BoxFuture<'static, Fill>>,
     // Copied, and not yet being settled.
     judged: Vec<Judged>,
@@ -135,6 +137,7 @@ impl Run {
             copies: JoinSet::new(),
             slots: Arc::default(),
             lanes: Lanes::default(),
+            turns: Turns::default(),
             filling: None,
             judged: Vec::new(),
             settling: None,
@@ -231,12 +234,13 @@ impl Run {
         self.rest = fill.rest;
         self.set_activity(fill.activity);
         let Some(permits) = fill.permits.filter(|_| !self.worker.limits().paused) else { return };
-        for claim in fill.claims {
+        for claim in self.turns.order(fill.claims) {
             let charge = match self.worker.throttle.begin(claim.entry().size) {
                 Ok(charge) => charge,
                 // This one and those behind it are released, in their order.
                 Err(until) => return self.rest_for_rate(until),
             };
+            self.turns.took(claim.entry().lane);
             let slot = Slot::take(&self.slots, claim.entry().lane, charge);
             self.copies.spawn(attempt(self.worker.clone(), claim, permits.clone(), slot));
         }
