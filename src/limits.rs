@@ -164,8 +164,11 @@ impl GovernorClock for Monotonic {
 struct Bucket {
     limiter: RateLimiter<NotKeyed, InMemoryState, Monotonic, NoOpMiddleware<Duration>>,
     rate: u64,
-    /// How much a cell is.
+    /// How much a cell is, and how long it takes to flow.
     unit: u64,
+    cell: Duration,
+    /// Cells that may be waited for: half a burst, so that whoever comes a little late loses nothing.
+    patience: u32,
     /// Cells that are paid at a time.
     piece: NonZeroU32,
     /// What was charged and is not paid; below zero, what was paid for nothing.
@@ -180,9 +183,10 @@ impl Bucket {
         let cells = |number: u64| NonZeroU32::new(u32::try_from(number).ok()?.max(1));
         let burst = cells(rate / unit / BURST_PARTS)?;
         let piece = cells(u64::from(burst.get()) / PIECES)?;
-        let quota = Quota::with_period(Duration::from_nanos(cell))?.allow_burst(burst);
+        let cell = Duration::from_nanos(cell);
+        let quota = Quota::with_period(cell)?.allow_burst(burst);
         let limiter = RateLimiter::direct_with_clock(quota, Monotonic(clock.clone()));
-        Some(Self { limiter, rate, unit, piece, owed })
+        Some(Self { limiter, rate, unit, cell, patience: burst.get() / 2, piece, owed })
     }
 
     /// Pays what can be paid now; when to come again, while something is owed. In monotonic time.
@@ -190,11 +194,14 @@ impl Bucket {
         let unit = i128::from(self.unit);
         // At most a burst's pieces are granted in one go. What is less than a cell is paid with the next.
         while self.owed >= unit {
-            let cells = u32::try_from(self.owed / unit).unwrap_or(u32::MAX);
-            let cells = NonZeroU32::new(cells).map_or(self.piece, |cells| cells.min(self.piece));
+            let owed = u32::try_from(self.owed / unit).unwrap_or(u32::MAX);
+            let cells = NonZeroU32::new(owed).map_or(self.piece, |owed| owed.min(self.piece));
             match self.limiter.check_n(cells) {
                 Ok(Ok(())) => self.owed -= unit * i128::from(cells.get()),
-                Ok(Err(not_yet)) => return Some(not_yet.earliest_possible()),
+                Ok(Err(not_yet)) => {
+                    let more = owed.min(self.patience).saturating_sub(cells.get());
+                    return Some(not_yet.earliest_possible().saturating_add(self.cell * more));
+                }
                 // A piece is never larger than the burst.
                 Err(_) => return None,
             }

@@ -236,6 +236,7 @@ pub(super) async fn limits(args: LimitsArgs) -> Result<Exit, Failure> {
         route: args.route.unwrap_or_default(),
         limits: Some(limits),
         update_mask: mask(&limits, &args.reset),
+        reset_all: args.reset.contains(&Reset::All),
         set_by: args.by.name(),
         reason,
         expiration,
@@ -254,7 +255,7 @@ pub(super) async fn limits(args: LimitsArgs) -> Result<Exit, Failure> {
 
 /// What is set and what is reset, by name; nothing where the former speaks for itself.
 fn mask(limits: &v1::LimitSettings, reset: &[Reset]) -> Option<prost_types::FieldMask> {
-    if reset.is_empty() {
+    if reset.is_empty() || reset.contains(&Reset::All) {
         return None;
     }
     let given = [
@@ -381,7 +382,7 @@ mod tests {
         let limits = v1::LimitSettings { workers: Some(1), ..v1::LimitSettings::default() };
         assert_eq!(mask(&limits, &[]), None);
         assert_eq!(mask(&limits, &[Reset::BlobsPerSecond]).unwrap().paths, ["blobs_per_second", "workers"]);
-        assert_eq!(mask(&limits, &[Reset::All]).unwrap().paths, ["*", "workers"]);
+        assert_eq!(mask(&limits, &[Reset::All]), None);
     }
 
     #[test]

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tonic::Status;
 
-/// Entries that one durable write deletes, at most.
-const STEP: usize = 10_000;
+/// Entries that one durable write deletes, at most. Announcements wait for it.
+const STEP: usize = 4_000;
 /// No further step is begun after this: clients do not wait for ever.
 const DROP_TIME: Duration = Duration::from_secs(10);
 

@@ -2,6 +2,7 @@
 
 use super::{ServiceParts, announce_status, encode};
 use crate::announce::{AnnounceError, Backlog, Route};
+use crate::clock::{from_unix_ms, to_unix_ms};
 use crate::grpc::{Reason, invalid_field, queue_status};
 use crate::limits::{BlobRate, Override, Setting, WORKERS};
 use crate::overrides::{Change, InForce, Stamp};
@@ -17,6 +18,8 @@ const MAX_WHO: usize = 200;
 const MAX_REASON: usize = 500;
 /// The highest rate, in bytes a second.
 const MAX_BYTES_PER_SECOND: u64 = 1 << 50;
+/// Stands for all limits in a mask.
+const ALL: &str = "*";
 /// Overrides end within ten years, or not at all.
 const LONGEST: Duration = Duration::from_hours(24 * 3660);
 
@@ -68,7 +71,10 @@ pub(super) async fn update(
 ) -> Result<v1::UpdateRouteResponse, Status> {
     use v1::update_route_request::Expiration;
     let route = configured(parts, &request.route)?;
-    let mask = request.update_mask.map(|mask| mask.paths);
+    let mut mask = request.update_mask.map(|mask| mask.paths);
+    if request.reset_all {
+        mask.get_or_insert_default().push(ALL.to_owned());
+    }
     let changes = changes(request.limits.unwrap_or_default(), mask.as_deref())?;
     let end = match request.expiration {
         None => None,
@@ -158,7 +164,8 @@ fn stamp(
     if reason.chars().count() > MAX_REASON || reason.chars().any(char::is_control) {
         return Err(invalid_field("reason", "it has at most 500 characters, and no control characters"));
     }
-    let now = parts.clock.now();
+    // As precise as it is kept.
+    let now = from_unix_ms(to_unix_ms(parts.clock.now()));
     let expire_time = match end {
         None => None,
         Some(End::At(time)) => {
@@ -194,7 +201,7 @@ fn changes(limits: v1::LimitSettings, mask: Option<&[String]>) -> Result<Vec<Cha
     for path in mask.unwrap_or_default() {
         match Setting::LIMITS.into_iter().find(|setting| setting.as_str() == path) {
             Some(setting) => named.push(setting),
-            None if path == "*" => named.extend(Setting::LIMITS),
+            None if path == ALL => named.extend(Setting::LIMITS),
             None => {
                 let known = "workers, bytes_per_second, blobs_per_second, or * for all";
                 return Err(invalid_field("update_mask", &format!("a name in it is none of: {known}")));

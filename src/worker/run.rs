@@ -16,6 +16,7 @@ use crate::peer::{Admission, Peer};
 use crate::queue::failures::Remedy;
 use crate::queue::{Claim, Entry, Lane, Outcome, Queue, QueueError};
 use futures::future::BoxFuture;
+use limited::Turns;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -38,6 +39,7 @@ pub(super) struct Run {
     copies: JoinSet<Finished>,
     slots: Arc<Slots>,
     lanes: Lanes,
+    turns: Turns,
     filling: Option<BoxFuture<'static, Fill>>,
     // Copied, and not yet being settled.
     judged: Vec<Judged>,
@@ -107,6 +109,7 @@ impl Run {
             copies: JoinSet::new(),
             slots: Arc::default(),
             lanes: Lanes::default(),
+            turns: Turns::default(),
             filling: None,
             judged: Vec::new(),
             settling: None,
@@ -228,12 +231,13 @@ impl Run {
         }
         self.set_activity(fill.activity);
         let Some(permits) = fill.permits.filter(|_| !self.worker.limits().paused) else { return };
-        for claim in fill.claims {
+        for claim in self.turns.order(fill.claims) {
             let charge = match self.worker.throttle.begin(claim.entry().size) {
                 Ok(charge) => charge,
                 // This one and those behind it are released, in their order.
                 Err(until) => return self.rest_for_rate(until),
             };
+            self.turns.took(claim.entry().lane);
             let slot = Slot::take(&self.slots, claim.entry().lane, charge);
             self.copies.spawn(attempt(self.worker.clone(), claim, permits.clone(), slot));
         }

@@ -120,6 +120,22 @@ async fn buf_curl_speaks_by_reflection() {
     assert!(ok && said.contains("\"sync-1\""), "{said}");
     let (ok, said) = curl(&replicator, "ReplicationService/GetFullSync", "{\"id\": \"sync-1\"}").unwrap();
     assert!(ok && said.contains("a_to_b"), "{said}");
+    let body = r#"{"setBy": "eve", "reason": "a test", "ttl": "3600s"}"#;
+    let (ok, said) = curl(&replicator, "ReplicationService/PauseRoute", body).unwrap();
+    assert!(ok && said.contains("\"paused\": true") && said.contains("\"eve\""), "{said}");
+    let body = r#"{"limits": {"workers": 8, "bytesPerSecond": "52428800"}}"#;
+    let (ok, said) = curl(&replicator, "ReplicationService/UpdateRoute", body).unwrap();
+    assert!(ok && said.contains("\"workers\": 8") && said.contains("\"52428800\""), "{said}");
+    let (ok, said) =
+        curl(&replicator, "ReplicationService/UpdateRoute", r#"{"updateMask": "bytesPerSecond"}"#).unwrap();
+    assert!(ok && said.contains("\"workers\": 8") && !said.contains("52428800"), "{said}");
+    // A mask of `*` is no JSON.
+    let (ok, said) = curl(&replicator, "ReplicationService/UpdateRoute", r#"{"resetAll": true}"#).unwrap();
+    assert!(ok && !said.contains("\"workers\": 8"), "{said}");
+    let (ok, said) = curl(&replicator, "ReplicationService/ResumeRoute", "{}").unwrap();
+    assert!(ok && said.contains("\"wasPaused\": true"), "{said}");
+    let (ok, said) = curl(&replicator, "ReplicationService/UpdateRoute", "{}").unwrap();
+    assert!(!ok && said.contains("there is nothing to do"), "{said}");
     let (ok, said) = curl(&source, "BlobReaderService/EnumerateBlobs", "{}").unwrap();
     assert!(ok && said.contains(&blob.to_string()) && said.contains("\"complete\": true"), "{said}");
     let (ok, said) = curl(&replicator, "ReplicationService/TriggerFullSync", "{\"route\": \"x\"}").unwrap();

@@ -81,13 +81,14 @@ impl Txn<'_> {
             }
             looks += 1;
             let (key, value) = found.map_err(|error| read_error(&error))?;
-            let seq = key.get(4..).and_then(keys::number).filter(|seq| row::decode_entry(route, *seq, &value).is_ok());
-            let Some(seq) = seq else {
+            let seq = key.get(4..).and_then(keys::number);
+            let Some(read) = seq.and_then(|seq| row::decode_entry(route, seq, &value).ok()) else {
                 bad.insert(key.into_vec(), value.into_vec());
                 continue;
             };
+            let seq = read.entry.seq.0;
             // Another request of this batch may have removed it.
-            if let Some(stored) = self.entry(route, seq)? {
+            if let Some(stored) = self.entry_read(read) {
                 if self.claimed(&stored) {
                     kept += 1;
                     continue;

@@ -247,6 +247,13 @@ impl<'a> Txn<'a> {
         Ok(stored)
     }
 
+    /// An entry that was just read from the database, as this batch has it.
+    pub(super) fn entry_read(&mut self, read: Stored) -> Option<Stored> {
+        let key = (read.entry.route, read.entry.seq.0);
+        let slot = self.entries.entry(key).or_insert_with(|| Slot { before: Some(read.clone()), after: Some(read) });
+        slot.after.clone()
+    }
+
     /// Adds or replaces an entry that was read before, or is new.
     pub(super) fn put(&mut self, stored: Stored) {
         self.set((stored.entry.route, stored.entry.seq.0), Some(Rc::new(stored)));
