@@ -8,6 +8,7 @@ use crate::peer::Permit;
 use crate::queue::{Entry, Failure, Origin, Outcome, Push};
 use std::sync::Arc;
 use std::time::SystemTime;
+use tonic::Code;
 
 /// The permits that a batch of copies runs under.
 #[derive(Debug)]
@@ -75,7 +76,9 @@ impl Worker {
         for side in [Side::Source, Side::Destination] {
             let answered = error.blame() == Blame::Entry && error.side == side && error.kind != FaultKind::Panicked;
             if error.blame() == Blame::Peer(side) {
-                if suspects.is_convicted(entry.seq, side) {
+                // A store that is nearly full takes small blobs and no large ones: room is never the blob's to make.
+                let full = error.code == Some(Code::ResourceExhausted);
+                if !full && suspects.is_convicted(entry.seq, side) {
                     charged = true;
                 } else {
                     suspects.failed(entry.seq, side);

@@ -4,11 +4,19 @@
 
 mod architecture;
 mod commands;
+#[path = "../bench/diskfull/cycles.rs"]
+mod diskfull;
 mod failpoints;
 mod failures;
+mod faults;
 mod foreign;
 mod harness;
 mod liars;
 mod main_job;
 mod outages;
+#[path = "../bench/powerloss/cycles.rs"]
+mod powerloss;
 mod refusals;
+#[allow(dead_code, reason = "the benchmarks use the rest of it")]
+#[path = "../bench/support/mod.rs"]
+mod support;

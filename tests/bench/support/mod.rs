@@ -4,4 +4,5 @@ pub(crate) mod api;
 pub(crate) mod check;
 pub(crate) mod disk;
 pub(crate) mod load;
+pub(crate) mod medium;
 pub(crate) mod process;
