@@ -7,10 +7,11 @@ BIN := $(or $(CARGO_TARGET_DIR),target)/release/blobferry
 
 # Arguments for the demo (a folder to ferry, or --exit to leave nothing running) or the benchmark (--help tells).
 ARGS ?=
-# How many kills `make kill` does, how many blobs `make sync` compares, and how many operations `make model` tries.
+# How many kills `make kill` does, power cuts `make powerloss`, full disks `make diskfull`, how many blobs `make sync`
+# compares, and how many operations `make model` tries.
 N ?=
 
-.PHONY: help build demo test kill sync bench queue-bench model lint proto-lint proto-baseline doc clean
+.PHONY: help build demo test kill powerloss diskfull sync bench queue-bench model lint proto-lint proto-baseline doc clean
 
 help: ## Show what can be made.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -27,6 +28,12 @@ test: build ## Run every test. Checks whose tools are missing are skipped aloud;
 
 kill: build ## Kill the replicator N times at random moments under load, and check every ack (make kill N=1000).
 	@BLOBFERRY_BIN=$(BIN) $(CARGO) bench --bench kill -- --cycles $(or $(N),100)
+
+powerloss: build ## Cut the power N times under load, unsynced bytes lost or torn, and check every ack (make powerloss N=300).
+	@BLOBFERRY_BIN=$(BIN) $(CARGO) bench --bench powerloss -- --cycles $(or $(N),100)
+
+diskfull: build ## Fill and free the queue's and the destination's disk N times under load, and check every ack.
+	@BLOBFERRY_BIN=$(BIN) $(CARGO) bench --bench diskfull -- --cycles $(or $(N),50)
 
 sync: build ## Have a full sync compare two stores of N blobs each (make sync N=1000000).
 	@$(CARGO) bench --bench sync -- --blobs $(or $(N),1000000)

@@ -13,7 +13,9 @@ use crate::store::remote::RemoteStore;
 use anyhow::{Context, Result};
 use futures::future::BoxFuture;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
@@ -71,9 +73,11 @@ impl Parts {
             ..RocksOptions::default()
         };
         let wall = clock.clone();
-        let folder = dir.clone();
+        let (data_dir, folder) = (config.server.data_dir.clone(), dir.clone());
         let opening = tokio::task::spawn_blocking(move || {
-            std::fs::create_dir_all(&folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
+            for folder in [&data_dir, &folder] {
+                make_folder(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
+            }
             RocksQueue::open(&folder, options, Arc::new(move || wall.now())).context("server.data_dir")
         });
         let queue = Arc::new(opening.await??);
@@ -105,6 +109,29 @@ impl Parts {
         if let Some(close) = self.close {
             close().await;
         }
+    }
+}
+
+/// Makes a folder where it is missing. Its name is durable afterwards: a queue in a folder whose name a power loss takes away
+/// is lost, whatever was synced in it.
+fn make_folder(path: &Path) -> io::Result<()> {
+    let parent = match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => return Ok(()),
+    };
+    let existed = path.is_dir();
+    if !existed {
+        if !parent.is_dir() {
+            make_folder(parent)?;
+        }
+        std::fs::create_dir(path)?;
+    }
+    // Also where it existed: whoever made it may not have come to this.
+    match File::open(parent).and_then(|parent| parent.sync_all()) {
+        // The folder above may be closed to us; whoever made this one answers for its name there.
+        Err(error) if existed && error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        synced => synced,
     }
 }
 

@@ -12,6 +12,7 @@ use crate::peer::Permit;
 use crate::queue::{Entry, Failure, Origin, Outcome, Push};
 use std::sync::Arc;
 use std::time::SystemTime;
+use tonic::Code;
 
 /// The permits that a batch of copies runs under.
 #[derive(Debug)]
@@ -106,7 +107,9 @@ impl Worker {
     fn peer_failed(&self, finished: &Finished, error: &CopyError, at: Side) -> bool {
         let Finished { claim, permits, progress, .. } = finished;
         let permit = permits.of(at);
-        let may_charge = permit.probes().is_none() && permit.peer().is_closed();
+        // A store that is nearly full takes small blobs and no large ones: room is never the blob's to make.
+        let full = error.code == Some(Code::ResourceExhausted);
+        let may_charge = !full && permit.probes().is_none() && permit.peer().is_closed();
         let charged = self.evidence().suspects.failed(claim.entry().seq, at, finished.began, may_charge);
         if !charged {
             permit.failed(Reason::new(error.kind, error.message.clone()));

@@ -519,6 +519,24 @@ async fn a_blob_that_its_peer_always_fails_on_is_charged_and_parked_in_the_end()
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_blob_for_which_a_store_has_no_room_is_not_charged_while_smaller_ones_fit() {
+    let mut lab = Lab::new(&[("a", "b")]).await;
+    let blobs = lab.announce("a", 0..1).await;
+    lab.place("b").faulty.set_for(blobs[0], Some(Trouble::Code(Code::ResourceExhausted)));
+    lab.start();
+    for number in 1..300 {
+        lab.announce("a", number..number + 1).await;
+        sleep(Duration::from_secs(10)).await;
+    }
+    lab.until("the others are copied", |lab| lab.counts(0).confirmed == 299).await;
+    let fresh = lab.fresh(0);
+    assert_eq!((fresh.retrying.entries, fresh.parked.entries), (0, 0), "{fresh:?}");
+    lab.place("b").faulty.set_for(blobs[0], None);
+    lab.drain().await;
+    lab.stopped().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn panics_are_charged_to_the_entry() {
     let mut lab = Lab::new(&[("a", "b")]).await;
     lab.announce("a", 0..1).await;

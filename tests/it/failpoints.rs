@@ -267,7 +267,7 @@ impl Stage {
         self.acked.insert(blob);
         let parked = loop {
             let status = crate::harness::route(&mut operator).await;
-            let lanes = status.queued.clone().unwrap();
+            let lanes = status.queued.unwrap();
             let parked: u64 = [lanes.fresh, lanes.backfill]
                 .into_iter()
                 .map(|lane| lane.unwrap().parked.unwrap().entries.unwrap())

@@ -4,13 +4,21 @@
 
 mod architecture;
 mod commands;
+#[path = "../bench/diskfull/cycles.rs"]
+mod diskfull;
 mod failpoints;
 mod failures;
+mod faults;
 mod foreign;
 mod harness;
 mod liars;
 mod main_job;
 mod outages;
 mod overrides;
+#[path = "../bench/powerloss/cycles.rs"]
+mod powerloss;
 mod refusals;
 mod story;
+#[allow(dead_code, reason = "the benchmarks use the rest of it")]
+#[path = "../bench/support/mod.rs"]
+mod support;

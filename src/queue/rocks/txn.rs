@@ -248,8 +248,9 @@ impl<'a> Txn<'a> {
     }
 
     /// An entry that was just read from the database, as this batch has it.
-    pub(super) fn entry_read(&mut self, read: Stored) -> Option<Stored> {
+    pub(super) fn entry_read(&mut self, read: Stored) -> Option<Rc<Stored>> {
         let key = (read.entry.route, read.entry.seq.0);
+        let read = Rc::new(read);
         let slot = self.entries.entry(key).or_insert_with(|| Slot { before: Some(read.clone()), after: Some(read) });
         slot.after.clone()
     }

@@ -8,7 +8,7 @@
  *   FAULTSHIM_JOURNAL  where they are written down; what is overwritten or unlinked is kept in the folder JOURNAL.kept,
  *                      which must be on the file system of the root
  *   FAULTSHIM_LIE      syncs do nothing and say that they did
- *   FAULTSHIM_FULL     while a file of this name exists, nothing below the root can grow
+ *   FAULTSHIM_FULL     while a file of this name exists, nothing below the root can grow (64-bit Linux)
  *   FAULTSHIM_SYNC_US  how long a sync takes, in microseconds
  *
  * The journal has a line for each change, tab separated, written before the change but for those that make something:
@@ -36,9 +36,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <sys/types.h>
 #include <sys/uio.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #define FDS 65536
@@ -343,6 +345,26 @@ int fdatasync(int fd) { return sync_fd(fd, SYS_fdatasync); }
 int sync_file_range(int fd, off64_t offset, off64_t length, unsigned flags) {
     return is_followed(fd) ? 0 : (int)syscall(SYS_sync_file_range, fd, offset, length, flags);
 }
+
+/* A full disk says so to those who ask. (Rust's `rustix` asks the kernel itself, and is told the truth.) */
+int statvfs64(const char *path, struct statvfs64 *found) {
+    struct statfs64 now;
+    char at[PATH];
+    memset(found, 0, sizeof *found);
+    if (statfs64(path, &now) != 0) return -1;
+    found->f_bsize = now.f_bsize;
+    found->f_frsize = now.f_frsize ? now.f_frsize : now.f_bsize;
+    found->f_blocks = now.f_blocks;
+    found->f_files = now.f_files;
+    found->f_ffree = found->f_favail = now.f_ffree;
+    found->f_namemax = now.f_namelen;
+    if (!(below(AT_FDCWD, path, at) && is_full())) {
+        found->f_bfree = now.f_bfree;
+        found->f_bavail = now.f_bavail;
+    }
+    return 0;
+}
+int statvfs(const char *path, struct statvfs *found) { return statvfs64(path, (struct statvfs64 *)found); }
 
 static int rename_at(int from_dir, const char *from, int to_dir, const char *to, unsigned flags) {
     char from_at[PATH], to_at[PATH];

@@ -34,6 +34,8 @@ pub(crate) struct Tally {
     parked: u64,
     /// Neither, or there with wrong bytes.
     pub(crate) lost: u64,
+    /// Some of those, and what is wrong with them.
+    pub(crate) named: Vec<String>,
 }
 
 impl Tally {
@@ -45,17 +47,20 @@ impl Tally {
         self.queued = other.queued;
         self.parked = other.parked;
         self.lost += other.lost;
+        self.named.extend(other.named);
+        self.named.truncate(NAMED);
     }
 }
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { acks, checked, right, queued, parked, lost } = self;
+        let Self { acks, checked, right, queued, parked, lost, named } = self;
         write!(
             f,
             "{acks} acks, {checked} refs checked: {right} at the destination with the right bytes, {queued} queued, \
              {parked} parked, lost {lost}"
-        )
+        )?;
+        named.iter().try_for_each(|one| write!(f, "\n{one}"))
     }
 }
 
@@ -82,16 +87,11 @@ pub(crate) async fn reckon(at: &Addresses, record: &Path) -> Result<Tally> {
     let ready = (absent - parked - retrying).min(in_queue.moving.saturating_sub(all_retrying));
     let queued = retrying + ready;
     let lost = absent - queued - parked + wrong.len() as u64;
-    if lost > 0 {
-        for blob in missing.iter().take(NAMED) {
-            println!("not at the destination: {blob}");
-        }
-        for (blob, why) in wrong.iter().take(NAMED) {
-            println!("wrong at the destination: {blob}: {why}");
-        }
-    }
+    let absent_ones = missing.iter().map(|blob| format!("not at the destination: {blob}"));
+    let wrong_ones = wrong.iter().map(|(blob, why)| format!("wrong at the destination: {blob}: {why}"));
+    let named = if lost > 0 { wrong_ones.chain(absent_ones).take(NAMED).collect() } else { Vec::new() };
     let checked = acked.len() as u64;
-    Ok(Tally { acks: lines, checked, right: checked - absent - wrong.len() as u64, queued, parked, lost })
+    Ok(Tally { acks: lines, checked, right: checked - absent - wrong.len() as u64, queued, parked, lost, named })
 }
 
 /// What failed, and whether it is tried again; each must say why it failed.

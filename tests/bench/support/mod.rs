@@ -7,5 +7,6 @@ pub(crate) mod disk;
 pub(crate) mod floor;
 pub(crate) mod load;
 pub(crate) mod machine;
+pub(crate) mod medium;
 pub(crate) mod process;
 pub(crate) mod report;
