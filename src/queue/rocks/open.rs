@@ -169,7 +169,8 @@ fn open_database_as(dir: &Path, options: &RocksOptions, recovery: DBRecoveryMode
     all.set_max_open_files(512);
     all.set_keep_log_file_num(4);
 
-    let cache = Cache::new_lru_cache(options.cache_bytes);
+    // Every look-up of a ref asks it several times; this one takes no lock for that.
+    let cache = Cache::new_hyper_clock_cache(options.cache_bytes, 0);
     let existed = path.join("CURRENT").exists();
     let mut families: BTreeSet<String> = keys::FAMILIES.map(str::to_owned).into();
     // RocksDB makes it in any case, with a write buffer of 64 MiB. After a full disk it writes again only once as much is
@@ -213,6 +214,9 @@ fn family_options(name: &str, cache: &Cache) -> Options {
         blocks.set_bloom_filter(10.0, false);
         blocks.set_partition_filters(true);
         options.set_memtable_prefix_bloom_ratio(0.03);
+        // Refs come in no order, so that each file covers all of them, and merging a few small files rewrites everything
+        // below. More files at a time cost more look-ups in filters, which are cheap, and half of the rewriting.
+        options.set_level_zero_file_num_compaction_trigger(8);
         options.set_memtable_whole_key_filtering(true);
     }
     options.set_block_based_table_factory(&blocks);

@@ -148,6 +148,7 @@ pub(crate) fn watch(settings: &Settings, large: &Large, report: &mut Report) -> 
         let line = line?;
         let numbers: Vec<f64> = line.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
         ensure!(status.success() && numbers.len() == values.len(), "the opener ended with {status}: {line}");
+        println!("  opened, claimed, resident, worked, peak: {}", line.trim());
         for (values, number) in values.iter_mut().zip(numbers) {
             values.push(number);
         }

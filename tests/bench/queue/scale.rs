@@ -3,6 +3,7 @@
 use crate::Settings;
 use crate::load::Subject;
 use crate::reopen::Large;
+use crate::support::machine;
 use crate::support::report::{Comparison, Report, spread};
 use anyhow::{Result, ensure};
 use rand::{SeedableRng as _, rngs::SmallRng};
@@ -41,11 +42,17 @@ pub(crate) async fn compare(settings: &Settings, dir: &Path, large: &Large, repo
 
     let mut pushed = comparison(settings, "pushed, 1,000 at a time", "entries/s");
     let mut settled = comparison(settings, "claimed and settled, 1,000 at a time", "entries/s");
+    let mut cpu = comparison(settings, "CPU of both, whole process", "µs/entry");
+    // Both have just been opened: what they left undone, and what they have to read first, is not counted.
+    for subject in [&few, &many] {
+        subject.push(4 * MOVED, &mut random).await?;
+        subject.drain(4 * MOVED, DRAIN).await?;
+    }
     for round in 0..settings.rounds {
         for turn in 0..2 {
             let large = (turn + round) % 2 == 1;
             let subject = if large { &many } else { &few };
-            let start = Instant::now();
+            let (start, before) = (Instant::now(), machine::usage(std::process::id())?);
             for _ in 0..MOVED / BATCH {
                 subject.push(BATCH, &mut random).await?;
             }
@@ -55,12 +62,14 @@ pub(crate) async fn compare(settings: &Settings, dir: &Path, large: &Large, repo
             let settle_rate = MOVED as f64 / start.elapsed().as_secs_f64();
             side(&mut pushed, large).push(push_rate);
             side(&mut settled, large).push(settle_rate);
+            let spent = machine::usage(std::process::id())?.cpu_seconds - before.cpu_seconds;
+            side(&mut cpu, large).push(spent * 1e6 / MOVED as f64);
         }
     }
-    print(&pushed);
-    print(&settled);
-    report.compare(pushed);
-    report.compare(settled);
+    for comparison in [pushed, settled, cpu] {
+        print(&comparison);
+        report.compare(comparison);
+    }
 
     claims(settings, &few, &many, "full", report).await?;
     let left = settings.claims * u64::from(settings.rounds);
