@@ -24,8 +24,8 @@
 //! - `""` is live as long as the process answers.
 //! - The two services serve while announcements would be written durably. They never depend on a peer.
 //! - `route/NAME` serves while the route works: it is enabled, and IN_SYNC, COPYING or SYNCING with nothing parked. It does
-//!   not while it is BLOCKED by a peer, all that is left is RETRYING or PARKED, or it is DISABLED or DRAINING. It does not
-//!   wait for the first sync.
+//!   not while it is BLOCKED by a peer, all that is left is RETRYING or PARKED, or it is DEGRADED, DISABLED or DRAINING. It
+//!   waits for the full sync that it needs only where `full_sync.on_start` is `blocking`.
 
 mod crew;
 mod drain;
@@ -36,14 +36,15 @@ pub use drain::ExitSummary;
 pub use parts::Parts;
 
 use crate::announce::{Announcer, Backlog, Gate, Route, RouteTable};
-use crate::config::{Config, RouteConfig};
+use crate::config::{Config, OnStart, RouteConfig};
 use crate::grpc::{ServeSettings, base_routes, serve};
 use crate::peer::{Needs, Peer};
+use crate::queue::damage::{Condition, Trouble};
 use crate::queue::rocks::KnownRoute;
 use crate::queue::{State, StateWrite};
 use crate::service::{SERVICE_NAMES, Service, ServiceParts};
 use crate::status::{Observer, ObserverParts, WatchedPeer, WatchedRoute};
-use crate::sync::{FullSyncs, StoreIds, SyncParts, SyncRoute, SyncSettings};
+use crate::sync::{FullSyncs, StartSync, StoreIds, SyncParts, SyncRoute, SyncSettings};
 use crate::worker::{Deps, NextHop, Policy, Report, RouteSpec, Worker};
 use anyhow::{Context, Result};
 use crew::Crew;
@@ -86,6 +87,7 @@ pub struct App {
     announcer: Arc<Announcer>,
     observer: Arc<Observer>,
     service: Service,
+    start_syncs: Vec<StartSync>,
 }
 
 impl App {
@@ -104,6 +106,7 @@ impl App {
             Arc::new(Announcer::new(parts.queue.clone(), routes.clone(), parts.clock.clone(), gate.clone()));
         let observer = Arc::new(Observer::new(ObserverParts {
             queue: parts.queue.clone(),
+            condition: parts.condition.clone(),
             announcer: announcer.clone(),
             syncs: syncs.clone(),
             clock: parts.clock.clone(),
@@ -129,7 +132,29 @@ impl App {
             max_connections: config.server.max_connections,
             drain_timeout: config.server.drain_timeout,
         };
-        Ok(Self { parts, serve, gate, draining, tasks, peers, workers, routes, syncs, announcer, observer, service })
+        let start_syncs = config.enabled_routes().map(|(name, route)| StartSync {
+            syncs: syncs.clone(),
+            route: name.to_owned(),
+            on_start: route.on_start,
+            clock: parts.clock.clone(),
+            entropy: parts.entropy.clone(),
+        });
+        let start_syncs = start_syncs.collect();
+        Ok(Self {
+            parts,
+            serve,
+            gate,
+            draining,
+            tasks,
+            peers,
+            workers,
+            routes,
+            syncs,
+            announcer,
+            observer,
+            service,
+            start_syncs,
+        })
     }
 
     /// What each enabled route's worker tells of itself, by the route's name; also while the app runs.
@@ -142,7 +167,7 @@ impl App {
     ///
     /// # Errors
     /// If the server fails, or a task ends that should not have; the rest was drained all the same.
-    pub async fn run(self, listener: TcpListener, shutdown: CancellationToken) -> Result<ExitSummary> {
+    pub async fn run(mut self, listener: TcpListener, shutdown: CancellationToken) -> Result<ExitSummary> {
         let address = listener.local_addr().context("the listener has no address")?;
         let (base, health) = base_routes(&SERVICE_NAMES)?;
         let grpc = self.service.add_to(base);
@@ -153,6 +178,7 @@ impl App {
             observer: self.observer.clone(),
             announcer: self.announcer.clone(),
             state: self.parts.state.clone(),
+            condition: self.parts.condition.clone(),
             disk: self.parts.disk.clone(),
             health,
             told: Mutex::new(BTreeMap::new()),
@@ -164,6 +190,14 @@ impl App {
             let (ids, state) = (peer.store_id(), self.parts.state.clone());
             let record = record_store_id(peer.name().clone(), ids, state, stop.clone());
             background.spawn(&format!("store id of {}", peer.name()), record);
+        }
+        for start_sync in std::mem::take(&mut self.start_syncs) {
+            let name = format!("start sync of {}", start_sync.route);
+            let run = start_sync.run(self.draining.clone());
+            background.spawn(&name, async move {
+                run.await;
+                Ok(())
+            });
         }
         let mut workers = Crew::new();
         for worker in &self.workers {
@@ -293,6 +327,7 @@ fn watched_routes(config: &Config, parts: &Parts, routes: &RouteTable, workers: 
     let watched = routes.all().iter().map(|route| WatchedRoute {
         route: route.clone(),
         orphaned: false,
+        waits_for_sync: config.routes.get(&*route.name).is_some_and(|route| route.on_start == OnStart::Blocking),
         workers: config.routes.get(&*route.name).map_or(0, |settings| settings.workers),
         worker: workers.iter().find(|worker| worker.spec().id == route.id).cloned(),
     });
@@ -306,7 +341,7 @@ fn watched_routes(config: &Config, parts: &Parts, routes: &RouteTable, workers: 
         tracing::warn!(route = %name, %from, %to, entries, "a route left the configuration; its entries are kept");
         let (name, from, to) = (name.as_str().into(), from.as_str().into(), to.as_str().into());
         let route = Route { name, id: *id, from, to, enabled: false };
-        Some(WatchedRoute { route, orphaned: true, workers: 0, worker: None })
+        Some(WatchedRoute { route, orphaned: true, waits_for_sync: false, workers: 0, worker: None })
     });
     watched.chain(orphans).collect()
 }
@@ -365,11 +400,17 @@ async fn record_store_id(
     Ok(())
 }
 
+/// The queue cannot be opened again while the process runs; the next start can mend it.
+#[derive(Debug, thiserror::Error)]
+#[error("the queue cannot go on, and is mended by the next start: {0}")]
+pub struct QueueEnded(String);
+
 /// Samples figures and keeps health up to date; the only one who sets it.
 struct Watch {
     observer: Arc<Observer>,
     announcer: Arc<Announcer>,
     state: Arc<dyn State>,
+    condition: Arc<dyn Condition>,
     disk: Option<PathBuf>,
     health: HealthReporter,
     // What health says. A service that is told what it said already wakes whoever watches it.
@@ -383,6 +424,9 @@ impl Watch {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while draining.run_until_cancelled(tick.tick()).await.is_some() {
             draining.run_until_cancelled(self.look()).await;
+            if let Some(Trouble::Ended(why)) = self.condition.trouble() {
+                return Err(QueueEnded(why).into());
+            }
         }
         self.tell_services(false).await;
         for (route, _) in self.observer.working() {

@@ -9,6 +9,7 @@ mod json;
 mod output;
 pub(crate) mod progress;
 mod put;
+mod queue;
 mod serve;
 mod status;
 mod sync;
@@ -46,6 +47,8 @@ pub enum Exit {
     No = 4,
     /// A full sync completed, but some blobs were parked or discarded instead of confirmed.
     WithFailures = 5,
+    /// The queue failed and has to be mended: start it again.
+    Restart = 6,
     /// Ctrl-C or SIGTERM came before it was done.
     Interrupted = 130,
 }
@@ -214,6 +217,7 @@ impl From<json::JsonError> for Failure {
   3    the server cannot be reached
   4    the answer is no: not found, not in sync, not serving
   5    the full sync completed, but some blobs were given up
+  6    the queue failed, and is mended when the replicator is started again
   130  interrupted before the end; servers that were told to stop end with 0
 
 Start here:
@@ -244,6 +248,9 @@ enum Command {
     /// Lists, retries and discards what failed to be copied.
     #[command(subcommand)]
     Failures(failures::FailuresCommand),
+    /// Moves a queue: exports it to a file, or imports it.
+    #[command(subcommand)]
+    Queue(queue::QueueCommand),
     /// Writes files to a store, and announces them to a replicator.
     Put(put::PutArgs),
     /// Reads a blob from a store, verified.
@@ -320,6 +327,8 @@ pub async fn run(cli: Cli, stop: CancellationToken) -> Result<Exit, Failure> {
         Command::Conformance(args) => until(stop, serve::conform(args)).await,
         Command::Sync(args) => until(stop, sync::sync(args)).await,
         Command::Failures(command) => until(stop, failures::failures(command)).await,
+        // Not cut midway by the first signal: it leaves nothing half done either way.
+        Command::Queue(command) => queue::queue(command).await,
         Command::Put(args) => put::put(args, stop).await,
         Command::Get(args) => until(stop, blobs::get(args)).await,
         Command::Ls(args) => until(stop, blobs::ls(args)).await,
@@ -378,6 +387,10 @@ mod tests {
             "health --url http://x:1 --service route/a",
             "config check --config x.toml",
             "config print",
+            "sync --list a_to_b --limit 5",
+            "sync --cancel sync-4 --json",
+            "queue export --data-dir /var/lib/blobferry -",
+            "queue import --data-dir /var/lib/blobferry queue.export",
         ] {
             let arguments = std::iter::once("blobferry").chain(line.split(' '));
             assert!(Cli::try_parse_from(arguments).is_ok(), "{line}");

@@ -3,6 +3,7 @@
 use crate::clock::{Clock, Entropy, SystemClock};
 use crate::config::{Config, StoreConfig};
 use crate::grpc::PeerEndpoint;
+use crate::queue::damage::Condition;
 use crate::queue::failures::Failures;
 use crate::queue::rocks::{KnownRoute, RocksOptions, RocksQueue};
 use crate::queue::{Queue, State};
@@ -27,6 +28,8 @@ pub struct Parts {
     pub queue: Arc<dyn Queue>,
     /// Lists and mends what failed; the same queue.
     pub failures: Arc<dyn Failures>,
+    /// Tells what is wrong with the queue; the same queue.
+    pub condition: Arc<dyn Condition>,
     /// Keeps small facts; the same database as the queue.
     pub state: Arc<dyn State>,
     /// A store for each configured name.
@@ -72,6 +75,7 @@ impl Parts {
             entropy: Arc::new(Entropy::from_os()),
             queue: queue.clone(),
             failures: queue.clone(),
+            condition: queue.clone(),
             state: queue.clone(),
             stores,
             known_routes: queue.routes(),

@@ -57,6 +57,8 @@ pub struct Incident {
     pub kept: String,
     /// What was acked from this time on, up to `time`, may be lost. Absent: all that was acked since the queue was made.
     pub lost_from: Option<SystemTime>,
+    /// Whether the routes that it concerns were marked: all that were configured at the start that found it.
+    pub is_assigned: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -73,6 +75,8 @@ struct Row {
     kept: String,
     #[prost(uint64, optional, tag = "6")]
     lost_from_ms: Option<u64>,
+    #[prost(bool, tag = "7")]
+    is_assigned: bool,
 }
 
 impl Incident {
@@ -85,6 +89,7 @@ impl Incident {
             what: self.what.clone(),
             kept: self.kept.clone(),
             lost_from_ms: self.lost_from.map(to_unix_ms),
+            is_assigned: self.is_assigned,
         };
         row.encode_to_vec()
     }
@@ -105,6 +110,7 @@ impl Incident {
             what: row.what,
             kept: row.kept,
             lost_from: row.lost_from_ms.map(from_unix_ms),
+            is_assigned: row.is_assigned,
         })
     }
 
@@ -160,6 +166,7 @@ mod tests {
                 what: "checksum mismatch".to_owned(),
                 kept: "/data/queue/db.damaged".to_owned(),
                 lost_from,
+                is_assigned: lost_from.is_some(),
             };
             assert_eq!(Incident::decode(&incident.encode()).unwrap(), incident);
             assert_eq!(incident.key(), "degraded/incident/00000000000000002000");

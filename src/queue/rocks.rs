@@ -49,9 +49,11 @@ mod recover;
 mod reopen;
 mod row;
 mod shared;
+mod transfer;
 mod txn;
 
 pub use open::OpenError;
+pub use transfer::{TransferError, Transferred, export, import};
 
 use crate::queue::damage::{Condition, Trouble};
 use crate::queue::{

@@ -4,6 +4,7 @@
 
 mod architecture;
 mod commands;
+mod durability;
 mod failures;
 mod foreign;
 mod harness;

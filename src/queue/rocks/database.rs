@@ -32,10 +32,18 @@ const STEPS: [Step; FORMAT as usize - 1] = [];
 pub(super) enum Log {
     /// Whole, but for a torn tail: acked writes are synced, so only what nobody was told of can be torn.
     Whole,
+    /// The same, and nothing is written.
+    WholeReadOnly,
     /// Up to the first damage.
     UpToDamage,
     /// The same, and nothing is written: to see whether it would work.
     UpToDamageReadOnly,
+}
+
+impl Log {
+    fn is_read_only(self) -> bool {
+        matches!(self, Self::WholeReadOnly | Self::UpToDamageReadOnly)
+    }
 }
 
 /// What the last batch left.
@@ -89,10 +97,10 @@ pub(super) fn open_database(dir: &Path, options: &RocksOptions, log: Log) -> Res
     let path = folder(dir);
     let sizes = Sizes::on_disk_of(dir, options.reserve_bytes);
     let mut all = Options::default();
-    all.create_if_missing(log != Log::UpToDamageReadOnly);
+    all.create_if_missing(!log.is_read_only());
     all.create_missing_column_families(true);
     all.set_wal_recovery_mode(match log {
-        Log::Whole => DBRecoveryMode::TolerateCorruptedTailRecords,
+        Log::Whole | Log::WholeReadOnly => DBRecoveryMode::TolerateCorruptedTailRecords,
         Log::UpToDamage | Log::UpToDamageReadOnly => DBRecoveryMode::PointInTime,
     });
     all.set_wal_bytes_per_sync(0);
@@ -103,7 +111,7 @@ pub(super) fn open_database(dir: &Path, options: &RocksOptions, log: Log) -> Res
     all.set_keep_log_file_num(4);
     all.set_max_log_file_size(4 << 20);
 
-    make_readable(&path)?;
+    make_readable(&path, matches!(log, Log::Whole | Log::WholeReadOnly))?;
     let cache = Cache::new_lru_cache(options.cache_bytes);
     let existed = path.join("CURRENT").exists();
     if !existed && holds_data(&path)? {
@@ -117,7 +125,7 @@ pub(super) fn open_database(dir: &Path, options: &RocksOptions, log: Log) -> Res
     if existed {
         // A newer minor version may have added some, and an older one lacks some; all that there are must be opened.
         let there: BTreeSet<String> = DB::list_cf(&all, &path)?.into_iter().collect();
-        if log == Log::UpToDamageReadOnly {
+        if log.is_read_only() {
             families = there;
         } else {
             families.extend(there);
@@ -127,7 +135,7 @@ pub(super) fn open_database(dir: &Path, options: &RocksOptions, log: Log) -> Res
         let options = family_options(&name, &cache, sizes);
         ColumnFamilyDescriptor::new(name, options)
     });
-    if log == Log::UpToDamageReadOnly {
+    if log.is_read_only() {
         return Ok(DB::open_cf_descriptors_read_only(&all, &path, families, false)?);
     }
     let db = DB::open_cf_descriptors(&all, &path, families)?;
@@ -221,7 +229,7 @@ fn damaged(what: &str) -> OpenError {
 fn check_format(db: &DB, log: Log) -> Result<(), OpenError> {
     let meta = db.cf_handle(keys::META).ok_or_else(|| damaged("column family meta"))?;
     let Some(found) = db.get_cf(meta, keys::META_FORMAT)? else {
-        if log != Log::UpToDamageReadOnly {
+        if !log.is_read_only() {
             let mut batch = WriteBatch::default();
             batch.put_cf(meta, keys::META_FORMAT, FORMAT.to_be_bytes());
             write_synced(db, batch)?;
@@ -234,7 +242,7 @@ fn check_format(db: &DB, log: Log) -> Result<(), OpenError> {
     }
     let done = usize::try_from(found).ok().and_then(|found| found.checked_sub(1));
     let done = done.ok_or_else(|| damaged("format version"))?;
-    if log != Log::UpToDamageReadOnly {
+    if !log.is_read_only() {
         for step in STEPS.iter().skip(done) {
             tracing::info!(from = found, to = FORMAT, "the queue's format is brought up to date");
             step(db)?;

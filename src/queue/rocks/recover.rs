@@ -123,7 +123,14 @@ fn mend(
 }
 
 fn incident(time: SystemTime, mending: Mending, what: &str, kept: &Path) -> Incident {
-    Incident { time, mending, what: what.to_owned(), kept: kept.display().to_string(), lost_from: None }
+    Incident {
+        time,
+        mending,
+        what: what.to_owned(),
+        kept: kept.display().to_string(),
+        lost_from: None,
+        is_assigned: false,
+    }
 }
 
 /// Refuses a database that this process may not read: it may be sound.

@@ -187,7 +187,7 @@ impl Shared {
     /// What a failed read is to the caller. Damage is remembered, for the next start.
     pub(super) fn read_error(&self, error: &rocksdb::Error) -> QueueError {
         if error.kind() == ErrorKind::Corruption {
-            self.note_damage(&error.to_string());
+            self.note_damage(error.as_ref());
         }
         QueueError::Read(error.to_string())
     }

@@ -2,6 +2,7 @@
 
 mod against_model;
 mod damage;
+mod transfer;
 
 use super::database::write_synced;
 use super::open::open;

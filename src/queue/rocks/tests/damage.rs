@@ -146,7 +146,7 @@ async fn a_torn_tail_never_hangs_and_what_was_acked_before_it_survives() {
 #[tokio::test]
 async fn damage_of_any_record_of_the_log_is_seen() {
     let (template, clock) = logged(20).await;
-    for (at, kind) in [(6, 5), (6, 8), (6, 11), (6, 131), (6, 0), (6, 3)] {
+    for (at, kind) in [(6, 5), (6, 8), (6, 11), (6, 131), (6, 0), (6, 3), (5, 0x70), (4, 0)] {
         let dir = copy_of(&template);
         let log = files(&dir, ".log").pop().unwrap();
         let mut bytes = fs::read(&log).unwrap();
