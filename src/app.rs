@@ -24,8 +24,9 @@
 //! - `""` is live as long as the process answers.
 //! - The two services serve while announcements would be written durably. They never depend on a peer.
 //! - `route/NAME` serves while the route works: it is enabled, and IN_SYNC, COPYING or SYNCING with nothing parked. It does
-//!   not while it is BLOCKED by a peer, all that is left is RETRYING or PARKED, or it is DISABLED or DRAINING. It does not
-//!   wait for the first sync. A paused route is NOT_SERVING: its destination falls behind, whoever wanted it so.
+//!   not while it is BLOCKED by a peer, all that is left is RETRYING or PARKED, or it is DEGRADED, DISABLED or DRAINING. It
+//!   waits for the full sync that it needs only where `full_sync.on_start` is `blocking`. A paused route is NOT_SERVING:
+//!   its destination falls behind, whoever wanted it so.
 
 mod crew;
 mod drain;
@@ -36,16 +37,17 @@ pub use drain::ExitSummary;
 pub use parts::Parts;
 
 use crate::announce::{Announcer, Backlog, Gate, Route, RouteTable};
-use crate::config::{Config, RouteConfig};
+use crate::config::{Config, OnStart, RouteConfig};
 use crate::grpc::{ServeSettings, base_routes, serve};
 use crate::overrides::Overrides;
 use crate::peer::{Needs, Peer, store_id_key};
+use crate::queue::damage::{Condition, Trouble};
 use crate::queue::rocks::KnownRoute;
 use crate::queue::{State, StateWrite};
 use crate::service::{SERVICE_NAMES, Service, ServiceParts};
 use crate::status::{Observer, ObserverParts, WatchedPeer, WatchedRoute};
 use crate::story::{Story, StoryParts};
-use crate::sync::{FullSyncs, StoreIds, SyncParts, SyncRoute, SyncSettings};
+use crate::sync::{FullSyncs, StartSync, StoreIds, SyncParts, SyncRoute, SyncSettings};
 use crate::worker::{Deps, NextHop, Policy, Report, RouteSpec, Worker};
 use anyhow::{Context, Result, bail};
 use crew::Crew;
@@ -89,6 +91,7 @@ pub struct App {
     announcer: Arc<Announcer>,
     observer: Arc<Observer>,
     service: Service,
+    start_syncs: Vec<StartSync>,
 }
 
 impl App {
@@ -108,12 +111,13 @@ impl App {
             Arc::new(Announcer::new(parts.queue.clone(), routes.clone(), parts.clock.clone(), gate.clone()));
         let observer = Arc::new(Observer::new(ObserverParts {
             queue: parts.queue.clone(),
+            condition: parts.condition.clone(),
             announcer: announcer.clone(),
             syncs: syncs.clone(),
             overrides: overrides.clone(),
             clock: parts.clock.clone(),
             gate: gate.clone(),
-            routes: watched_routes(&routes, &workers),
+            routes: watched_routes(config, &routes, &workers),
             peers: peers.iter().map(|(name, peer)| watched_peer(config, name, peer)).collect(),
             max_entries: config.queue.max_entries,
             reserve_bytes: config.queue.reserve_bytes,
@@ -151,6 +155,14 @@ impl App {
             max_connections: config.server.max_connections,
             drain_timeout: config.server.drain_timeout,
         };
+        let start_syncs = config.enabled_routes().map(|(name, route)| StartSync {
+            syncs: syncs.clone(),
+            route: name.to_owned(),
+            on_start: route.on_start,
+            clock: parts.clock.clone(),
+            entropy: parts.entropy.clone(),
+        });
+        let start_syncs = start_syncs.collect();
         Ok(Self {
             parts,
             serve,
@@ -165,6 +177,7 @@ impl App {
             announcer,
             observer,
             service,
+            start_syncs,
         })
     }
 
@@ -178,7 +191,7 @@ impl App {
     ///
     /// # Errors
     /// If the server fails, or a task ends that should not have; the rest was drained all the same.
-    pub async fn run(self, listener: TcpListener, shutdown: CancellationToken) -> Result<ExitSummary> {
+    pub async fn run(mut self, listener: TcpListener, shutdown: CancellationToken) -> Result<ExitSummary> {
         let address = listener.local_addr().context("the listener has no address")?;
         let (base, health) = base_routes(&SERVICE_NAMES)?;
         let grpc = self.service.add_to(base);
@@ -189,6 +202,7 @@ impl App {
             observer: self.observer.clone(),
             announcer: self.announcer.clone(),
             state: self.parts.state.clone(),
+            condition: self.parts.condition.clone(),
             disk: self.parts.disk.clone(),
             health,
             told: Mutex::new(BTreeMap::new()),
@@ -208,6 +222,14 @@ impl App {
             background.spawn(&format!("store id of {}", peer.name()), record);
         }
         background.spawn("queue", watch_queue(self.parts.queue_ended.clone(), stop.clone()));
+        for start_sync in std::mem::take(&mut self.start_syncs) {
+            let name = format!("start sync of {}", start_sync.route);
+            let run = start_sync.run(self.draining.clone());
+            background.spawn(&name, async move {
+                run.await;
+                Ok(())
+            });
+        }
         let mut workers = Crew::new();
         for worker in &self.workers {
             let name = format!("worker of {}", worker.spec().name);
@@ -359,12 +381,18 @@ async fn open_syncs(
 }
 
 /// The configured routes, and those that left the configuration. The latter are shown while they have entries.
-fn watched_routes(routes: &RouteTable, workers: &[Arc<Worker>]) -> Vec<WatchedRoute> {
+fn watched_routes(config: &Config, routes: &RouteTable, workers: &[Arc<Worker>]) -> Vec<WatchedRoute> {
     let worker = |route: &Route| workers.iter().find(|worker| worker.spec().id == route.id).cloned();
+    let blocks = |name: &str| config.routes.get(name).is_some_and(|route| route.on_start == OnStart::Blocking);
     let configured = routes.all().iter().map(|route| (route, false, worker(route)));
     let orphans = routes.orphans().iter().map(|route| (route, true, None));
-    let watched = configured.chain(orphans);
-    watched.map(|(route, orphaned, worker)| WatchedRoute { route: route.clone(), orphaned, worker }).collect()
+    let watched = configured.chain(orphans).map(|(route, orphaned, worker)| WatchedRoute {
+        route: route.clone(),
+        orphaned,
+        waits_for_sync: !orphaned && blocks(&route.name),
+        worker,
+    });
+    watched.collect()
 }
 
 fn watched_peer(config: &Config, name: &str, peer: &Arc<Peer>) -> WatchedPeer {
@@ -425,12 +453,17 @@ async fn watch_queue(ended: CancellationToken, stop: CancellationToken) -> Resul
         None => Ok(()),
     }
 }
+/// The queue cannot be opened again while the process runs; the next start can mend it.
+#[derive(Debug, thiserror::Error)]
+#[error("the queue cannot go on, and is mended by the next start: {0}")]
+pub struct QueueEnded(String);
 
 /// Samples figures and keeps health up to date; the only one who sets it.
 struct Watch {
     observer: Arc<Observer>,
     announcer: Arc<Announcer>,
     state: Arc<dyn State>,
+    condition: Arc<dyn Condition>,
     disk: Option<PathBuf>,
     health: HealthReporter,
     // What health says. A service that is told what it said already wakes whoever watches it.
@@ -444,6 +477,9 @@ impl Watch {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while draining.run_until_cancelled(tick.tick()).await.is_some() {
             draining.run_until_cancelled(self.look()).await;
+            if let Some(Trouble::Ended(why)) = self.condition.trouble() {
+                return Err(QueueEnded(why).into());
+            }
         }
         self.tell_services(false).await;
         for (route, _) in self.observer.working() {

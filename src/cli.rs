@@ -13,6 +13,7 @@ mod limits;
 mod output;
 pub(crate) mod progress;
 mod put;
+mod queue;
 mod serve;
 mod status;
 mod sync;
@@ -51,6 +52,8 @@ pub enum Exit {
     No = 4,
     /// A full sync completed, or a wait ended, but some blobs were parked or discarded instead of confirmed.
     WithFailures = 5,
+    /// The queue failed and has to be mended: start it again.
+    Restart = 6,
     /// Ctrl-C or SIGTERM came before it was done.
     Interrupted = 130,
 }
@@ -219,6 +222,7 @@ impl From<json::JsonError> for Failure {
   3    the server cannot be reached
   4    the answer is no: not found, not in sync, not serving, not in time
   5    the full sync completed, or the wait ended, but some blobs were given up
+  6    the queue failed, and is mended when the replicator is started again
   130  interrupted before the end; servers that were told to stop end with 0
 
 Start here:
@@ -263,6 +267,9 @@ enum Command {
     Explain(explain::ExplainArgs),
     /// Waits until blobs are confirmed by every store that they go to.
     Wait(wait::WaitArgs),
+    /// Moves a queue: exports it to a file, or imports it.
+    #[command(subcommand)]
+    Queue(queue::QueueCommand),
     /// Writes files to a store, and announces them to a replicator.
     Put(put::PutArgs),
     /// Reads a blob from a store, verified.
@@ -346,6 +353,8 @@ pub async fn run(cli: Cli, stop: CancellationToken) -> Result<Exit, Failure> {
         Command::Drop(args) => until(stop, drop::drop_route(args)).await,
         Command::Explain(args) => until(stop, explain::explain(args)).await,
         Command::Wait(args) => until(stop, wait::wait(args)).await,
+        // Not cut midway by the first signal: it leaves nothing half done either way.
+        Command::Queue(command) => queue::queue(command).await,
         Command::Put(args) => put::put(args, stop).await,
         Command::Get(args) => until(stop, blobs::get(args)).await,
         Command::Ls(args) => until(stop, blobs::ls(args)).await,
@@ -412,6 +421,10 @@ mod tests {
             "health --url http://x:1 --service route/a",
             "config check --config x.toml",
             "config print",
+            "sync --list a_to_b --limit 5",
+            "sync --cancel sync-4 --json",
+            "queue export --data-dir /var/lib/blobferry -",
+            "queue import --data-dir /var/lib/blobferry queue.export",
         ] {
             let arguments = std::iter::once("blobferry").chain(line.split(' '));
             assert!(Cli::try_parse_from(arguments).is_ok(), "{line}");

@@ -246,6 +246,22 @@ impl Replicator {
         self.whole(answer.into_inner().full_sync, "GetFullSync answered without a full sync")
     }
 
+    /// Full syncs, the newest first.
+    pub async fn list_full_syncs(
+        &mut self,
+        message: v1::ListFullSyncsRequest,
+    ) -> Result<v1::ListFullSyncsResponse, ClientError> {
+        let answer = self.client.list_full_syncs(request(message)).await.map_err(|s| self.error(&s))?;
+        Ok(answer.into_inner())
+    }
+
+    /// Ends a full sync, and gives how it stands then.
+    pub async fn cancel_full_sync(&mut self, id: String) -> Result<v1::FullSync, ClientError> {
+        let message = v1::CancelFullSyncRequest { id };
+        let answer = self.client.cancel_full_sync(request(message)).await.map_err(|s| self.error(&s))?;
+        self.whole(answer.into_inner().full_sync, "CancelFullSync answered without a full sync")
+    }
+
     /// Announces up to 10,000 blobs that `source_store` holds; empty means the one store that is only a source.
     pub async fn enqueue(
         &mut self,

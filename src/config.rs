@@ -117,6 +117,36 @@ pub struct RouteConfig {
     pub enabled: bool,
     /// Whether the destination uses blobs up and answers CONSUMED, which then counts as confirmed. Default false.
     pub receive_only: bool,
+    /// `full_sync.on_start`: whether a full sync is begun at the start. Default `if_needed`.
+    pub on_start: OnStart,
+}
+
+/// When a route begins a full sync by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnStart {
+    /// Where its queue is new, was restored, or lost something; again until one has completed.
+    #[default]
+    IfNeeded,
+    /// At every start.
+    Always,
+    /// Never.
+    Off,
+    /// As `IfNeeded`, and the route's health does not serve before that.
+    Blocking,
+}
+
+impl OnStart {
+    const ALL: [Self; 4] = [Self::IfNeeded, Self::Always, Self::Off, Self::Blocking];
+
+    /// The name as it is configured.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::IfNeeded => "if_needed",
+            Self::Always => "always",
+            Self::Off => "off",
+            Self::Blocking => "blocking",
+        }
+    }
 }
 
 impl RouteConfig {
@@ -130,6 +160,7 @@ impl RouteConfig {
             blobs_per_second: None,
             enabled: true,
             receive_only: false,
+            on_start: OnStart::default(),
         }
     }
 

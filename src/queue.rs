@@ -16,6 +16,7 @@
 //! A repair flags the entry that it meets, or the successor, never a claimed one. Where a first entry retries or parks, its
 //! successor is merged into it in the same write (repair flag, sync ids, freshest lane), due now.
 
+pub mod damage;
 pub mod drop;
 pub mod failures;
 pub mod lookup;
@@ -365,7 +366,8 @@ pub struct StateWrite {
 /// The durable queue. Its states and their changes are in the module's header.
 #[async_trait]
 pub trait Queue: Send + Sync + 'static {
-    /// Gives a route its number, or finds it again. The same name with other stores is [`QueueError::RouteChanged`].
+    /// Gives a route its number, or finds it again. The same name with other stores is [`QueueError::RouteChanged`]. With a
+    /// route that is new, its [need of a full sync](damage::SYNC_NEEDED) is written.
     async fn register(&self, name: &str, from: &str, to: &str) -> Result<RouteId, QueueError>;
 
     /// Pushes all of these, and writes the state with them, in one durable write. Results stand in the order of `pushes`.

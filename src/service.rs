@@ -288,6 +288,21 @@ impl ReplicationService for Service {
         full_sync::get(&self.parts, request.into_inner()).await.map(Response::new)
     }
 
+    async fn list_full_syncs(
+        &self,
+        request: Request<v1::ListFullSyncsRequest>,
+    ) -> Result<Response<v1::ListFullSyncsResponse>, Status> {
+        full_sync::list(&self.parts, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn cancel_full_sync(
+        &self,
+        request: Request<v1::CancelFullSyncRequest>,
+    ) -> Result<Response<v1::CancelFullSyncResponse>, Status> {
+        let caller = failures::caller(&request);
+        full_sync::cancel(&self.parts, request.into_inner(), caller).await.map(Response::new)
+    }
+
     async fn list_failures(
         &self,
         request: Request<v1::ListFailuresRequest>,

@@ -5,19 +5,22 @@
 //! something is wrong, with whom, since when, and whether anything is lost by it.
 
 mod observer;
+mod queue;
 mod sentence;
 mod trend;
 mod words;
 
 pub use observer::{Observer, ObserverParts, WatchedPeer, WatchedRoute};
-pub use sentence::{RouteFacts, overall, peer_status, queue_status, route_status, route_works};
+pub use queue::{QueueFacts, incident_text, queue_status};
+pub use sentence::{RouteFacts, overall, peer_status, route_status, route_works};
 pub use trend::{Samples, Trend};
 
 use crate::announce::{Backlog, Route};
 use crate::overrides::InForce;
 use crate::peer::PeerSnapshot;
 use crate::queue::RouteCounts;
-use crate::sync::SyncRecord;
+use crate::queue::damage::Incident;
+use crate::sync::{NeededSync, SyncRecord};
 use crate::worker::{ErrorGroup, InProgress};
 use std::time::{Duration, SystemTime};
 
@@ -50,6 +53,8 @@ pub enum ReplicatorState {
     Ok,
     /// Somebody should look.
     Attention,
+    /// A part of the queue was lost, and no full sync has made up for it yet.
+    Degraded,
     /// Announcements are refused.
     NotAccepting,
     /// It shuts down.
@@ -92,6 +97,8 @@ pub struct RouteStatus {
     pub running_sync: Option<SyncRecord>,
     /// The sync that ended last.
     pub last_sync: Option<SyncRecord>,
+    /// The sync that it needs.
+    pub needed_sync: Option<NeededSync>,
 }
 
 /// How a route stands; of several, the last holds.
@@ -109,6 +116,8 @@ pub enum RouteState {
     Retrying,
     /// Entries wait for a peer.
     Blocked,
+    /// Entries may have been lost, and no full sync has made up for it yet.
+    Degraded,
     /// An operator has paused it.
     Paused,
     /// The replicator shuts down.
@@ -134,6 +143,7 @@ impl RouteState {
             Self::Parked => "parked",
             Self::Retrying => "retrying",
             Self::Blocked => "blocked",
+            Self::Degraded => "degraded",
             Self::Paused => "paused",
             Self::Draining => "draining",
             Self::Disabled => "disabled",
@@ -221,6 +231,10 @@ pub struct QueueStatus {
     pub free_bytes: Option<u64>,
     /// Free bytes below which announcements are refused.
     pub reserve_bytes: u64,
+    /// What was lost, and no full sync has made up for yet.
+    pub incidents: Vec<Incident>,
+    /// Stored bytes that were found damaged since the start; empty: none.
+    pub damage: String,
 }
 
 /// How the queue stands.
@@ -232,6 +246,8 @@ pub enum QueueState {
     Full,
     /// It cannot write.
     Failing,
+    /// It accepts and writes, and a part of it was lost.
+    Degraded,
 }
 
 #[cfg(test)]

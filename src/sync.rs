@@ -30,19 +30,25 @@
 //! - **Refs of digest functions that are not known here** are counted, by function and side, and passed over, even where
 //!   a whole window has nothing else: a stream goes on after the last text that its store gave, whatever that was.
 //!
-//! Deliberately absent so far: COMPARE and VERIFY, ranges in parallel, going on from a checkpoint, cancelling. The record
+//! Deliberately absent so far: COMPARE and VERIFY, ranges in parallel, going on from a checkpoint. The record
 //! has room for all of them, and [`SyncStartError`] names what is refused.
 
 mod diff;
 mod driver;
 mod history;
+mod needs;
+mod on_start;
 mod prefix;
 mod record;
+mod request;
 mod run;
 
 pub use diff::{Finding, ListingError, ListingFault, Merge, Need, Seen};
-pub use driver::{FullSyncs, Started, StoreIds, SyncParts, SyncRequest, SyncRoute, SyncSettings, SyncStartError};
+pub use driver::{FullSyncs, StoreIds, SyncParts, SyncRoute, SyncSettings};
+pub use needs::{NeededSync, Needs};
+pub use on_start::StartSync;
 pub use record::{SyncCounts, SyncFailure, SyncMode, SyncPhase, SyncRecord, SyncState, UnknownFunction};
+pub use request::{Started, SyncRequest, SyncStartError};
 
 #[cfg(test)]
 mod tests;

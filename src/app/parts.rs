@@ -3,6 +3,7 @@
 use crate::clock::{Clock, Entropy, SystemClock};
 use crate::config::{Config, StoreConfig};
 use crate::grpc::PeerEndpoint;
+use crate::queue::damage::Condition;
 use crate::queue::drop::DropEntries;
 use crate::queue::failures::Failures;
 use crate::queue::lookup::Lookup;
@@ -36,6 +37,8 @@ pub struct Parts {
     pub drop: Arc<dyn DropEntries>,
     /// Looks blobs up; the same queue.
     pub lookup: Arc<dyn Lookup>,
+    /// Tells what is wrong with the queue; the same queue.
+    pub condition: Arc<dyn Condition>,
     /// Keeps small facts; the same database as the queue.
     pub state: Arc<dyn State>,
     /// A store for each configured name.
@@ -89,6 +92,7 @@ impl Parts {
             failures: queue.clone(),
             drop: queue.clone(),
             lookup: queue.clone(),
+            condition: queue.clone(),
             state: queue.clone(),
             stores,
             known_routes: queue.routes(),

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod announcing;
+mod beginning;
 mod failing;
 mod on_disk;
 mod pausing;
@@ -48,11 +49,15 @@ impl World {
     }
 
     async fn with(routes: &[(&'static str, &'static str)], down: &[&str], more: &str) -> Self {
+        // What these tests announce is to be found by nobody else, unless they say so.
+        let on_start = more.strip_prefix("# full_sync: ").unwrap_or("off");
+        let full_sync = format!("full_sync = {{ on_start = {on_start:?} }}\n");
         let mut toml = format!("{more}\n");
         let mut stores = BTreeMap::new();
         for (from, to) in routes {
             let (from, enabled) = (from.trim_start_matches('-'), !from.starts_with('-'));
             toml.push_str(&format!("[routes.{from}_to_{to}]\nfrom = {from:?}\nto = {to:?}\nenabled = {enabled}\n"));
+            toml.push_str(&full_sync);
             for name in [from, to] {
                 stores.entry(name).or_insert_with(|| {
                     let memory = Arc::new(MemoryStore::with_id(name, 1 << 30));
@@ -70,6 +75,7 @@ impl World {
         let wall = clock.clone();
         let model = ModelQueue::new(50, Duration::from_secs(60), Arc::new(move || wall.now()));
         let (failures, drop, lookup) = (Arc::new(model.clone()), Arc::new(model.clone()), Arc::new(model.clone()));
+        let condition = failures.clone();
         let queue = Arc::new(FailingQueue::new(model));
         let parts = Parts {
             clock,
@@ -78,6 +84,7 @@ impl World {
             failures,
             drop,
             lookup,
+            condition,
             state: queue.clone(),
             stores: stores
                 .iter()

@@ -3,7 +3,7 @@
 use super::progress::to_stderr;
 use super::{Exit, Failure, StoreArg, no_store, output};
 use crate::app::store::{DataUrl, StoreApp};
-use crate::app::{App, Parts};
+use crate::app::{App, Parts, QueueEnded};
 use crate::config::{Config, LogConfig};
 use crate::grpc::ServeSettings;
 use crate::store::conformance::{self, Outcome};
@@ -81,7 +81,8 @@ fn read(path: &Path) -> Result<String, Failure> {
 Ctrl-C or SIGTERM: takes nothing more, lets copies in flight finish (server.drain_timeout), \
 keeps the rest queued.
 
-Exit codes: 0 stopped when told to; 1 failed; 2 the configuration makes no sense.")]
+Exit codes: 0 stopped when told to; 1 failed; 2 the configuration makes no sense; \
+6 the queue failed, and is mended when it is started again.")]
 pub(super) struct ServeArgs {
     #[command(flatten)]
     config: ConfigArg,
@@ -185,7 +186,8 @@ async fn listen(what: &str, address: SocketAddr, todo: &str) -> Result<TcpListen
 }
 
 fn failed(error: anyhow::Error) -> Failure {
-    Failure::new(Exit::Failed, format!("{error:#}"))
+    let exit = if error.is::<QueueEnded>() { Exit::Restart } else { Exit::Failed };
+    Failure::new(exit, format!("{error:#}"))
 }
 
 pub(super) async fn conform(args: ConformanceArgs) -> Result<Exit, Failure> {

@@ -22,15 +22,27 @@ const AWAY: Duration = Duration::from_mins(1);
   blobferry sync
   blobferry sync primary_to_backup --watch
   blobferry sync --watch --json | jq .counts
+  blobferry sync --list
+  blobferry sync --cancel sync-42
 
-Exit codes: 0 started, or with --watch: completed; 1 failed or cancelled; \
-2 unknown or ambiguous route; 3 unreachable; 5 completed, but some blobs were parked or discarded.")]
+Exit codes: 0 started, listed or cancelled, or with --watch: completed; 1 failed or cancelled; \
+2 unknown or ambiguous route; 3 unreachable; 4 there is no such full sync to cancel; \
+5 completed, but some blobs were parked or discarded.")]
 pub(super) struct SyncArgs {
     /// The route; may be left out where there is only one.
     route: Option<String>,
     /// Wait for its end, and show how far it is.
     #[arg(long)]
     watch: bool,
+    /// List the full syncs, the newest first, in place of starting one.
+    #[arg(long, conflicts_with_all = ["watch", "cancel"])]
+    list: bool,
+    /// Full syncs to list, at most.
+    #[arg(long, value_name = "N", default_value_t = 20, requires = "list", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    limit: u32,
+    /// End this full sync, in place of starting one. What it has enqueued stays queued.
+    #[arg(long, value_name = "ID", conflicts_with_all = ["watch", "route"])]
+    cancel: Option<String>,
     /// Print the full sync as JSON, as grpcurl does; with --watch, at its end.
     #[arg(long)]
     json: bool,
@@ -41,6 +53,12 @@ pub(super) struct SyncArgs {
 pub(super) async fn sync(args: SyncArgs) -> Result<Exit, Failure> {
     let address = args.replicator.address()?;
     let mut replicator = Replicator::at(&address)?;
+    if args.list {
+        return list(&mut replicator, args).await;
+    }
+    if let Some(id) = args.cancel.clone() {
+        return cancel(&mut replicator, id, args.json).await;
+    }
     let request_id = Entropy::from_os().id(SystemClock::new().now());
     let (mut sync, already_running) =
         match replicator.trigger_full_sync(args.route.unwrap_or_default(), request_id).await {
@@ -62,6 +80,40 @@ pub(super) async fn sync(args: SyncArgs) -> Result<Exit, Failure> {
         output::line(&format!("{begun}; follow it with: blobferry sync{at} {} --watch", name(&sync.route)))?;
     }
     Ok(if args.watch { exit_of(sync.state()) } else { Exit::Ok })
+}
+
+async fn list(replicator: &mut Replicator, args: SyncArgs) -> Result<Exit, Failure> {
+    let request = v1::ListFullSyncsRequest {
+        route: args.route.unwrap_or_default(),
+        page_size: args.limit,
+        ..v1::ListFullSyncsRequest::default()
+    };
+    let answer = replicator.list_full_syncs(request).await?;
+    if args.json {
+        output::line(&format!("{:#}", Encoder::new()?.encode("ListFullSyncsResponse", &answer)?))?;
+        return Ok(Exit::Ok);
+    }
+    for sync in &answer.full_syncs {
+        output::line(&format!("{} of {}: {}", name(&sync.id), name(&sync.route), text::plain(&sync.summary, 500)))?;
+    }
+    if !answer.next_page_token.is_empty() {
+        output::line("there are more: --limit N lists them")?;
+    }
+    Ok(Exit::Ok)
+}
+
+async fn cancel(replicator: &mut Replicator, id: String, json: bool) -> Result<Exit, Failure> {
+    let sync = replicator.cancel_full_sync(id).await?;
+    if json {
+        output::line(&format!("{:#}", Encoder::new()?.encode("FullSync", &sync)?))?;
+    } else {
+        output::line(&format!("{} of {}: {}", name(&sync.id), name(&sync.route), text::plain(&sync.summary, 500)))?;
+    }
+    Ok(match sync.state() {
+        v1::FullSyncState::Cancelled | v1::FullSyncState::Running => Exit::Ok,
+        // It had ended before.
+        _ => Exit::No,
+    })
 }
 
 fn begun(sync: &v1::FullSync, already_running: bool) -> String {

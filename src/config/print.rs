@@ -37,6 +37,7 @@ pub(super) fn to_toml(config: &Config) -> String {
         }
         plain(&mut text, "enabled", route.enabled);
         plain(&mut text, "receive_only", route.receive_only);
+        plain(&mut text, "full_sync", format!("{{ on_start = {:?} }}", route.on_start.as_str()));
     }
     section(&mut text, "retry");
     duration(&mut text, "initial", config.retry.initial);

@@ -5,7 +5,8 @@ use super::read::{
 };
 use super::tree::Tree;
 use super::{
-    Config, LogConfig, LogFormat, LogLevel, Problem, QueueConfig, RetryConfig, RouteConfig, ServerConfig, StoreConfig,
+    Config, LogConfig, LogFormat, LogLevel, OnStart, Problem, QueueConfig, RetryConfig, RouteConfig, ServerConfig,
+    StoreConfig,
 };
 use crate::backoff::OnMissing;
 use crate::limits::WORKERS;
@@ -123,6 +124,7 @@ fn read_route(
         }
     }
     let default = RouteConfig::between(from.clone().unwrap_or_default(), to.clone().unwrap_or_default());
+    let default_on_start = default.on_start;
     let route = RouteConfig {
         workers: section.value("workers", default.workers, integer(WORKERS)),
         bytes_per_second: section.optional("bytes_per_second", size(1..=1 << 50)),
@@ -131,6 +133,10 @@ fn read_route(
         receive_only: section.value("receive_only", default.receive_only, boolean),
         ..default
     };
+    let mut full_sync = section.section("full_sync");
+    let on_start = full_sync.value("on_start", default_on_start, choice(&OnStart::ALL, OnStart::as_str));
+    full_sync.finish();
+    let route = RouteConfig { on_start, ..route };
     let (from, to) = (from?, to?);
     if from == to {
         section.report("to", Wrong::new("is the store that the route starts from", "name another store"));

@@ -4,7 +4,7 @@ use crate::app::store::StoreApp;
 use crate::app::{App, Parts};
 use crate::cli::{Exit, Failure};
 use crate::client::Address;
-use crate::config::{Config, RouteConfig, StoreConfig};
+use crate::config::{Config, OnStart, RouteConfig, StoreConfig};
 use crate::grpc::ServeSettings;
 use anyhow::Context as _;
 use std::io::ErrorKind;
@@ -77,7 +77,9 @@ impl Servers {
         for (name, address) in [("source", &at.source), ("destination", &at.destination)] {
             config.stores.insert(name.to_owned(), StoreConfig::at(address.uri().clone()));
         }
-        let route = RouteConfig { workers: WORKERS, ..RouteConfig::between("source", "destination") };
+        // The demo asks for its full sync itself, when there is something for it to find.
+        let between = RouteConfig::between("source", "destination");
+        let route = RouteConfig { workers: WORKERS, on_start: OnStart::Off, ..between };
         config.routes.insert("source_to_destination".to_owned(), route);
         let app = App::build(&config, Parts::real(&config).await?).await?;
         let mut replicator = JoinSet::new();

@@ -8,6 +8,7 @@ mod failed;
 mod lookup;
 
 use crate::blob::BlobRef;
+use crate::queue::damage::{Condition, REASON_NEW, Trouble, sync_needed};
 use crate::queue::lookup::{Completion, DiscardedBy, Ending};
 use crate::queue::{
     Claim, Entry, Lane, LaneCounts, Misses, Oldest, Origin, Outcome, Push, Pushed, Queue, QueueError, RouteCounts,
@@ -350,12 +351,21 @@ fn add(tally: &mut Tally, entry: &Entry) {
     tally.unknown_size += u64::from(entry.size.is_none());
 }
 
+/// Memory does not fail.
+impl Condition for ModelQueue {
+    fn trouble(&self) -> Option<Trouble> {
+        None
+    }
+}
+
 #[async_trait]
 impl Queue for ModelQueue {
     async fn register(&self, name: &str, from: &str, to: &str) -> Result<RouteId, QueueError> {
         let mut inner = self.lock();
-        let routes = &mut inner.durable.routes;
+        let Durable { routes, state, .. } = &mut inner.durable;
         let at = routes.iter().position(|route| route.0 == name).unwrap_or_else(|| {
+            let needed = sync_needed(name, REASON_NEW);
+            state.extend(needed.value.map(|value| (needed.key, value)));
             routes.push((name.to_owned(), from.to_owned(), to.to_owned()));
             routes.len() - 1
         });

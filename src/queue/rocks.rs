@@ -17,6 +17,7 @@
 //! | `aside` | family, `/`, its key | a row that could not be read, as it was |
 //! | `meta` | `format` | 4 bytes: the format's version |
 //! | | `next_seq` | 8 bytes: lower than every sequence not yet given |
+//! | | `commit_time` | 8 bytes: when the last batch was written |
 //! | | `aside` | 8 bytes: rows set aside so far |
 //! | | `route/`, route | a row: name, from, to |
 //! | | `counts/`, route | a row: the route's counters, and where its `ready` rows begin |
@@ -36,25 +37,32 @@
 //!   the counters' row says where `ready` begins, and deletions in `retry` are compacted soon.
 //! - Memory changes after the write, never before: a failed write changes nothing but the next sequence.
 //!
-//! Not here: what to do about a log that cannot be read ([`OpenError::Corrupt`] says so), and reopening after a failed sync.
+//! `recover` says what is done with a damaged database on opening, `reopen` what after a failed write.
 
 mod claims;
 mod commit;
+mod database;
 mod decide;
 mod done;
 mod dropped;
 mod failed;
 mod gather;
 mod keys;
+mod log_scan;
 mod lookup;
 mod open;
+mod recover;
+mod reopen;
 mod row;
 mod shared;
+mod transfer;
 mod txn;
 
 pub use open::OpenError;
+pub use transfer::{TransferError, Transferred, export, import};
 
 use crate::failpoint::{self, Point};
+use crate::queue::damage::{Condition, Trouble};
 use crate::queue::{
     Claim, Lane, Oldest, Outcome, Push, Pushed, Queue, QueueError, RouteCounts, RouteId, State, StateWrite, SyncId,
     SyncTally,
@@ -135,7 +143,7 @@ impl fmt::Debug for RocksQueue {
 impl RocksQueue {
     /// Opens the queue in this folder, or makes a new one. Blocks.
     pub fn open(dir: &Path, options: RocksOptions, wall: WallClock) -> Result<Self, OpenError> {
-        open::open(dir, options, wall, Box::new(open::write_synced))
+        open::open(dir, options, wall, Box::new(database::write_synced))
     }
 
     /// Every route that was ever registered.
@@ -164,11 +172,14 @@ impl RocksQueue {
     /// Takes no more requests, finishes those it has, and lets go of the folder. Claims that are still held are ready
     /// again when the queue is opened next.
     pub async fn close(&self) {
-        let committer = self.stop();
-        if tokio::task::spawn_blocking(move || join(committer)).await.is_err() {
+        let (committer, shared) = (self.stop(), Arc::clone(&self.shared));
+        let closing = tokio::task::spawn_blocking(move || {
+            join(committer);
+            shared.close();
+        });
+        if closing.await.is_err() {
             tracing::error!("the wait for the queue's committer was broken off");
         }
-        self.shared.close();
         self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
@@ -268,6 +279,12 @@ impl Queue for RocksQueue {
 
     fn subscribe(&self, route: RouteId) -> watch::Receiver<u64> {
         self.shared.subscribe(route)
+    }
+}
+
+impl Condition for RocksQueue {
+    fn trouble(&self) -> Option<Trouble> {
+        self.shared.trouble()
     }
 }
 

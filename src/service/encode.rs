@@ -9,10 +9,11 @@ use crate::overrides::InForce;
 use crate::pb::v1::LimitSettings;
 use crate::pb::{duration, timestamp, v1};
 use crate::peer::PeerSnapshot;
+use crate::queue::damage::{Incident, Mending};
 use crate::queue::{Lane, LaneCounts, Pushed, RouteCounts, Tally};
 use crate::status::{
     LimitingFactor, PeerHealth, PeerStatus, QueueState, QueueStatus, ReplicatorState, ReplicatorStatus, RouteState,
-    RouteStatus, Totals,
+    RouteStatus, Totals, incident_text,
 };
 use crate::store::{Abilities, PeerKind, StoreInfo, code_name};
 use crate::sync::{SyncMode, SyncRecord, SyncState, UnknownFunction};
@@ -56,6 +57,7 @@ pub(super) fn replicator(status: &ReplicatorStatus) -> v1::ReplicatorStatus {
     let state = match status.state {
         ReplicatorState::Ok => v1::ReplicatorState::Ok,
         ReplicatorState::Attention => v1::ReplicatorState::Attention,
+        ReplicatorState::Degraded => v1::ReplicatorState::Degraded,
         ReplicatorState::NotAccepting => v1::ReplicatorState::NotAccepting,
         ReplicatorState::Draining => v1::ReplicatorState::Draining,
     };
@@ -67,7 +69,7 @@ pub(super) fn replicator(status: &ReplicatorStatus) -> v1::ReplicatorStatus {
         snapshot_time: Some(timestamp(status.snapshot_time)),
         routes: status.routes.iter().map(route).collect(),
         peers: status.peers.iter().map(peer).collect(),
-        queue: Some(queue(&status.queue)),
+        queue: Some(queue(&status.queue, status.snapshot_time)),
     }
 }
 
@@ -80,6 +82,7 @@ fn route(status: &RouteStatus) -> v1::RouteStatus {
         RouteState::Retrying => v1::RouteState::Retrying,
         RouteState::Blocked => v1::RouteState::Blocked,
         RouteState::Paused => v1::RouteState::Paused,
+        RouteState::Degraded => v1::RouteState::Degraded,
         RouteState::Draining => v1::RouteState::Draining,
         RouteState::Disabled => v1::RouteState::Disabled,
         RouteState::Orphaned => v1::RouteState::Orphaned,
@@ -123,6 +126,11 @@ fn route(status: &RouteStatus) -> v1::RouteStatus {
         limits: Some(limits(&status.limits)),
         running_sync: status.running_sync.as_ref().map(full_sync),
         last_sync: status.last_sync.as_ref().map(full_sync),
+        needed_sync: status.needed_sync.as_ref().map(|needed| v1::NeededFullSync {
+            reason: needed.reason.clone(),
+            problem: needed.problem.clone(),
+            next_attempt_time: needed.next_time.map(timestamp),
+        }),
     }
 }
 
@@ -289,11 +297,12 @@ fn peer_info(info: &StoreInfo) -> v1::PeerInfo {
     }
 }
 
-fn queue(status: &QueueStatus) -> v1::QueueStatus {
+fn queue(status: &QueueStatus, now: SystemTime) -> v1::QueueStatus {
     let state = match status.state {
         QueueState::Ok => v1::QueueState::Ok,
         QueueState::Full => v1::QueueState::Full,
         QueueState::Failing => v1::QueueState::Failing,
+        QueueState::Degraded => v1::QueueState::Degraded,
     };
     v1::QueueStatus {
         summary: status.summary.clone(),
@@ -303,6 +312,23 @@ fn queue(status: &QueueStatus) -> v1::QueueStatus {
         max_entries: Some(status.max_entries),
         free_bytes: status.free_bytes,
         reserve_bytes: Some(status.reserve_bytes),
+        incidents: status.incidents.iter().map(|incident| self::incident(incident, now)).collect(),
+        damage: status.damage.clone(),
+    }
+}
+
+fn incident(incident: &Incident, now: SystemTime) -> v1::QueueIncident {
+    let kind = match incident.mending {
+        Mending::CutBack => v1::QueueIncidentKind::CutBack,
+        Mending::BegunAnew => v1::QueueIncidentKind::BegunAnew,
+    };
+    v1::QueueIncident {
+        summary: incident_text(incident, now),
+        kind: kind.into(),
+        cause: incident.what.clone(),
+        time: Some(timestamp(incident.time)),
+        kept_folder: incident.kept.clone(),
+        lost_from_time: incident.lost_from.map(timestamp),
     }
 }
 

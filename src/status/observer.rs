@@ -1,12 +1,14 @@
 //! Gathers the figures of a picture. Asks no peer.
 
-use super::sentence::{RouteFacts, overall, peer_status, queue_status, route_status, route_works};
+use super::queue::{QueueFacts, queue_status};
+use super::sentence::{RouteFacts, overall, peer_status, route_status, route_works};
 use super::{PeerStatus, QueueState, QueueStatus, ReplicatorStatus, Samples};
 use crate::announce::{Announcer, Backlog, Gate, Route};
 use crate::clock::Clock;
 use crate::limits::Limits;
 use crate::overrides::{InForce, Overrides};
 use crate::peer::Peer;
+use crate::queue::damage::{Condition, Trouble};
 use crate::queue::{Oldest, Queue, RouteCounts};
 use crate::sync::FullSyncs;
 use crate::worker::Worker;
@@ -23,6 +25,8 @@ pub struct WatchedRoute {
     pub route: Route,
     /// Whether it left the configuration and the queue still knows it.
     pub orphaned: bool,
+    /// Whether its health waits for the full sync that it needs.
+    pub waits_for_sync: bool,
     /// Its worker; absent where it is disabled or orphaned.
     pub worker: Option<Arc<Worker>>,
 }
@@ -39,6 +43,8 @@ pub struct WatchedPeer {
 pub struct ObserverParts {
     /// The queue.
     pub queue: Arc<dyn Queue>,
+    /// Tells what is wrong with the queue.
+    pub condition: Arc<dyn Condition>,
     /// Knows whether announcements are written.
     pub announcer: Arc<Announcer>,
     /// The full syncs.
@@ -100,7 +106,7 @@ impl Observer {
 
     /// Whether announcements would be accepted and written durably now, as far as can be told without trying.
     pub fn can_ack(&self) -> bool {
-        !self.parts.gate.is_shut() && self.queue().state == QueueState::Ok
+        !self.parts.gate.is_shut() && matches!(self.queue().state, QueueState::Ok | QueueState::Degraded)
     }
 
     /// The configured routes, and whether each does its job now; see [`route_works`]. None does during the drain.
@@ -108,13 +114,18 @@ impl Observer {
         let draining = self.parts.gate.is_shut();
         let peers = self.peers();
         let configured = self.parts.routes.iter().filter(|watched| !watched.orphaned);
-        let works = |route: &Route| {
+        let needs = self.parts.syncs.needs();
+        let works = |watched: &WatchedRoute| {
+            let route = &watched.route;
+            if needs.is_degraded(&route.name) || (watched.waits_for_sync && needs.needed(&route.name).is_some()) {
+                return false;
+            }
             let syncing = self.parts.syncs.running(&route.name);
             let counts = self.parts.queue.counts(route.id);
             let paused = self.limits(&route.name).limits.paused;
             !draining && !paused && route_works(route, &counts, syncing.as_ref(), &peers)
         };
-        configured.map(|watched| (watched.route.name.clone(), works(&watched.route))).collect()
+        configured.map(|watched| (watched.route.name.clone(), works(watched))).collect()
     }
 
     /// How everything stands. `names` are the routes that are asked for; empty: all.
@@ -180,6 +191,8 @@ impl Observer {
             worker,
             newest_sync,
             last_sync,
+            needed_sync: self.parts.syncs.needs().needed(&route.name),
+            degraded: self.parts.syncs.needs().is_degraded(&route.name),
             draining,
         }
     }
@@ -200,7 +213,21 @@ impl Observer {
         let entries = routes.map(|watched| Backlog::with_parked(&self.parts.queue.counts(watched.route.id)));
         let free = Some(self.free_bytes.load(Ordering::Relaxed)).filter(|free| *free != UNKNOWN);
         let (max_entries, reserve) = (self.parts.max_entries, self.parts.reserve_bytes);
-        queue_status(entries.sum(), max_entries, free, reserve, self.parts.announcer.trouble())
+        let (trouble, damage) = match self.parts.condition.trouble() {
+            None => (None, String::new()),
+            Some(Trouble::Damaged(what)) => (None, what),
+            Some(Trouble::Reopening(why) | Trouble::Ended(why)) => (Some(why), String::new()),
+        };
+        let facts = QueueFacts {
+            entries: entries.sum(),
+            max_entries,
+            free_bytes: free,
+            reserve_bytes: reserve,
+            trouble: trouble.or_else(|| self.parts.announcer.trouble()),
+            incidents: self.parts.syncs.needs().incidents(),
+            damage,
+        };
+        queue_status(facts, self.parts.clock.now())
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the figures mean: a word and a sentence. Synchronous, and tested without a runtime.
 
-use super::words::{bytes, number, rate, several, since, span, tally};
+use super::words::{number, rate, several, since, span, tally};
 use super::{
     LimitingFactor, MAX_COPIES, PeerHealth, PeerStatus, QueueState, QueueStatus, ReplicatorState, RouteState,
     RouteStatus, Totals, Trend,
@@ -10,7 +10,7 @@ use crate::breaker::Phase;
 use crate::overrides::{InForce, Stamp};
 use crate::peer::PeerSnapshot;
 use crate::queue::{Oldest, RouteCounts, Tally};
-use crate::sync::{SyncPhase, SyncRecord, SyncState};
+use crate::sync::{NeededSync, SyncPhase, SyncRecord, SyncState};
 use crate::worker::{Activity, Report, Wait, Waits};
 use std::time::{Duration, SystemTime};
 
@@ -45,6 +45,10 @@ pub struct RouteFacts<'a> {
     pub newest_sync: Option<SyncRecord>,
     /// The sync before a running one.
     pub last_sync: Option<SyncRecord>,
+    /// The sync that it needs.
+    pub needed_sync: Option<NeededSync>,
+    /// Whether it may have lost entries.
+    pub degraded: bool,
     /// Whether the replicator shuts down.
     pub draining: bool,
 }
@@ -66,6 +70,8 @@ pub fn route_status(facts: RouteFacts<'_>, peers: &[PeerStatus], now: SystemTime
         worker,
         newest_sync,
         last_sync,
+        needed_sync,
+        degraded,
         draining,
     } = facts;
     let backlog = Backlog::of(&counts, oldest.fresh, now);
@@ -75,7 +81,7 @@ pub fn route_status(facts: RouteFacts<'_>, peers: &[PeerStatus], now: SystemTime
     };
     let shut = shut(route, peers);
     let failed_sync = failed_sync(running_sync.as_ref(), last_sync.as_ref());
-    let open = Open { counts: &counts, backlog, shut: &shut, syncing: running_sync.as_ref(), failed_sync };
+    let open = Open { counts: &counts, backlog, shut: &shut, syncing: running_sync.as_ref(), failed_sync, degraded };
     let state = if orphaned {
         RouteState::Orphaned
     } else if !route.enabled {
@@ -98,6 +104,9 @@ pub fn route_status(facts: RouteFacts<'_>, peers: &[PeerStatus], now: SystemTime
         RouteState::Paused => paused_text(limits.pause(), &counts, backlog, now),
         _ => open.detail(state, &trend, eta, oldest.next_due, now),
     };
+    if let Some(needed) = needed_sync.as_ref().filter(|_| route.enabled && !orphaned && running_sync.is_none()) {
+        detail.push_str(&needed_text(needed, now));
+    }
     if let Some(why) = queue_failed {
         detail.push_str(&format!("; but the queue fails: {why}"));
     }
@@ -129,14 +138,24 @@ pub fn route_status(facts: RouteFacts<'_>, peers: &[PeerStatus], now: SystemTime
         limits,
         running_sync,
         last_sync,
+        needed_sync,
     }
+}
+
+fn needed_text(needed: &NeededSync, now: SystemTime) -> String {
+    let next = match needed.next_time.and_then(|time| time.duration_since(now).ok()) {
+        Some(wait) => format!(", begun again in {}", span(wait)),
+        None => String::new(),
+    };
+    let sep = if needed.problem.is_empty() { "" } else { "; the last attempt: " };
+    format!("; a full sync is needed{next}: {}{sep}{}", needed.reason, needed.problem)
 }
 
 /// Whether a route does its job, as its health tells: it is enabled, its state [works](RouteState::works), and nothing of it
 /// was given up. A full sync that failed is not part of it. `peers` are all peers.
 pub fn route_works(route: &Route, counts: &RouteCounts, syncing: Option<&SyncRecord>, peers: &[PeerStatus]) -> bool {
     let backlog = Backlog::of(counts, None, SystemTime::UNIX_EPOCH);
-    let open = Open { counts, backlog, shut: &shut(route, peers), syncing, failed_sync: None };
+    let open = Open { counts, backlog, shut: &shut(route, peers), syncing, failed_sync: None, degraded: false };
     route.enabled && open.state().works() && open.sum(|lane| lane.parked).entries == 0
 }
 
@@ -161,6 +180,7 @@ struct Open<'a> {
     shut: &'a [&'a PeerStatus],
     syncing: Option<&'a SyncRecord>,
     failed_sync: Option<&'a SyncRecord>,
+    degraded: bool,
 }
 
 impl Open<'_> {
@@ -175,7 +195,9 @@ impl Open<'_> {
 
     fn state(&self) -> RouteState {
         let waiting = self.waiting();
-        if self.backlog.tally.entries > 0 && !self.shut.is_empty() {
+        if self.degraded {
+            RouteState::Degraded
+        } else if self.backlog.tally.entries > 0 && !self.shut.is_empty() {
             RouteState::Blocked
         } else if waiting == 0 && self.backlog.tally.entries > 0 {
             RouteState::Retrying
@@ -216,6 +238,14 @@ impl Open<'_> {
                 }
             }
             RouteState::Syncing | RouteState::Copying if backlog.entries > 0 => self.progress(trend, eta),
+            RouteState::Degraded => {
+                let mut text =
+                    ": entries were lost with a part of the queue, and a full sync makes up for it".to_owned();
+                if backlog.entries > 0 {
+                    text.push_str(&self.progress(trend, eta));
+                }
+                text
+            }
             RouteState::InSync => ": everything announced is at the destination".to_owned(),
             _ => String::new(),
         };
@@ -392,34 +422,6 @@ pub fn peer_status(snapshot: PeerSnapshot, endpoint: String, now: SystemTime) ->
     peer
 }
 
-/// The picture of the queue. `trouble` is why its last durable write failed, if it did.
-pub fn queue_status(
-    entries: u64,
-    max_entries: u64,
-    free_bytes: Option<u64>,
-    reserve_bytes: u64,
-    trouble: Option<String>,
-) -> QueueStatus {
-    let (state, reason) = match (trouble, free_bytes) {
-        (Some(trouble), _) => (QueueState::Failing, trouble),
-        (None, _) if entries >= max_entries => {
-            (QueueState::Full, format!("it holds its {} entries; copying makes room", number(max_entries)))
-        }
-        (None, Some(free)) if free < reserve_bytes => {
-            let (free, reserve) = (bytes(free), bytes(reserve_bytes));
-            (QueueState::Full, format!("its disk has {free} left, less than the reserve of {reserve}; free some space"))
-        }
-        _ => (QueueState::Ok, String::new()),
-    };
-    let held = if entries == 1 { "1 entry".to_owned() } else { format!("{} entries", number(entries)) };
-    let summary = match state {
-        QueueState::Ok => format!("ok: {held}, accepting announcements"),
-        QueueState::Full => format!("full: {held}, announcements are refused: {reason}"),
-        QueueState::Failing => format!("failing: {held}, announcements are refused: {reason}"),
-    };
-    QueueStatus { state, summary, reason, entries, max_entries, free_bytes, reserve_bytes }
-}
-
 /// How everything stands, in a word and a sentence.
 pub fn overall(
     routes: &[RouteStatus],
@@ -433,8 +435,14 @@ pub fn overall(
             "draining: copies in progress are being finished, the rest stays queued".to_owned(),
         );
     }
-    if queue.state != QueueState::Ok {
+    if matches!(queue.state, QueueState::Full | QueueState::Failing) {
         return (ReplicatorState::NotAccepting, format!("not accepting announcements: {}", queue.reason));
+    }
+    if queue.state == QueueState::Degraded {
+        return (ReplicatorState::Degraded, format!("the queue is {}", queue.summary));
+    }
+    if !queue.damage.is_empty() {
+        return (ReplicatorState::Attention, format!("attention: the queue: {}", queue.summary));
     }
     let needs_eye = |route: &&RouteStatus| {
         let failed = failed_sync(route.running_sync.as_ref(), route.last_sync.as_ref()).is_some();

@@ -2,8 +2,8 @@
 
 use super::sentence::limiting_of;
 use super::{
-    LimitingFactor, PeerStatus, ReplicatorState, RouteFacts, RouteState, RouteStatus, Trend, overall, peer_status,
-    queue_status, route_status, route_works,
+    LimitingFactor, PeerStatus, QueueFacts, QueueState, QueueStatus, ReplicatorState, RouteFacts, RouteState,
+    RouteStatus, Trend, overall, peer_status, queue_status, route_status, route_works,
 };
 use crate::announce::Route;
 use crate::breaker::{Phase, Reason};
@@ -12,8 +12,9 @@ use crate::fault::FaultKind;
 use crate::limits::{Limits, Override};
 use crate::overrides::{InForce, Stamp};
 use crate::peer::PeerSnapshot;
+use crate::queue::damage::{Incident, Mending};
 use crate::queue::{LaneCounts, Oldest, RouteCounts, RouteId, SyncId, Tally};
-use crate::sync::{SyncFailure, SyncMode, SyncRecord, SyncState};
+use crate::sync::{NeededSync, SyncFailure, SyncMode, SyncRecord, SyncState};
 use crate::worker::{Wait, Waits};
 use std::time::{Duration, SystemTime};
 
@@ -44,6 +45,17 @@ fn peer(name: &str, reason: Option<&str>) -> PeerStatus {
     peer_status(snapshot, format!("http://{name}:7080"), now())
 }
 
+fn queue_of(
+    entries: u64,
+    max: u64,
+    free_bytes: Option<u64>,
+    reserve_bytes: u64,
+    trouble: Option<String>,
+) -> QueueStatus {
+    let facts = QueueFacts { entries, max_entries: max, free_bytes, reserve_bytes, trouble, ..QueueFacts::default() };
+    queue_status(facts, now())
+}
+
 fn status(fresh: LaneCounts, peers: &[PeerStatus], change: impl FnOnce(&mut RouteFacts<'_>)) -> RouteStatus {
     let (name, from, to) = ("primary_to_backup".into(), "primary".into(), "backup".into());
     let route = Route { name, id: RouteId(1), from, to, enabled: true };
@@ -58,6 +70,8 @@ fn status(fresh: LaneCounts, peers: &[PeerStatus], change: impl FnOnce(&mut Rout
         worker: None,
         newest_sync: None,
         last_sync: None,
+        needed_sync: None,
+        degraded: false,
         draining: false,
     };
     change(&mut facts);
@@ -94,7 +108,7 @@ fn a_route_that_waits_names_the_peer_and_since_when() {
     let idle = status(LaneCounts::default(), &peers, |_| ());
     assert_eq!(idle.state, RouteState::InSync);
     assert!(idle.summary.contains("but backup (http://backup:7080) is unreachable"), "{}", idle.summary);
-    let queue = queue_status(0, 100, None, 0, None);
+    let queue = queue_of(0, 100, None, 0, None);
     assert_eq!(overall(&[idle], &peers, &queue, false).0, ReplicatorState::Attention);
 }
 
@@ -111,7 +125,7 @@ fn failed_and_parked_entries_are_told_apart() {
     let route = status(parked, &up, |_| ());
     assert_eq!(route.summary, "primary_to_backup: parked: 1 blob was given up, see recent_faults");
     assert_eq!(route.backlog.tally.entries, 0);
-    let (state, summary) = overall(&[route], &up, &queue_status(1, 100, None, 0, None), false);
+    let (state, summary) = overall(&[route], &up, &queue_of(1, 100, None, 0, None), false);
     assert_eq!(state, ReplicatorState::Attention);
     assert!(summary.starts_with("attention: primary_to_backup: parked"), "{summary}");
 }
@@ -139,7 +153,12 @@ fn a_paused_route_says_who_paused_it_and_until_when_and_what_waits() {
     );
     assert_eq!((route.state, route.limiting, route.eta), (RouteState::Paused, Some(LimitingFactor::Paused), None));
     assert!(!route.state.works());
-    let (state, summary) = overall(&[route], &[], &queue_status(1, 100, None, 0, None), false);
+    let (state, summary) = overall(
+        &[route],
+        &[],
+        &queue_status(QueueFacts { entries: 1, max_entries: 100, ..QueueFacts::default() }, now()),
+        false,
+    );
     assert_eq!(state, ReplicatorState::Attention);
     assert!(summary.starts_with("attention: primary_to_backup: paused by eve@host"), "{summary}");
     let idle = status(LaneCounts::default(), &down, |facts| facts.limits = pause(None, ""));
@@ -177,7 +196,7 @@ fn a_full_sync_that_failed_is_told_until_another_starts() {
         "primary_to_backup: in sync: everything announced is at the destination; but the last full sync, sync-7, failed at \
          12:00 UTC: backup cannot be reached"
     );
-    let queue = queue_status(0, 100, None, 0, None);
+    let queue = queue_of(0, 100, None, 0, None);
     assert_eq!(overall(&[failed], &up, &queue, false).0, ReplicatorState::Attention);
     let again = SyncRecord::new(SyncId(8), "primary_to_backup", SyncMode::Copy, "", now());
     let running = status(LaneCounts::default(), &up, |facts| {
@@ -189,14 +208,14 @@ fn a_full_sync_that_failed_is_told_until_another_starts() {
 
 #[test]
 fn a_queue_that_refuses_outweighs_its_routes_and_the_drain_outweighs_all() {
-    let full = queue_status(100, 100, None, 0, None);
+    let full = queue_of(100, 100, None, 0, None);
     assert_eq!(
         full.summary,
         "full: 100 entries, announcements are refused: it holds its 100 entries; copying makes room"
     );
-    let low = queue_status(1, 100, Some(1 << 20), 1 << 30, None);
+    let low = queue_of(1, 100, Some(1 << 20), 1 << 30, None);
     assert!(low.reason.contains("1.0 MiB left, less than the reserve of 1.0 GiB"), "{}", low.reason);
-    let failing = queue_status(1, 100, None, 0, Some("no".to_owned()));
+    let failing = queue_of(1, 100, None, 0, Some("no".to_owned()));
     for queue in [&full, &low, &failing] {
         assert_eq!(overall(&[], &[], queue, false).0, ReplicatorState::NotAccepting);
     }
@@ -208,17 +227,58 @@ fn a_queue_that_refuses_outweighs_its_routes_and_the_drain_outweighs_all() {
 
 #[test]
 fn what_limits_is_what_was_waited_for_most() {
-    let of = |parts: [u64; 5]| {
+    let of = |parts: [u64; 6]| {
         let waits = Wait::ALL.into_iter().zip(parts).map(|(wait, part)| Waits::of(wait, Duration::from_secs(part)));
         limiting_of(&waits.fold(Waits::default(), |all, one| all + one))
     };
-    // For work, a breaker, the queue, the source, the destination.
-    assert_eq!(of([0, 0, 0, 0, 0]), None);
-    assert_eq!(of([60, 0, 5, 20, 15]), Some(LimitingFactor::Idle));
-    assert_eq!(of([0, 60, 0, 20, 20]), Some(LimitingFactor::Breaker));
-    assert_eq!(of([10, 0, 40, 25, 25]), Some(LimitingFactor::QueueDisk));
-    assert_eq!(of([0, 0, 5, 80, 15]), Some(LimitingFactor::SourceSlow));
-    assert_eq!(of([5, 0, 0, 10, 85]), Some(LimitingFactor::DestinationSlow));
-    assert_eq!(of([0, 0, 5, 40, 55]), Some(LimitingFactor::Workers));
-    assert_eq!(of([20, 0, 0, 38, 42]), Some(LimitingFactor::DestinationSlow));
+    // For work, a breaker, a limit, the queue, the source, the destination.
+    assert_eq!(of([0, 0, 0, 0, 0, 0]), None);
+    assert_eq!(of([60, 0, 0, 5, 20, 15]), Some(LimitingFactor::Idle));
+    assert_eq!(of([0, 60, 0, 0, 20, 20]), Some(LimitingFactor::Breaker));
+    assert_eq!(of([0, 0, 60, 0, 20, 20]), Some(LimitingFactor::RateLimit));
+    assert_eq!(of([10, 0, 0, 40, 25, 25]), Some(LimitingFactor::QueueDisk));
+    assert_eq!(of([0, 0, 0, 5, 80, 15]), Some(LimitingFactor::SourceSlow));
+    assert_eq!(of([5, 0, 0, 0, 10, 85]), Some(LimitingFactor::DestinationSlow));
+    assert_eq!(of([0, 0, 0, 5, 40, 55]), Some(LimitingFactor::Workers));
+    assert_eq!(of([20, 0, 0, 0, 38, 42]), Some(LimitingFactor::DestinationSlow));
+}
+
+#[test]
+fn a_queue_that_lost_something_says_what_since_when_and_what_mends_it() {
+    let up = [peer("primary", None), peer("backup", None)];
+    let incident = Incident {
+        time: now() - Duration::from_secs(7200),
+        mending: Mending::CutBack,
+        what: "checksum mismatch".to_owned(),
+        kept: "/data/queue/db.damaged-1".to_owned(),
+        lost_from: Some(now() - Duration::from_secs(9000)),
+        is_assigned: true,
+    };
+    let facts = QueueFacts { max_entries: 100, incidents: vec![incident], ..QueueFacts::default() };
+    let queue = queue_status(facts.clone(), now());
+    assert_eq!(
+        queue.summary,
+        "degraded: 0 entries, accepting announcements; what was accepted from 09:30 UTC to 10:00 UTC may be lost: its log \
+         was damaged and is read up to there; it is kept as it was in /data/queue/db.damaged-1; a full sync of each route \
+         makes up for it"
+    );
+    assert_eq!((queue.state, queue.reason.as_str()), (QueueState::Degraded, ""));
+    let needed = NeededSync {
+        reason: "a part of the queue was lost".to_owned(),
+        problem: "sync-1 failed: no".to_owned(),
+        next_time: Some(now() + Duration::from_secs(30)),
+    };
+    let route = status(LaneCounts::default(), &up, |facts| {
+        facts.degraded = true;
+        facts.needed_sync = Some(needed);
+    });
+    assert_eq!(
+        route.summary,
+        "primary_to_backup: degraded: entries were lost with a part of the queue, and a full sync makes up for it; a full \
+         sync is needed, begun again in 30 s: a part of the queue was lost; the last attempt: sync-1 failed: no"
+    );
+    assert_eq!(overall(&[route], &up, &queue, false).0, ReplicatorState::Degraded);
+    // What refuses announcements is worse.
+    let full = queue_status(QueueFacts { max_entries: 0, ..facts }, now());
+    assert_eq!((full.state, overall(&[], &up, &full, false).0), (QueueState::Full, ReplicatorState::NotAccepting));
 }

@@ -1,11 +1,13 @@
 //! The owner of all syncs: which may start, where their records are, and what a restart makes of them.
 
-use super::history::{end_writes, fail, past, pruned, read_list, read_record, recover, request_writes};
+use super::history::{HISTORY, end_writes, fail, past, pruned, read_list, read_record, recover, request_writes};
+use super::needs::Needs;
 use super::prefix::is_valid;
 use super::record::{
     LAST_ID, SyncFailure, SyncMode, SyncPhase, SyncRecord, SyncState, read_id, request_key, route_key, running_key,
     write_id,
 };
+use super::request::{Started, SyncRequest, SyncStartError};
 use super::run::Run;
 use crate::clock::Clock;
 use crate::failpoint::{self, Point};
@@ -13,6 +15,7 @@ use crate::fault::FaultKind;
 use crate::queue::{Queue, QueueError, RouteId, State, StateWrite, SyncId};
 use crate::store::Store;
 use futures::FutureExt;
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::panic::AssertUnwindSafe;
@@ -30,6 +33,12 @@ const INFO_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How often a sync's last record is tried to be written, a second apart. The next start makes up for one that was not.
 const END_WRITES: u32 = 5;
+
+/// How long a cancelling waits for the end of what it cancelled.
+const CANCEL_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often it looks.
+const CANCEL_LOOK: Duration = Duration::from_millis(20);
 
 /// A route, as a sync sees it.
 #[derive(Clone)]
@@ -109,76 +118,24 @@ pub struct SyncParts {
     pub settings: SyncSettings,
 }
 
-/// A request for a full sync.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SyncRequest {
-    /// The route's configured name.
-    pub route: String,
-    /// What to do.
-    pub mode: SyncMode,
-    /// Only refs that begin with this; ASCII, at most 256 characters; empty: all.
-    pub prefix: String,
-    /// Makes a retry safe, on whatever route it was used; empty: no such safety. 1 to 128 printable ASCII characters.
-    pub request_id: String,
-}
-
-/// The answer to a request.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Started {
-    /// The sync.
-    pub record: SyncRecord,
-    /// Whether it was running before this request.
-    pub already_running: bool,
-}
-
-/// Why no sync was started.
-#[derive(Debug, thiserror::Error)]
-pub enum SyncStartError {
-    /// There is no such route.
-    #[error("there is no route {route:?}; there are: {}", .known.join(", "))]
-    UnknownRoute {
-        /// As asked for.
-        route: String,
-        /// The names of the routes that there are.
-        known: Vec<String>,
-    },
-    /// The mode is not offered.
-    #[error("full syncs in mode {} are not offered by this version; use copy", .0.as_str())]
-    ModeUnsupported(SyncMode),
-    /// The prefix is not one.
-    #[error("a prefix is ASCII text of at most 256 characters")]
-    InvalidPrefix,
-    /// The request id is not one.
-    #[error("a request id is 1 to 128 printable ASCII characters")]
-    InvalidRequestId,
-    /// The request id was used for something else.
-    #[error("the request id was used before, for {0} of another route, mode or prefix")]
-    RequestIdReused(SyncId),
-    /// A sync of another mode or prefix runs on the route.
-    #[error("{0} of another mode or prefix runs on the route; wait for its end")]
-    OtherRunning(SyncId),
-    /// A store lacks what the sync needs of it.
-    #[error("{0}")]
-    PeerUnsuitable(String),
-    /// The service is about to stop.
-    #[error("the service is shutting down")]
-    ShuttingDown,
-    /// The record could not be read or written.
-    #[error(transparent)]
-    Queue(#[from] QueueError),
-}
-
 /// A route and its newest sync.
 pub(super) struct Slot {
     pub(super) route: SyncRoute,
     // One start at a time: what it looks up and what it writes belong together.
     starting: tokio::sync::Mutex<()>,
     newest: Mutex<Option<SyncRecord>>,
+    // Ends the running sync.
+    cancel: Mutex<CancellationToken>,
 }
 
 impl Slot {
     fn newest(&self) -> Option<SyncRecord> {
         self.newest.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What ends the sync that began last.
+    fn canceller(&self) -> CancellationToken {
+        self.cancel.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn set_newest(&self, record: SyncRecord) {
@@ -197,6 +154,7 @@ struct Inner {
     // The highest id given out. Held while it is written, so that the written ones ascend, and from the last look for a
     // request's id to its write, so that one id does not start syncs of two routes.
     last_id: tokio::sync::Mutex<u64>,
+    needs: Needs,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -224,12 +182,39 @@ impl FullSyncs {
         let mut slots = BTreeMap::new();
         for route in routes {
             let newest = read_list(&parts, &route.name, 1).await?.pop();
-            let slot = Slot { starting: tokio::sync::Mutex::new(()), newest: Mutex::new(newest), route };
+            let (newest, cancel) = (Mutex::new(newest), Mutex::default());
+            let slot = Slot { starting: tokio::sync::Mutex::new(()), newest, cancel, route };
             slots.insert(slot.route.name.clone(), Arc::new(slot));
         }
+        let needs = Needs::open(&*parts.state, slots.keys().map(String::as_str)).await?;
         let last_id = tokio::sync::Mutex::new(last_id);
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        Ok(Self { inner: Arc::new(Inner { parts, slots, last_id, stop, tasks }) })
+        Ok(Self { inner: Arc::new(Inner { parts, slots, last_id, needs, stop, tasks }) })
+    }
+
+    /// Which routes need a full sync, and which may have lost entries.
+    pub fn needs(&self) -> &Needs {
+        &self.inner.needs
+    }
+
+    /// Ends a sync, and waits a while for its end: CANCELLED, unless it ended in another way just now. One that ended
+    /// before stays as it is. Gives how it stands; `None` where there is no such sync, or it left the history.
+    pub async fn cancel(&self, id: SyncId) -> Result<Option<SyncRecord>, QueueError> {
+        let is_running =
+            |slot: &Slot| slot.newest().is_some_and(|record| record.id == id && record.state == SyncState::Running);
+        if let Some(slot) = self.inner.slots.values().find(|slot| is_running(slot)) {
+            slot.canceller().cancel();
+            let ended = async {
+                while is_running(slot) {
+                    tokio::time::sleep(CANCEL_LOOK).await;
+                }
+            };
+            // What it is writing is seen through; it ends by itself.
+            if tokio::time::timeout(CANCEL_PATIENCE, ended).await.is_err() {
+                tracing::info!(sync = %id, "a full sync that was cancelled has yet to end");
+            }
+        }
+        self.get(id).await
     }
 
     /// Starts a sync, or finds the one that answers the request already. Its record is durable when this returns. The
@@ -294,6 +279,27 @@ impl FullSyncs {
             *stale = newest;
         }
         Ok(records)
+    }
+
+    /// The syncs of one route or all, in one state or any, with ids below `below`: newest first, `limit` at most.
+    pub async fn history(
+        &self,
+        route: Option<&str>,
+        state: Option<SyncState>,
+        below: Option<SyncId>,
+        limit: usize,
+    ) -> Result<Vec<SyncRecord>, QueueError> {
+        let mut found = Vec::new();
+        for name in self.inner.slots.keys().filter(|name| route.is_none_or(|route| route == **name)) {
+            let records = self.list(name, HISTORY).await?;
+            let wanted = |record: &SyncRecord| {
+                below.is_none_or(|below| record.id < below) && state.is_none_or(|state| record.state == state)
+            };
+            found.extend(records.into_iter().filter(wanted).take(limit));
+        }
+        found.sort_by_key(|record| Reverse(record.id));
+        found.truncate(limit);
+        Ok(found)
     }
 
     /// Ends all syncs (FAILED: cut by the shutdown) and waits for them. No sync starts from here on.
@@ -405,6 +411,7 @@ impl Inner {
             state.write(writes).await?;
             record
         };
+        *slot.cancel.lock().unwrap_or_else(PoisonError::into_inner) = self.stop.child_token();
         slot.set_newest(record.clone());
         // What is empty is left out.
         let prefix = (!record.prefix.is_empty()).then_some(record.prefix.as_str());
@@ -414,13 +421,15 @@ impl Inner {
 
     /// Runs a sync to its end, whatever that is, and writes how it ended.
     async fn run(&self, slot: &Slot, record: SyncRecord) {
-        let mut run = Run::new(&self.parts, slot, &self.stop, record);
+        let cancel = slot.canceller();
+        let mut run = Run::new(&self.parts, slot, &cancel, record);
         let ended = AssertUnwindSafe(run.finish()).catch_unwind().await;
         let mut record = run.into_record();
         record.tally = self.parts.queue.sync_tally(record.id);
         match ended {
             Ok(Ok(())) if record.tally.parked + record.tally.discarded == 0 => record.state = SyncState::Completed,
             Ok(Ok(())) => record.state = SyncState::CompletedWithFailures,
+            Ok(Err(_)) if cancel.is_cancelled() && !self.stop.is_cancelled() => record.state = SyncState::Cancelled,
             Ok(Err(failure)) => fail(&mut record, failure),
             Err(_) => fail(
                 &mut record,
@@ -460,9 +469,12 @@ impl Inner {
 
     async fn write_end(&self, record: &SyncRecord) {
         for attempt in 1..=END_WRITES {
+            let mut writes = end_writes(record);
+            writes.extend(Needs::end_writes(record));
             let end = async {
                 failpoint::pause(Point::SyncEnd).await?;
-                self.parts.state.write(end_writes(record)).await
+                self.parts.state.write(writes).await?;
+                self.needs.ended(record, &*self.parts.state).await
             };
             let Err(error) = end.await else {
                 return;

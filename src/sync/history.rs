@@ -1,15 +1,16 @@
 //! The records of all syncs on the disk: found again, bounded, and set right after a restart.
 
-use super::driver::{SyncParts, SyncRequest};
+use super::driver::SyncParts;
 use super::record::{
     RUNNING, SyncFailure, SyncRecord, SyncState, read_id, record_key, records_of, request_key, requests_of, route_key,
     running_key, write_id,
 };
+use super::request::SyncRequest;
 use crate::fault::FaultKind;
 use crate::queue::{QueueError, StateWrite, SyncId};
 
 /// Records that are kept of a route, the running sync's included; older ones leave the history when a new sync starts.
-const HISTORY: usize = 1000;
+pub(super) const HISTORY: usize = 1000;
 
 /// Old records that leave in one start, at most: the write stays small.
 const PRUNED: usize = 10;

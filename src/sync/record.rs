@@ -59,7 +59,7 @@ pub enum SyncState {
     CompletedWithFailures,
     /// It ended before both stores were seen whole, or before it could tell what became of its entries.
     Failed,
-    /// An operator ended it. Not offered yet.
+    /// An operator ended it. What it had enqueued stays queued.
     Cancelled,
 }
 

@@ -9,7 +9,7 @@ use super::prefix::range_of;
 use super::record::{SyncFailure, SyncPhase, SyncRecord};
 use crate::failpoint::{self, Point};
 use crate::fault::{FaultKind, Side};
-use crate::queue::{Lane, Origin, Push, Pushed, QueueError, SyncTally};
+use crate::queue::{Lane, LaneCounts, Origin, Push, Pushed, QueueError, SyncTally};
 use crate::store::{EnumerateRange, Enumeration, PeerKind, StoreError, StoreInfo};
 use futures::StreamExt;
 use std::future::Future;
@@ -154,12 +154,26 @@ impl<'a> Run<'a> {
         let settled = |tally: &SyncTally| tally.confirmed + tally.parked + tally.discarded;
         let began = self.parts.clock.monotonic();
         let before = settled(&self.parts.queue.sync_tally(self.record.id));
+        let mut idle = 0;
         loop {
             let tally = self.parts.queue.sync_tally(self.record.id);
             if tally.pending == 0 {
                 return Ok(());
             }
             let took = self.parts.clock.monotonic().saturating_sub(began);
+            // Entries whose rows cannot be read are set aside, and nobody knows which syncs wait for them.
+            idle = if self.is_drained() { idle + 1 } else { 0 };
+            if idle >= 3 {
+                return Err(SyncFailure {
+                    kind: Some(FaultKind::QueueWriteFailed),
+                    peer: String::new(),
+                    code: None,
+                    message: format!(
+                        "{} of its entries were lost with rows of the queue that cannot be read; run it again",
+                        tally.pending
+                    ),
+                });
+            }
             self.record.eta = eta(tally.pending, settled(&tally).saturating_sub(before), took);
             self.show();
             self.waits.queue().await?;
@@ -349,6 +363,13 @@ impl<'a> Run<'a> {
     fn backlog(&self) -> u64 {
         let lane = self.parts.queue.counts(self.slot.route.id).backfill;
         lane.ready.entries + lane.claimed.entries + lane.retrying.entries
+    }
+
+    /// Whether nothing of the route waits to be copied, in either lane.
+    fn is_drained(&self) -> bool {
+        let counts = self.parts.queue.counts(self.slot.route.id);
+        let going = |lane: LaneCounts| lane.ready.entries + lane.claimed.entries + lane.retrying.entries;
+        going(counts.fresh) + going(counts.backfill) == 0
     }
 
     fn enter(&mut self, phase: SyncPhase) {

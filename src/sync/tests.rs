@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod beginning;
 mod ledger;
 mod parts;
 mod shelf;

@@ -189,6 +189,12 @@ impl World {
     /// A replicator with this configuration, but for its address and its folder.
     pub(crate) fn replicator_with(&self, name: &str, config: &str) -> Server {
         let file = self.path(&format!("{name}.toml"));
+        // What a test announces is to be found by nobody else; whoever tests that says when.
+        let off = |line: &str| match line.strip_prefix("[routes.") {
+            Some(_) if !config.contains("full_sync") => format!("{line}\nfull_sync = {{ on_start = \"off\" }}\n"),
+            _ => format!("{line}\n"),
+        };
+        let config: String = config.lines().map(off).collect();
         let data = self.text(&format!("{name}-data"));
         // A test is not to wait for the backoff that a real outage calls for.
         let config =

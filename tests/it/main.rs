@@ -6,6 +6,7 @@ mod architecture;
 mod commands;
 #[path = "../bench/diskfull/cycles.rs"]
 mod diskfull;
+mod durability;
 mod failpoints;
 mod failures;
 mod faults;

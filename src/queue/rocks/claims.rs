@@ -48,6 +48,20 @@ pub(super) struct BadRow {
     pub(super) problem: String,
 }
 
+/// Where a row stands that was to be moved to `aside`.
+#[derive(Clone, Debug)]
+pub(super) struct AsideRow {
+    route: RouteId,
+    lane: Lane,
+    key: Vec<u8>,
+}
+
+impl AsideRow {
+    pub(super) fn of(row: &BadRow) -> Self {
+        Self { route: row.route, lane: row.lane, key: row.key.clone() }
+    }
+}
+
 #[derive(Debug)]
 struct Busy {
     route: RouteId,
@@ -163,9 +177,31 @@ impl Claims {
         claims.retry_from = claims.retry_from.min((due, seq));
     }
 
-    /// An unreadable row is in `aside` now, or could not be moved there and will be met again.
+    /// An unreadable row is in `aside` now.
     pub(super) fn forget_bad(&mut self, key: &[u8]) {
         self.bad.remove(key);
+    }
+
+    /// An unreadable row could not be moved to `aside`: reading begins before it again.
+    pub(super) fn meet_again(&mut self, row: &AsideRow) {
+        self.bad.remove(&row.key);
+        let claims = self.lane(row.route, row.lane);
+        if let Some(seq) = keys::seq_of_ready(&row.key) {
+            claims.ready_from = claims.ready_from.min(seq);
+        } else if let Some(at) = keys::due_seq_of_retry(&row.key) {
+            claims.retry_from = claims.retry_from.min(at);
+        } else {
+            *claims = LaneClaims { claimed: std::mem::take(&mut claims.claimed), ..LaneClaims::default() };
+        }
+    }
+
+    /// Goes on with a database that was opened again: claims are kept, everything else is read anew from where `ready` rows
+    /// begin by its own account. No batch may be under way.
+    pub(super) fn resume(&mut self, mut loaded: Self) {
+        for ((route, lane), claims) in self.lanes.drain() {
+            loaded.lane(route, lane).claimed = claims.claimed;
+        }
+        *self = loaded;
     }
 
     /// Reads what may be claimed. The database must be read under the lock that guards `self`.

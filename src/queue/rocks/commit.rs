@@ -3,14 +3,19 @@
 //! It takes everything that waits in its channel, decides it in order, and writes it as one synced batch; then it changes
 //! memory; then it answers. A crash before the write ends leaves nothing of the batch, and nobody was answered. A crash
 //! after it leaves all of it, and callers that were not answered retry, which does no harm.
+//!
+//! A write that fails is answered at once, and acks nothing. After a full disk RocksDB writes again by itself; after any
+//! other failure the database is opened again (`reopen`), and until then every request is refused at once.
 
 use super::claims::BadRow;
 use super::gather::Gather;
+use super::reopen::{Plan, Reopened, Reopening};
 use super::row::RouteRow;
 use super::shared::Shared;
 use super::txn::{Effects, Moved, Txn};
 use super::{RocksOptions, WallClock};
 use crate::failpoint::{self, Point};
+use crate::queue::damage::{REASON_NEW, Trouble, sync_needed};
 use crate::queue::drop::Dropped;
 use crate::queue::failures::Remedy;
 use crate::queue::{Claim, Origin, Outcome, Push, Pushed, QueueError, RouteId, Seq, StateWrite};
@@ -30,6 +35,12 @@ const BATCH: usize = 20_000;
 /// How long a reading of the disk's free space is good for.
 const SPACE_AGE: Duration = Duration::from_secs(1);
 
+/// How long writes may fail for want of space while there is some, until the database is opened again.
+const FULL_PATIENCE: Duration = Duration::from_secs(20);
+
+/// So many free bytes are some.
+const SOME_SPACE: u64 = 64 << 20;
+
 /// Writes a batch durably.
 pub(super) type WriteFn = Box<dyn FnMut(&DB, WriteBatch) -> Result<(), rocksdb::Error> + Send>;
 
@@ -37,12 +48,35 @@ type Answer<T> = oneshot::Sender<Result<T, QueueError>>;
 
 /// What callers ask for.
 pub(super) enum Request {
-    Push { pushes: Vec<Push>, state: Vec<StateWrite>, answer: Answer<Vec<Pushed>> },
-    Settle { settled: Vec<(Claim, Outcome)>, answer: Answer<()> },
-    Remedy { route: RouteId, seqs: Vec<Seq>, remedy: Remedy, answer: Answer<u64> },
-    DropEntries { route: RouteId, max: usize, answer: Answer<Dropped> },
-    Register { route: RouteRow, answer: Answer<RouteId> },
-    Aside { rows: Vec<BadRow> },
+    Push {
+        pushes: Vec<Push>,
+        state: Vec<StateWrite>,
+        answer: Answer<Vec<Pushed>>,
+    },
+    Settle {
+        settled: Vec<(Claim, Outcome)>,
+        answer: Answer<()>,
+    },
+    Remedy {
+        route: RouteId,
+        seqs: Vec<Seq>,
+        remedy: Remedy,
+        answer: Answer<u64>,
+    },
+    DropEntries {
+        route: RouteId,
+        max: usize,
+        answer: Answer<Dropped>,
+    },
+    Register {
+        route: RouteRow,
+        answer: Answer<RouteId>,
+    },
+    Aside {
+        rows: Vec<BadRow>,
+    },
+    /// Not a caller's: the database was opened again.
+    Reopened(Box<Reopened>),
 }
 
 impl Request {
@@ -54,6 +88,24 @@ impl Request {
             Self::DropEntries { max, .. } => *max,
             Self::Register { .. } => 1,
             Self::Aside { rows } => rows.len(),
+            Self::Reopened(_) => BATCH,
+        }
+    }
+
+    /// Answers at once that nothing of it was done; claims are released.
+    fn refuse(self, error: &QueueError) {
+        let error = error.clone();
+        match self {
+            Self::Push { answer: to, .. } => answer(to, Err(error)),
+            Self::Settle { answer: to, settled } => {
+                drop(settled);
+                answer(to, Err(error));
+            }
+            Self::Remedy { answer: to, .. } => answer(to, Err(error)),
+            Self::DropEntries { answer: to, .. } => answer(to, Err(error)),
+            Self::Register { answer: to, .. } => answer(to, Err(error)),
+            // They are met again once the database is opened again.
+            Self::Aside { .. } | Self::Reopened(_) => {}
         }
     }
 }
@@ -106,7 +158,6 @@ fn answer<T>(to: Answer<T>, result: Result<T, QueueError>) {
 /// See the module's header.
 pub(super) struct Committer {
     pub(super) shared: Arc<Shared>,
-    pub(super) db: Arc<DB>,
     pub(super) dir: PathBuf,
     pub(super) options: RocksOptions,
     pub(super) wall: WallClock,
@@ -116,6 +167,12 @@ pub(super) struct Committer {
     pub(super) total: u64,
     pub(super) space: Option<(Instant, u64)>,
     pub(super) gather: Gather,
+    /// Since when writes fail for want of space.
+    pub(super) full_since: Option<Instant>,
+    pub(super) sender: mpsc::WeakSender<Request>,
+    pub(super) reopening: Option<Reopening>,
+    /// How often the database was opened again since the last successful write.
+    pub(super) reopened: u32,
 }
 
 impl Committer {
@@ -125,21 +182,66 @@ impl Committer {
             self.gather.wait(|| 1 + requests.len());
             let mut weight = first.weight();
             let mut waiting = vec![first];
+            // What opened the database again is taken before anything that came with it.
             while weight < BATCH {
                 let Ok(next) = requests.try_recv() else { break };
                 weight += next.weight();
                 waiting.push(next);
             }
-            if !self.commit(waiting, || requests.len()) {
-                return;
+            for request in std::mem::take(&mut waiting) {
+                match request {
+                    Request::Reopened(reopened) => self.resume(*reopened),
+                    request => waiting.push(request),
+                }
             }
+            self.commit(waiting, || requests.len());
         }
     }
 
-    /// Decides these and writes them; `waiting` tells how many more there are. Says whether it may go on.
-    fn commit(&mut self, requests: Vec<Request>, waiting: impl Fn() -> usize) -> bool {
+    /// Goes on with a database that was opened again.
+    fn resume(&mut self, Reopened { db, loaded }: Reopened) {
+        // Sequences of failed batches stay used.
+        self.next_seq = self.next_seq.max(loaded.next_seq);
+        self.total = loaded.figures.total();
+        self.reopening = None;
+        self.full_since = None;
+        self.reopened = self.reopened.saturating_add(1);
+        self.shared.resume(db, loaded);
+        tracing::warn!("the queue was opened again");
+    }
+
+    /// Has the database opened again, if it is not on its way.
+    fn reopen(&mut self, why: &str) {
+        if self.reopening.is_some() {
+            return;
+        }
+        self.shared.set_trouble(Trouble::Reopening(why.to_owned()));
+        let started = Reopening::start(Plan {
+            shared: Arc::clone(&self.shared),
+            dir: self.dir.clone(),
+            options: self.options.clone(),
+            sender: self.sender.clone(),
+            why: why.to_owned(),
+            before: self.reopened,
+        });
+        match started {
+            Ok(reopening) => self.reopening = Some(reopening),
+            Err(error) => self.shared.set_trouble(Trouble::Ended(format!("no thread can be started: {error}"))),
+        }
+    }
+
+    /// Decides these and writes them; `waiting` tells how many more there are.
+    fn commit(&mut self, requests: Vec<Request>, waiting: impl Fn() -> usize) {
         let start = Instant::now();
-        let (db, shared) = (Arc::clone(&self.db), Arc::clone(&self.shared));
+        let shared = Arc::clone(&self.shared);
+        let trouble = match shared.trouble() {
+            Some(Trouble::Reopening(why) | Trouble::Ended(why)) => Some(QueueError::Write(why)),
+            _ => None,
+        };
+        let db = match trouble.map_or_else(|| shared.db(), Err) {
+            Ok(db) => db,
+            Err(error) => return requests.into_iter().for_each(|request| request.refuse(&error)),
+        };
         let now = (self.wall)();
         let mut txn = Txn::new(&db, &shared, now, self.options.max_entries, self.next_seq, self.total);
         let mut decided = Vec::with_capacity(requests.len());
@@ -149,7 +251,7 @@ impl Committer {
 
         // Sequences of a failed batch stay used: its bytes may be in the log.
         self.next_seq = txn.next_seq;
-        let moves = txn.moves();
+        let (moves, aside) = (txn.moves(), txn.rows_set_aside());
         let written = txn.finish().and_then(|finished| {
             let mut effects = finished.effects;
             let written = if finished.batch.is_empty() { Ok(()) } else { self.write_batch(&db, finished.batch) };
@@ -160,11 +262,9 @@ impl Committer {
         });
         match written {
             Ok(effects) => {
-                if failpoint::hit(Point::QueueAfterWrite).is_err() {
-                    // Nobody is answered: only opening the queue anew tells what became of the batch.
-                    return false;
-                }
                 self.total = effects.total;
+                self.reopened = 0;
+                self.full_since = None;
                 apply(&shared, effects, &moves, &decided);
                 self.gather.written(decided.len(), waiting(), start.elapsed());
                 decided.into_iter().for_each(Decided::confirm);
@@ -175,18 +275,33 @@ impl Committer {
                 for moved in &moves {
                     claims.finish(moved.seq, moved.before);
                 }
+                for row in &aside {
+                    claims.meet_again(row);
+                }
                 drop(claims);
+                // First, so that whoever is answered finds the queue as it is.
+                match &error {
+                    QueueError::Write(why) => self.reopen(why),
+                    QueueError::NoSpace { free, .. } if *free > SOME_SPACE => {
+                        let since = *self.full_since.get_or_insert_with(Instant::now);
+                        if since.elapsed() > FULL_PATIENCE {
+                            self.reopen(&error.to_string());
+                        }
+                    }
+                    _ => {}
+                }
                 for decided in decided {
                     decided.fail(&error);
                 }
             }
         }
-        true
     }
 
     fn write_batch(&mut self, db: &DB, batch: WriteBatch) -> Result<(), QueueError> {
         failpoint::hit(Point::QueueBeforeWrite)?;
-        (self.write)(db, batch).map_err(|error| self.write_error(&error))
+        (self.write)(db, batch).map_err(|error| self.write_error(&error))?;
+        // A fault here stands for a write that did reach the disk and yet failed.
+        Ok(failpoint::hit(Point::QueueAfterWrite)?)
     }
 
     /// Decides one request. One that cannot be done leaves nothing in the batch.
@@ -229,6 +344,8 @@ impl Committer {
                 Some(Decided::DropEntries(answer, dropped))
             }
             Request::Register { route, answer } => Some(Decided::Register(answer, register(txn, route))),
+            // Taken out before.
+            Request::Reopened(_) => None,
             Request::Aside { rows } => {
                 for row in rows {
                     tracing::error!(
@@ -292,6 +409,9 @@ impl Committer {
             let (free, reserve) = (self.free_space().unwrap_or(0), self.options.reserve_bytes);
             return QueueError::NoSpace { free, reserve };
         }
+        if error.kind() == rocksdb::ErrorKind::Corruption {
+            self.shared.note_damage(&text);
+        }
         QueueError::Write(text)
     }
 }
@@ -320,7 +440,10 @@ fn register(txn: &mut Txn<'_>, route: RouteRow) -> Result<RouteId, QueueError> {
     let known =
         txn.shared.figures().routes.iter().find(|(_, row)| row.name == route.name).map(|(id, row)| (*id, row.clone()));
     match known.or_else(|| txn.new_route(&route.name).cloned()) {
-        None => Ok(txn.add_route(route)),
+        None => {
+            txn.state.push(sync_needed(&route.name, REASON_NEW));
+            Ok(txn.add_route(route))
+        }
         Some((id, known)) if known == route => Ok(id),
         Some((_, known)) => Err(QueueError::RouteChanged {
             known: format!("{} -> {}", known.from, known.to),

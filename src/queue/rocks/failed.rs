@@ -79,10 +79,6 @@ impl Stretch {
     }
 }
 
-fn read_error(error: &rocksdb::Error) -> QueueError {
-    QueueError::Read(error.to_string())
-}
-
 impl Shared {
     fn failures(
         &self,
@@ -98,7 +94,7 @@ impl Shared {
         let (mut looks, mut last, mut next) = (0, after, None);
         'pages: for stretch in Stretch::all(route, filter, after) {
             for row in rows(&db, &snapshot, stretch.family, stretch.start.clone(), stretch.end.clone()) {
-                let (key, value) = row.map_err(|error| read_error(&error))?;
+                let (key, value) = row.map_err(|error| self.read_error(&error))?;
                 // A malformed row is set aside by the scan for claims.
                 let Some(cursor) = stretch.cursor(&key) else { continue };
                 if found.len() >= limit || looks >= MAX_LOOKS {
@@ -112,7 +108,8 @@ impl Shared {
                     continue;
                 }
                 let (FailureCursor::Retrying(_, _, seq) | FailureCursor::Parked(_, seq)) = cursor;
-                let value = snapshot.get_cf(entries, keys::entry(route, seq)).map_err(|error| read_error(&error))?;
+                let value =
+                    snapshot.get_cf(entries, keys::entry(route, seq)).map_err(|error| self.read_error(&error))?;
                 let stored = value.and_then(|bytes| row::decode_entry(route, seq, &bytes).ok());
                 found.extend(stored.and_then(failed).filter(|failed| filter.admits(failed)));
             }
@@ -127,9 +124,10 @@ impl Shared {
         let snapshot = db.snapshot();
         let mut found = Vec::new();
         for blob in blobs {
-            let value = snapshot.get_cf(refs, keys::reference(route, blob)).map_err(|error| read_error(&error))?;
+            let value = snapshot.get_cf(refs, keys::reference(route, blob)).map_err(|error| self.read_error(&error))?;
             for seq in value.as_deref().and_then(keys::seqs).unwrap_or_default() {
-                let value = snapshot.get_cf(entries, keys::entry(route, seq)).map_err(|error| read_error(&error))?;
+                let value =
+                    snapshot.get_cf(entries, keys::entry(route, seq)).map_err(|error| self.read_error(&error))?;
                 let stored = value.and_then(|bytes| row::decode_entry(route, seq, &bytes).ok());
                 found.extend(stored.and_then(failed));
             }

@@ -19,6 +19,7 @@ pub(super) const FAMILIES: [&str; 9] = [ENTRY, READY, RETRY, PARKED, REF, STATE,
 
 pub(super) const META_FORMAT: &[u8] = b"format";
 pub(super) const META_NEXT_SEQ: &[u8] = b"next_seq";
+pub(super) const META_COMMIT_TIME: &[u8] = b"commit_time";
 pub(super) const META_ASIDE: &[u8] = b"aside";
 pub(super) const META_ROUTE: &[u8] = b"route/";
 pub(super) const META_COUNTS: &[u8] = b"counts/";

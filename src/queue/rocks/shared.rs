@@ -1,16 +1,22 @@
 //! What the committer, the readers and the claims have in common.
 //!
-//! Locks: under that of the claims, others may be taken; under any other, none.
+//! Locks: the database's is taken first, held while it is read, and never taken twice by one thread; under that of the
+//! claims, others may be taken; under any other, none.
 
 use super::claims::{BadRow, Claims, Picked};
+use super::database::Loaded;
 use super::done::DoneIndex;
 use super::keys;
+use super::recover::ask_for_check;
 use super::row::{self, RouteRow};
 use super::txn::{add, family, queued};
+use crate::queue::damage::Trouble;
 use crate::queue::{Claim, Entry, Lane, Oldest, QueueError, RouteCounts, RouteId, SyncId, SyncTally, Tally};
-use rocksdb::{DB, Direction, IteratorMode};
+use rocksdb::{DB, Direction, ErrorKind, IteratorMode};
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 
@@ -85,16 +91,46 @@ impl Figures {
         counts
     }
 
+    /// Goes on with the figures of a database that was opened again; claims are kept.
+    fn resume(&mut self, loaded: Self) {
+        let claimed = std::mem::take(&mut self.claimed);
+        *self = Self { claimed, ..loaded };
+    }
+
     /// Entries in all routes.
     pub(super) fn total(&self) -> u64 {
         self.counts.values().map(queued).sum()
     }
 }
 
+/// The database, or why there is none.
+enum Handle {
+    Open(Arc<DB>),
+    /// It is being opened again.
+    Reopening(String),
+    Closed,
+}
+
+/// The open database. It is not closed as long as one of these is held: reads must be short.
+pub(super) struct OpenDb<'a> {
+    // Dropped before the lock is: whoever gets that for writing has the last handle.
+    db: Arc<DB>,
+    _open: RwLockReadGuard<'a, Handle>,
+}
+
+impl Deref for OpenDb<'_> {
+    type Target = DB;
+
+    fn deref(&self) -> &DB {
+        &self.db
+    }
+}
+
 /// See the module's header.
 pub(super) struct Shared {
-    /// Taken out on closing, which unlocks the folder.
-    db: RwLock<Option<Arc<DB>>>,
+    dir: PathBuf,
+    db: RwLock<Handle>,
+    trouble: Mutex<Option<Trouble>>,
     claims: Mutex<Claims>,
     figures: Mutex<Figures>,
     /// Claims that were dropped, on their way to `claims`, whose lock a scan may hold for longer than a drop may wait.
@@ -109,19 +145,17 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn read_error(error: &rocksdb::Error) -> QueueError {
-    QueueError::Read(error.to_string())
-}
-
 impl Shared {
-    pub(super) fn new(db: Arc<DB>, figures: Figures, claims: Claims, done: DoneIndex, max_backoff: Duration) -> Self {
+    pub(super) fn new(dir: &Path, db: DB, loaded: Loaded, max_backoff: Duration) -> Self {
         Self {
-            db: RwLock::new(Some(db)),
-            claims: Mutex::new(claims),
-            figures: Mutex::new(figures),
+            dir: dir.to_owned(),
+            db: RwLock::new(Handle::Open(Arc::new(db))),
+            trouble: Mutex::default(),
+            claims: Mutex::new(loaded.claims),
+            figures: Mutex::new(loaded.figures),
             returned: Mutex::default(),
             watches: Mutex::default(),
-            done: Mutex::new(done),
+            done: Mutex::new(loaded.done),
             settlements: watch::Sender::new(0),
             max_backoff,
         }
@@ -132,12 +166,75 @@ impl Shared {
         self.max_backoff
     }
 
-    pub(super) fn db(&self) -> Result<Arc<DB>, QueueError> {
-        self.db.read().unwrap_or_else(PoisonError::into_inner).clone().ok_or(QueueError::Closed)
+    pub(super) fn db(&self) -> Result<OpenDb<'_>, QueueError> {
+        let open = self.db.read().unwrap_or_else(PoisonError::into_inner);
+        match &*open {
+            Handle::Open(db) => Ok(OpenDb { db: Arc::clone(db), _open: open }),
+            Handle::Reopening(why) => Err(QueueError::Read(format!("it is being opened again: {why}"))),
+            Handle::Closed => Err(QueueError::Closed),
+        }
     }
 
+    fn set_handle(&self, handle: Handle) {
+        let mut open = self.db.write().unwrap_or_else(PoisonError::into_inner);
+        if !matches!(*open, Handle::Closed) {
+            *open = handle;
+        }
+    }
+
+    /// Closes the database for good, once the reads under way have ended. Blocks.
     pub(super) fn close(&self) {
-        *self.db.write().unwrap_or_else(PoisonError::into_inner) = None;
+        self.set_handle(Handle::Closed);
+    }
+
+    /// Closes the database, to open it again. Blocks.
+    pub(super) fn suspend(&self, why: &str) {
+        self.set_handle(Handle::Reopening(why.to_owned()));
+    }
+
+    /// Goes on with a database that was opened again. The committer's own, between two batches.
+    pub(super) fn resume(&self, db: DB, loaded: Loaded) {
+        self.claims().resume(loaded.claims);
+        self.figures().resume(loaded.figures);
+        *self.done() = loaded.done;
+        self.set_handle(Handle::Open(Arc::new(db)));
+        let mut trouble = locked(&self.trouble);
+        if matches!(*trouble, Some(Trouble::Reopening(_))) {
+            *trouble = None;
+        }
+        drop(trouble);
+        let routes: Vec<RouteId> = self.figures().routes.keys().copied().collect();
+        routes.into_iter().for_each(|route| self.wake(route));
+    }
+
+    pub(super) fn trouble(&self) -> Option<Trouble> {
+        locked(&self.trouble).clone()
+    }
+
+    pub(super) fn set_trouble(&self, trouble: Trouble) {
+        *locked(&self.trouble) = Some(trouble);
+    }
+
+    /// What a failed read is to the caller. Damage is remembered, for the next start.
+    pub(super) fn read_error(&self, error: &rocksdb::Error) -> QueueError {
+        if error.kind() == ErrorKind::Corruption {
+            self.note_damage(error.as_ref());
+        }
+        QueueError::Read(error.to_string())
+    }
+
+    /// Stored bytes are damaged: says so, once, and asks the next start to read everything.
+    pub(super) fn note_damage(&self, what: &str) {
+        let mut trouble = locked(&self.trouble);
+        if trouble.is_some() {
+            return;
+        }
+        *trouble = Some(Trouble::Damaged(what.to_owned()));
+        drop(trouble);
+        tracing::error!("the queue is damaged, restart to have it mended: {what}");
+        if let Err(error) = ask_for_check(&self.dir) {
+            tracing::error!(%error, "the next start cannot be asked to check the queue");
+        }
     }
 
     pub(super) fn figures(&self) -> MutexGuard<'_, Figures> {
@@ -195,8 +292,9 @@ impl Shared {
         let db = self.db()?;
         let Picked { entries, bad, .. } = {
             let mut claims = self.claims();
-            let picked =
-                claims.pick(&db, (route, lane), max, (now, self.max_backoff)).map_err(|error| read_error(&error))?;
+            let picked = claims
+                .pick(&db, (route, lane), max, (now, self.max_backoff))
+                .map_err(|error| self.read_error(&error))?;
             claims.take(route, lane, &picked);
             picked
         };
@@ -220,7 +318,7 @@ impl Shared {
     pub(super) fn oldest(&self, route: RouteId, now: SystemTime) -> Result<Oldest, QueueError> {
         let db = self.db()?;
         let claims = self.claims();
-        let read = |lane| claims.oldest(&db, route, lane).map_err(|error| read_error(&error));
+        let read = |lane| claims.oldest(&db, route, lane).map_err(|error| self.read_error(&error));
         let (fresh, fresh_due) = read(Lane::Fresh)?;
         let (backfill, backfill_due) = read(Lane::Backfill)?;
         let due = fresh_due.into_iter().chain(backfill_due).min();
@@ -231,7 +329,7 @@ impl Shared {
 
     pub(super) fn get(&self, key: &str) -> Result<Option<Vec<u8>>, QueueError> {
         let db = self.db()?;
-        db.get_cf(family(&db, keys::STATE)?, key).map_err(|error| read_error(&error))
+        db.get_cf(family(&db, keys::STATE)?, key).map_err(|error| self.read_error(&error))
     }
 
     pub(super) fn list(&self, prefix: &str, limit: usize) -> Result<Vec<(String, Vec<u8>)>, QueueError> {
@@ -241,7 +339,7 @@ impl Shared {
         let mode = IteratorMode::From(&end, Direction::Reverse);
         let mut found = Vec::new();
         for row in db.iterator_cf(family(&db, keys::STATE)?, mode).take(limit) {
-            let (key, value) = row.map_err(|error| read_error(&error))?;
+            let (key, value) = row.map_err(|error| self.read_error(&error))?;
             if !key.starts_with(prefix.as_bytes()) {
                 break;
             }

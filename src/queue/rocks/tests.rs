@@ -1,8 +1,11 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod against_model;
+mod damage;
+mod transfer;
 
-use super::open::{open, write_synced};
+use super::database::write_synced;
+use super::open::open;
 use super::{KnownRoute, OpenError, RocksOptions, RocksQueue, keys};
 use crate::queue::drop::{DropEntries, Dropped};
 use crate::queue::lookup::Lookup;
@@ -161,36 +164,6 @@ async fn known_routes_are_listed() {
     let (_dir, _clock, queue, id) = one_route().await;
     let (name, from, to) = ("a_to_b".to_owned(), "a".to_owned(), "b".to_owned());
     assert_eq!(queue.routes(), [KnownRoute { id, name, from, to }]);
-}
-
-#[tokio::test]
-async fn a_failed_write_acks_nothing_and_changes_nothing() {
-    let (dir, clock) = (tempfile::tempdir().unwrap(), TestClock::new());
-    let (queue, fails, _) = faulty(dir.path(), &clock);
-    let route = queue.register("a_to_b", "a", "b").await.unwrap();
-    queue.push(vec![announced(route, 1), announced(route, 2), found(route, 3, 7, false)], vec![]).await.unwrap();
-    let claim = async |lane| queue.claim(route, lane, 1, clock.now()).await.unwrap().pop().unwrap();
-    let parked = claim(Lane::Backfill).await;
-    queue.settle(vec![(parked, Outcome::Park { failure: failure(&clock) })]).await.unwrap();
-    let first = claim(Lane::Fresh).await;
-    let counts = queue.counts(route);
-
-    fails.store(true, Ordering::SeqCst);
-    let refused = queue.push(vec![announced(route, 4), announced(route, 1), announced(route, 3)], vec![]).await;
-    assert!(matches!(refused, Err(QueueError::Write(_))));
-    assert_eq!(queue.counts(route), counts);
-    assert_eq!(queue.sync_tally(SyncId(7)).parked, 1);
-    assert!(matches!(queue.register("other", "a", "b").await, Err(QueueError::Write(_))));
-    // A failed settlement releases.
-    assert!(matches!(queue.settle(vec![(first, confirmed())]).await, Err(QueueError::Write(_))));
-    assert_eq!(queue.counts(route).fresh.ready.entries, 2);
-
-    fails.store(false, Ordering::SeqCst);
-    let pushed = queue.push(vec![announced(route, 4), announced(route, 1), announced(route, 3)], vec![]).await;
-    assert_eq!(pushed.unwrap(), [Pushed::Added, Pushed::AlreadyQueued, Pushed::Revived]);
-    let claims = queue.claim(route, Lane::Fresh, 9, clock.now()).await.unwrap();
-    let claimed: Vec<_> = claims.iter().map(|claim| claim.entry().blob).collect();
-    assert_eq!(claimed, [1, 3, 2, 4].map(blob));
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 //! Entries and refs are read once and changed in memory. Index rows and counters are never touched by hand: they follow
 //! from each entry as it was and as it is, when the batch is [finished](Txn::finish).
 
-use super::claims::{BadRow, Spot};
+use super::claims::{AsideRow, BadRow, Spot};
 use super::done::{Begun, Done};
 use super::dropped::{self, DroppedRows};
 use super::keys;
@@ -105,10 +105,6 @@ pub(super) struct Moved {
     pub(super) after: Option<Spot>,
 }
 
-fn read_error(error: &rocksdb::Error) -> QueueError {
-    QueueError::Read(error.to_string())
-}
-
 /// A column family, all of which exist from opening on.
 pub(super) fn family<'a>(db: &'a DB, name: &str) -> Result<&'a ColumnFamily, QueueError> {
     db.cf_handle(name).ok_or_else(|| QueueError::Read(format!("there is no column family {name}")))
@@ -198,7 +194,8 @@ impl<'a> Txn<'a> {
         }
         failpoint::hit(Point::QueueRefRead)?;
         let key = keys::reference(route, &blob);
-        let value = self.db.get_cf(family(self.db, keys::REF)?, &key).map_err(|error| read_error(&error))?;
+        let value =
+            self.db.get_cf(family(self.db, keys::REF)?, &key).map_err(|error| self.shared.read_error(&error))?;
         let seqs = value.as_deref().map_or(Some(Vec::new()), keys::seqs).unwrap_or_else(|| {
             tracing::error!(route = route.0, %blob, "a ref row is malformed; it is set aside");
             self.aside_refs.push((key, value.unwrap_or_default()));
@@ -241,7 +238,7 @@ impl<'a> Txn<'a> {
         let value = self
             .db
             .get_cf(family(self.db, keys::ENTRY)?, keys::entry(route, seq))
-            .map_err(|error| read_error(&error))?;
+            .map_err(|error| self.shared.read_error(&error))?;
         let stored = value.and_then(|bytes| row::decode_entry(route, seq, &bytes).ok()).map(Rc::new);
         self.entries.insert((route, seq), Slot { before: stored.clone(), after: stored.clone() });
         Ok(stored)
@@ -313,6 +310,11 @@ impl<'a> Txn<'a> {
     /// Whether this batch has looked at an entry of this route.
     pub(super) fn touches(&self, route: RouteId) -> bool {
         self.entries.keys().any(|(touched, _)| *touched == route)
+    }
+
+    /// The rows that are set aside in this batch.
+    pub(super) fn rows_set_aside(&self) -> Vec<AsideRow> {
+        self.aside.iter().map(AsideRow::of).collect()
     }
 
     pub(super) fn set_aside(&mut self, row: BadRow) {
@@ -466,6 +468,9 @@ impl<'a> Txn<'a> {
         }
         if aside_total != self.shared.figures().aside {
             batch.put_cf(meta, keys::META_ASIDE, aside_total.to_be_bytes());
+        }
+        if !batch.is_empty() {
+            batch.put_cf(meta, keys::META_COMMIT_TIME, keys::nanos(self.now).to_be_bytes());
         }
         effects.counts = counts.into_iter().collect();
         effects.syncs = syncs.into_iter().collect();

@@ -55,6 +55,11 @@ impl Ledger {
         }
     }
 
+    /// Takes all entries out of the counters: their tallies stay.
+    pub(crate) fn lose_all(&self) {
+        self.pages.lock().unwrap().entries.values_mut().for_each(|queued| queued.push.lane = Lane::Fresh);
+    }
+
     pub(crate) fn park_all(&self) {
         self.pages.lock().unwrap().entries.values_mut().for_each(|queued| queued.parked = true);
     }

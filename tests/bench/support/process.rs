@@ -183,7 +183,8 @@ pub(crate) fn store_with(dir: &Path, name: &str, data: &str, variables: Vec<(Str
     Process::start_with(&program(), &args, &dir.join(format!("{name}.log")), variables)
 }
 
-/// A replicator with one route `a_to_b` between these URLs, with its queue in `dir/name`; `more` goes into the file too.
+/// A replicator with one route `a_to_b` between these URLs, with its queue in `dir/name`; `more` goes into the file too. No full
+/// sync at the start: it would hide what the queue had lost.
 pub(crate) fn replicator(dir: &Path, name: &str, from: &str, to: &str, workers: usize, more: &str) -> Result<Process> {
     replicator_with(dir, name, &dir.join(name), [from, to], workers, more, Vec::new())
 }
@@ -201,7 +202,8 @@ pub(crate) fn replicator_with(
     let file = dir.join(format!("{name}.toml"));
     let config = format!(
         "[server]\ndata_dir = \"{}\"\n[stores.a]\nendpoint = \"{from}\"\n[stores.b]\nendpoint = \"{to}\"\n\
-         [routes.a_to_b]\nfrom = \"a\"\nto = \"b\"\nworkers = {workers}\n{more}",
+         [routes.a_to_b]\nfrom = \"a\"\nto = \"b\"\nworkers = {workers}\n\
+         full_sync = {{ on_start = \"off\" }}\n{more}",
         data.display()
     );
     fs::write(&file, config)?;
