@@ -51,12 +51,14 @@ pub(super) struct Run {
     checked_peers: Option<Duration>,
 }
 
-/// A pause between fills. The state of a peer ends it in any case.
+/// A pause between fills.
 #[derive(Clone, Copy, Debug)]
 struct Rest {
     until: Instant,
     // Whether news from the queue end it.
     on_queue: bool,
+    // Whether a change of a peer's state ends it. Not while the queue fails: a probe that came to nothing is such a change.
+    on_peers: bool,
 }
 
 /// A copy whose outcome is to be recorded.
@@ -97,7 +99,8 @@ struct Fill {
 
 impl Fill {
     fn nothing(activity: Activity, rest: Duration, on_queue: bool) -> Self {
-        let rest = Rest { until: Instant::now() + rest.max(SHORTEST_REST), on_queue };
+        let on_peers = !matches!(activity, Activity::QueueFailed(_));
+        let rest = Rest { until: Instant::now() + rest.max(SHORTEST_REST), on_queue, on_peers };
         Self { claims: Vec::new(), permits: None, activity, rest: Some(rest), checked_peers: false }
     }
 }
@@ -143,7 +146,7 @@ impl Run {
             }
             self.worker.board.set_free(self.free(), self.free_for());
             let rests = !stopping && self.filling.is_none() && self.rest.is_some();
-            let rest = self.rest.unwrap_or(Rest { until: Instant::now(), on_queue: false });
+            let rest = self.rest.unwrap_or(Rest { until: Instant::now(), on_queue: false, on_peers: false });
             tokio::select! {
                 biased;
                 () = abort.cancelled() => {
@@ -174,8 +177,8 @@ impl Run {
                     self.filling = None;
                     self.on_filled(fill);
                 }
-                () = changed(&mut from), if rests => self.rest = None,
-                () = changed(&mut to), if rests => self.rest = None,
+                () = changed(&mut from), if rests && rest.on_peers => self.rest = None,
+                () = changed(&mut to), if rests && rest.on_peers => self.rest = None,
                 () = changed(&mut queue), if rests && rest.on_queue => self.rest = None,
                 () = sleep_until(rest.until), if rests => self.rest = None,
             }
@@ -312,7 +315,7 @@ impl Run {
             self.worker.board.queue_failed(&error.to_string());
             self.set_activity(Activity::QueueFailed(error.to_string()));
             self.filling = None;
-            self.rest = Some(Rest { until: Instant::now() + QUEUE_PAUSE, on_queue: false });
+            self.rest = Some(Rest { until: Instant::now() + QUEUE_PAUSE, on_queue: false, on_peers: false });
             return;
         }
         let mut evidence = self.worker.evidence();
@@ -480,7 +483,7 @@ async fn rest_until_due(worker: &Worker, poll: Duration) -> Rest {
     {
         pause = pause.min(due.duration_since(clock.now()).unwrap_or_default());
     }
-    Rest { until: Instant::now() + pause.max(SHORTEST_REST), on_queue: true }
+    Rest { until: Instant::now() + pause.max(SHORTEST_REST), on_queue: true, on_peers: true }
 }
 
 async fn maybe<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {
