@@ -35,7 +35,7 @@ impl PackLimits {
 /// What one worker copies.
 #[derive(Debug)]
 pub(super) enum Load {
-    Alone(Claim),
+    Alone(Box<Claim>),
     Pack(Vec<Claim>),
 }
 
@@ -83,7 +83,7 @@ impl Packer {
             if self.free() == 0 {
                 return Some(claim);
             }
-            self.loads.push(Load::Alone(claim));
+            self.loads.push(Load::Alone(Box::new(claim)));
             return None;
         }
         let fits = self.open.len() < self.limits.items && self.open_bytes + size <= self.limits.bytes;
@@ -109,7 +109,7 @@ impl Packer {
         let mut pack = std::mem::take(&mut self.open);
         match pack.len() {
             0 => {}
-            1 => self.loads.extend(pack.pop().map(Load::Alone)),
+            1 => self.loads.extend(pack.pop().map(|claim| Load::Alone(Box::new(claim)))),
             _ => self.loads.push(Load::Pack(pack)),
         }
     }

@@ -62,10 +62,6 @@ pub(super) fn emptied(counts: &RouteCounts) -> RouteCounts {
     RouteCounts { fresh: LaneCounts::default(), backfill: LaneCounts::default(), ..*counts }
 }
 
-fn read_error(error: &rocksdb::Error) -> QueueError {
-    QueueError::Read(error.to_string())
-}
-
 impl Txn<'_> {
     /// Deletes up to `max` entries of a route.
     pub(super) fn drop_entries(&mut self, route: RouteId, max: usize) -> Result<Dropped, QueueError> {
@@ -81,7 +77,7 @@ impl Txn<'_> {
                 break;
             }
             looks += 1;
-            let (key, value) = found.map_err(|error| read_error(&error))?;
+            let (key, value) = found.map_err(|error| self.shared.read_error(&error))?;
             let seq = key.get(4..).and_then(keys::number);
             let Some(read) = seq.and_then(|seq| row::decode_entry(route, seq, &value).ok()) else {
                 bad.insert(key.into_vec(), value.into_vec());

@@ -11,10 +11,6 @@ use crate::queue::{QueueError, RouteId};
 use async_trait::async_trait;
 use tokio::sync::watch;
 
-fn read_error(error: &rocksdb::Error) -> QueueError {
-    QueueError::Read(error.to_string())
-}
-
 impl Known {
     fn add(&mut self, Stored { entry, place, .. }: Stored) {
         let standing = match place {
@@ -38,9 +34,11 @@ impl Shared {
         let mut all = Vec::with_capacity(blobs.len());
         for (route, blob) in blobs {
             let mut known = Known::default();
-            let value = snapshot.get_cf(refs, keys::reference(*route, blob)).map_err(|error| read_error(&error))?;
+            let value =
+                snapshot.get_cf(refs, keys::reference(*route, blob)).map_err(|error| self.read_error(&error))?;
             for seq in value.as_deref().and_then(keys::seqs).unwrap_or_default() {
-                let value = snapshot.get_cf(entries, keys::entry(*route, seq)).map_err(|error| read_error(&error))?;
+                let value =
+                    snapshot.get_cf(entries, keys::entry(*route, seq)).map_err(|error| self.read_error(&error))?;
                 if let Some(stored) = value.and_then(|bytes| row::decode_entry(*route, seq, &bytes).ok()) {
                     known.add(stored);
                 }
