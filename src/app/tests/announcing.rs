@@ -31,7 +31,8 @@ async fn every_enabled_route_from_the_source_gets_an_entry_before_the_answer() {
     let info = world.receiver().get_peer_info(v1::GetPeerInfoRequest {}).await.unwrap().into_inner();
     let info = info.peer_info.unwrap();
     assert_eq!(info.kind, i32::from(v1::PeerKind::Replicator));
-    assert!(!info.store_id.is_empty() && info.abilities.is_empty());
+    assert!(!info.store_id.is_empty());
+    assert_eq!(info.abilities, [i32::from(v1::Ability::Packed)]);
     world.stop().await;
 }
 

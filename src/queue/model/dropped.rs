@@ -2,6 +2,7 @@
 
 use super::{Line, ModelQueue, add};
 use crate::queue::drop::{DropEntries, Dropped};
+use crate::queue::lookup::{Completion, DiscardedBy, Ending};
 use crate::queue::{QueueError, RouteId, Tally};
 use async_trait::async_trait;
 
@@ -18,6 +19,9 @@ impl DropEntries for ModelQueue {
             inner.released.remove(&seq);
             let Some(item) = inner.durable.delete(seq) else { continue };
             add(&mut tally, &item.entry);
+            let cause = item.entry.failure.as_ref().map(|failure| failure.kind);
+            let ending = Ending::Discarded { by: DiscardedBy::Operator, cause };
+            inner.durable.completions.insert((route, item.entry.blob), Completion { time: now, ending });
             inner.durable.ended.entry(route).or_default().discarded += 1;
             for sync in &item.entry.syncs {
                 inner.durable.ended_syncs.entry(*sync).or_default().discarded += 1;

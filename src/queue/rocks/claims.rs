@@ -195,11 +195,13 @@ impl Claims {
         }
     }
 
-    /// Goes on with a database that was opened again: claims are kept, everything else is read anew from where `ready` rows
-    /// begin by its own account. No batch may be under way.
+    /// Goes on with a database that was opened again: claims are kept, and so is who is first in line; cursors begin where
+    /// `ready` rows begin by its own account. No batch may be under way.
     pub(super) fn resume(&mut self, mut loaded: Self) {
         for ((route, lane), claims) in self.lanes.drain() {
-            loaded.lane(route, lane).claimed = claims.claimed;
+            let LaneClaims { claimed, released, ready_turn, .. } = claims;
+            let begins = std::mem::take(loaded.lane(route, lane));
+            *loaded.lane(route, lane) = LaneClaims { claimed, released, ready_turn, ..begins };
         }
         *self = loaded;
     }

@@ -283,6 +283,7 @@ async fn a_drop_that_is_not_written_drops_nothing() {
     fails.store(true, Ordering::SeqCst);
     assert!(queue.drop_entries(route, 9).await.is_err());
     fails.store(false, Ordering::SeqCst);
+    damage::recovered(&queue).await;
     assert_eq!((queue.counts(route).fresh.ready.entries, queue.counts(route).discarded), (3, 0));
     assert_eq!(queue.claim(route, Lane::Fresh, 9, clock.now()).await.unwrap().len(), 3);
 }
@@ -486,9 +487,10 @@ async fn a_batch_that_was_not_written_is_no_completion() {
     fails.store(true, Ordering::SeqCst);
     let claims = queue.claim(route, Lane::Fresh, 1, clock.now()).await.unwrap();
     queue.settle(claims.into_iter().map(|claim| (claim, confirmed())).collect()).await.unwrap_err();
+    fails.store(false, Ordering::SeqCst);
+    damage::recovered(&queue).await;
     let known = queue.look_up(vec![(route, blob(1))]).await.unwrap();
     assert!(known[0].queued.is_some() && known[0].completion.is_none());
-    fails.store(false, Ordering::SeqCst);
     let claims = queue.claim(route, Lane::Fresh, 1, clock.now()).await.unwrap();
     queue.settle(claims.into_iter().map(|claim| (claim, confirmed())).collect()).await.unwrap();
     let known = queue.look_up(vec![(route, blob(1))]).await.unwrap();

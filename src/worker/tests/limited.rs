@@ -128,7 +128,7 @@ async fn both_lanes_get_on_under_a_rate() {
     lab.push("a", Lane::Backfill, &found).await;
     lab.announce("a", 0..400).await;
     lab.start();
-    lab.until("half are copied", |lab| lab.place("b").memory.len() == 250).await;
+    lab.until("half are copied", |lab| lab.place("b").memory.len() >= 250).await;
     let counts = lab.counts(0);
     let (fresh, backfill) = (400 - counts.fresh.ready.entries, 100 - counts.backfill.ready.entries);
     assert!((25..=130).contains(&backfill), "fresh {fresh}, backfill {backfill}");

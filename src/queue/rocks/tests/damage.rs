@@ -39,7 +39,7 @@ fn queue_with(dir: &Path, clock: &TestClock, way: Arc<Mutex<Way>>) -> RocksQueue
 }
 
 /// Polls until it is written again.
-async fn recovered(queue: &RocksQueue) {
+pub(super) async fn recovered(queue: &RocksQueue) {
     let probe = || StateWrite { key: "probe".to_owned(), value: None };
     for _ in 0..1000 {
         if queue.write(vec![probe()]).await.is_ok() {
