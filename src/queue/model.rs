@@ -101,6 +101,13 @@ impl ModelQueue {
         inner.wake_all();
     }
 
+    /// What opening the database again does: claims are kept, who is first in line is not.
+    pub fn reopen(&self) {
+        let mut inner = self.lock();
+        inner.released.clear();
+        inner.ready_turns.clear();
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -195,13 +195,12 @@ impl Claims {
         }
     }
 
-    /// Goes on with a database that was opened again: claims are kept, and so is who is first in line; cursors begin where
-    /// `ready` rows begin by its own account. No batch may be under way.
+    /// Goes on with a database that was opened again: claims are kept, everything else is read anew from where `ready` rows
+    /// begin by its own account. Nobody stays first in line, for a batch of unknown fate may have moved whoever was. No
+    /// batch may be under way.
     pub(super) fn resume(&mut self, mut loaded: Self) {
         for ((route, lane), claims) in self.lanes.drain() {
-            let LaneClaims { claimed, released, ready_turn, .. } = claims;
-            let begins = std::mem::take(loaded.lane(route, lane));
-            *loaded.lane(route, lane) = LaneClaims { claimed, released, ready_turn, ..begins };
+            loaded.lane(route, lane).claimed = claims.claimed;
         }
         *self = loaded;
     }

@@ -200,8 +200,12 @@ impl Pair {
         let state: Vec<_> = (0..self.rng.random_range(0..2)).map(|_| self.a_write()).collect();
         self.doom(fails);
         let real = self.rocks.queue().push(pushes.clone(), state.clone()).await;
-        if !self.spare() && matches!(real, Err(QueueError::Write(_))) {
-            return self.recover().await;
+        // Another refusal comes first, though the write of what else there was may have failed, too.
+        if fails && !self.spare() {
+            self.recover().await;
+            if matches!(real, Err(QueueError::Write(_))) {
+                return;
+            }
         }
         let model = self.model.push(pushes, state).await;
         match (real, model) {
@@ -229,6 +233,7 @@ impl Pair {
             assert!(Instant::now() < deadline, "{error}");
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
+        self.model.reopen();
     }
 
     fn a_write(&mut self) -> StateWrite {
