@@ -218,7 +218,9 @@ async fn an_orphaned_route_is_seen_into_dropped_and_works_again() {
         source.url(),
         destination.url()
     );
-    let (kept, left) = ("[routes.a_to_b]\nfrom = \"a\"\nto = \"b\"\n", "[routes.a_to_c]\nfrom = \"a\"\nto = \"c\"\n");
+    let a_to =
+        |to: &str| format!("[routes.a_to_{to}]\nfrom = \"a\"\nto = \"{to}\"\nfull_sync = {{ on_start = \"off\" }}\n");
+    let (kept, left) = (a_to("b"), a_to("c"));
     let mut replicator = world.replicator_with("replicator", &format!("{stores}{kept}{left}"));
     let mut operator = replication(&replicator).await;
     let refs = fill(&source, 0..30).await;
@@ -228,7 +230,7 @@ async fn an_orphaned_route_is_seen_into_dropped_and_works_again() {
     said(&["pause", "a_to_c"], &replicator, 0);
 
     let configured = std::fs::read_to_string(world.path("replicator.toml")).unwrap();
-    std::fs::write(world.path("replicator.toml"), configured.replace(left, "")).unwrap();
+    std::fs::write(world.path("replicator.toml"), configured.replace(&left, "")).unwrap();
     replicator.kill();
     replicator.again();
     let mut operator = replication(&replicator).await;

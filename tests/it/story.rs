@@ -199,7 +199,8 @@ async fn a_blobs_story_is_told_from_the_announcement_to_the_end() {
         let (file, data) = (world.path("story.toml"), world.path("story-data"));
         let config = format!(
             "[stores.a]\nendpoint = \"{}\"\n[stores.b]\nendpoint = \"{}\"\n[routes.a_to_b]\nfrom = \"a\"\nto = \"b\"\n\
-             [server]\ndata_dir = \"{}\"\n[retry]\ninitial = \"20ms\"\nmax = \"10s\"\nmissing_park_after = 4\n",
+             full_sync = {{ on_start = \"off\" }}\n[server]\ndata_dir = \"{}\"\n\
+             [retry]\ninitial = \"20ms\"\nmax = \"10s\"\nmissing_patience = \"300ms\"\n",
             source.url(),
             destination.url(),
             data.to_str().unwrap()
@@ -232,14 +233,16 @@ async fn a_blobs_story_is_told_from_the_announcement_to_the_end() {
     assert_eq!(answer.unconfirmed[0].routes[0].fault.as_ref().unwrap().kind(), pb::FaultKind::MissingAtSource);
     let story = told(false).await;
     let entry = story.entry.unwrap();
-    assert_eq!((entry.failures, entry.traceparent.as_str()), (Some(4), trace));
+    assert_eq!(entry.traceparent, trace);
+    let failures = entry.failures.unwrap();
+    assert!(failures > 1, "{failures}");
     assert_eq!(entry.visited_stores, ["a"]);
     assert_eq!(entry.last_fault.unwrap().kind(), pb::FaultKind::MissingAtSource);
     assert_eq!(story.at_destination.unwrap().holding(), pb::Holding::No);
     let output = command(&["explain", &blob.to_string()], &replicator).output().unwrap();
     let (code, words) = code_and_words(&output);
     assert_eq!(code, Some(0));
-    assert!(words.contains("given up: it failed 4 times") && words.contains(trace), "{words}");
+    assert!(words.contains(&format!("given up: it failed {failures} times")) && words.contains(trace), "{words}");
 
     // Discarded, and that is remembered.
     let selection = Some(pb::FailureSelection { all: true, ..Default::default() });
