@@ -32,16 +32,17 @@ mod crew;
 mod drain;
 mod parts;
 pub mod store;
+mod watchdog;
 
 pub use drain::ExitSummary;
 pub use parts::Parts;
+pub use watchdog::QueueEnded;
 
 use crate::announce::{Announcer, Backlog, Gate, Route, RouteTable};
 use crate::config::{Config, OnStart, RouteConfig};
 use crate::grpc::{ServeSettings, base_routes, serve};
 use crate::overrides::Overrides;
 use crate::peer::{Needs, Peer, store_id_key};
-use crate::queue::damage::{Condition, Trouble};
 use crate::queue::rocks::KnownRoute;
 use crate::queue::{State, StateWrite};
 use crate::service::{SERVICE_NAMES, Service, ServiceParts};
@@ -49,32 +50,23 @@ use crate::status::{Observer, ObserverParts, WatchedPeer, WatchedRoute};
 use crate::story::{Story, StoryParts};
 use crate::sync::{FullSyncs, StartSync, StoreIds, SyncParts, SyncRoute, SyncSettings};
 use crate::worker::{Deps, NextHop, Policy, Report, RouteSpec, Worker};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use crew::Crew;
 use drain::Running;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic_health::ServingStatus;
-use tonic_health::server::HealthReporter;
-
-/// How often figures are sampled, and health is looked at.
-const TICK: Duration = Duration::from_secs(1);
+use watchdog::{Watch, watch_queue};
 
 /// How long to wait until a store id that could not be recorded is tried again.
 const RECORD_PAUSE: Duration = Duration::from_secs(5);
 
 /// The key in the queue's state of this replicator's own id.
 const REPLICATOR_ID: &str = "replicator/id";
-
-/// The key that is deleted, and never there, to find out whether the queue can write again.
-const WRITE_PROBE: &str = "replicator/write_probe";
 
 /// A replicator, ready to run.
 pub struct App {
@@ -443,98 +435,6 @@ async fn record_store_id(
     stop.run_until_cancelled(record).await;
     // The sender lives as long as the peer: only the stop ends this.
     Ok(())
-}
-
-/// Ends with an error when the queue can write no more: a process that can neither ack nor settle is of no use, and
-/// whoever supervises it starts another, which opens the queue anew.
-async fn watch_queue(ended: CancellationToken, stop: CancellationToken) -> Result<()> {
-    match stop.run_until_cancelled(ended.cancelled()).await {
-        Some(()) => bail!("its writer has ended; start again, nothing that was acked is lost"),
-        None => Ok(()),
-    }
-}
-/// The queue cannot be opened again while the process runs; the next start can mend it.
-#[derive(Debug, thiserror::Error)]
-#[error("the queue cannot go on, and is mended by the next start: {0}")]
-pub struct QueueEnded(String);
-
-/// Samples figures and keeps health up to date; the only one who sets it.
-struct Watch {
-    observer: Arc<Observer>,
-    announcer: Arc<Announcer>,
-    state: Arc<dyn State>,
-    condition: Arc<dyn Condition>,
-    disk: Option<PathBuf>,
-    health: HealthReporter,
-    // What health says. A service that is told what it said already wakes whoever watches it.
-    told: Mutex<BTreeMap<String, bool>>,
-}
-
-impl Watch {
-    /// Ends with the drain.
-    async fn run(self, draining: CancellationToken) -> Result<()> {
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        while draining.run_until_cancelled(tick.tick()).await.is_some() {
-            draining.run_until_cancelled(self.look()).await;
-            if let Some(Trouble::Ended(why)) = self.condition.trouble() {
-                return Err(QueueEnded(why).into());
-            }
-        }
-        self.tell_services(false).await;
-        for (route, _) in self.observer.working() {
-            self.tell(&route_service(&route), false).await;
-        }
-        Ok(())
-    }
-
-    async fn look(&self) {
-        if let Some(disk) = &self.disk
-            && let Some(free) = free_bytes(disk).await
-        {
-            self.observer.set_free_bytes(free);
-        }
-        // While health says that announcements are refused nobody may send any: somebody else has to find out.
-        if self.announcer.trouble().is_some() {
-            let probe = StateWrite { key: WRITE_PROBE.to_owned(), value: None };
-            if self.state.write(vec![probe]).await.is_ok() {
-                self.announcer.recovered();
-            }
-        }
-        self.observer.sample();
-        self.tell_services(self.observer.can_ack()).await;
-        for (route, works) in self.observer.working() {
-            self.tell(&route_service(&route), works).await;
-        }
-    }
-
-    async fn tell_services(&self, serve: bool) {
-        for name in SERVICE_NAMES {
-            self.tell(name, serve).await;
-        }
-    }
-
-    async fn tell(&self, name: &str, serve: bool) {
-        let told = || self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if told().get(name) == Some(&serve) {
-            return;
-        }
-        let status = if serve { ServingStatus::Serving } else { ServingStatus::NotServing };
-        self.health.set_service_status(name, status).await;
-        // Not before: this may be cancelled while it waits.
-        told().insert(name.to_owned(), serve);
-    }
-}
-
-/// The name by which the health of a route is asked for.
-fn route_service(route: &str) -> String {
-    format!("route/{route}")
-}
-
-async fn free_bytes(folder: &Path) -> Option<u64> {
-    let folder = folder.to_owned();
-    let stat = tokio::task::spawn_blocking(move || rustix::fs::statvfs(&folder)).await.ok()?.ok()?;
-    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 #[cfg(test)]
