@@ -39,10 +39,11 @@ pub use parts::Parts;
 pub use watchdog::QueueEnded;
 
 use crate::announce::{Announcer, Backlog, Gate, Route, RouteTable};
+use crate::clock::from_unix_ms;
 use crate::config::{Config, OnStart, RouteConfig};
 use crate::grpc::{ServeSettings, base_routes, serve};
 use crate::overrides::Overrides;
-use crate::peer::{Needs, Peer, store_id_key};
+use crate::peer::{Needs, Peer, adopted_key, store_id_key};
 use crate::queue::rocks::KnownRoute;
 use crate::queue::{State, StateWrite};
 use crate::service::{SERVICE_NAMES, Service, ServiceParts};
@@ -295,6 +296,10 @@ async fn open_peers(config: &Config, parts: &Parts) -> Result<BTreeMap<String, A
         let known = known.with_context(|| format!("the recorded id of the store {name} cannot be read"))?;
         let (clock, entropy) = (parts.clock.clone(), parts.entropy.clone());
         let peer = Peer::new(name, parts.store(name)?, needs, known, clock, entropy);
+        let adopted = parts.state.get(&adopted_key(name)).await?;
+        if let Some(time) = adopted.and_then(|text| String::from_utf8(text).ok()?.parse().ok()) {
+            peer.set_adopted(from_unix_ms(time));
+        }
         peers.insert(name.to_owned(), peer);
     }
     Ok(peers)

@@ -75,6 +75,8 @@ struct State {
     shown: Option<(StoreInfo, Duration)>,
     last_contact: Option<Duration>,
     last_error: Option<(Reason, Duration)>,
+    // When an operator adopted this store in place of another.
+    adopted: Option<SystemTime>,
 }
 
 /// Whether a peer may be used now.
@@ -163,6 +165,11 @@ pub fn store_id_key(store: &str) -> String {
     format!("peer/{store}/store_id")
 }
 
+/// Where it is recorded since when the store of this name is another one: milliseconds since 1970, as text.
+pub fn adopted_key(store: &str) -> String {
+    format!("peer/{store}/adopted")
+}
+
 /// A peer as it is shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerSnapshot {
@@ -208,6 +215,7 @@ impl Peer {
             shown: None,
             last_contact: None,
             last_error: None,
+            adopted: None,
         };
         Arc::new(Self {
             name: name.into(),
@@ -251,6 +259,17 @@ impl Peer {
         state.breaker.probe_now(now);
         drop(state);
         self.tell();
+    }
+
+    /// Since when the store is another one than before; absent: it always was this one. What was confirmed earlier, was so
+    /// by the other one.
+    pub fn adopted(&self) -> Option<SystemTime> {
+        self.state().adopted
+    }
+
+    /// Remembers when an operator adopted the store.
+    pub fn set_adopted(&self, time: SystemTime) {
+        self.state().adopted = Some(time);
     }
 
     /// Asks the store whether this is its id, for whoever is about to adopt it.

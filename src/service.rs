@@ -37,6 +37,7 @@ use futures::{StreamExt, stream};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
@@ -55,6 +56,9 @@ const WATCH_INTERVALS: std::ops::RangeInclusive<Duration> = Duration::from_milli
 
 /// Streams in progress, at most: announcements that send bytes, and watchers. Each may hold a message or two in memory.
 const MAX_CALLS: usize = 1024;
+
+/// Items of `EnqueueBlobs` in progress, in all calls together; each may take some hundred bytes until it is answered.
+const MAX_BULK_ITEMS: usize = 200_000;
 
 /// The longest text that is no ref and is given back as it came, in characters.
 const MAX_GIVEN: usize = 200;
@@ -100,12 +104,17 @@ pub struct ServiceParts {
 pub struct Service {
     parts: Arc<ServiceParts>,
     calls: CallLimit,
+    bulk: Arc<Semaphore>,
 }
 
 impl Service {
     /// Services over these parts.
     pub fn new(parts: ServiceParts) -> Self {
-        Self { parts: Arc::new(parts), calls: CallLimit::new(MAX_CALLS) }
+        Self {
+            parts: Arc::new(parts),
+            calls: CallLimit::new(MAX_CALLS),
+            bulk: Arc::new(Semaphore::new(MAX_BULK_ITEMS)),
+        }
     }
 
     /// Adds both services to what a server serves.
@@ -398,6 +407,11 @@ impl ReplicationService for Service {
             let count = items.len();
             return Err(Reason::TooManyItems.status(format!("{count} items; at most {MAX_ITEMS} fit one request")));
         }
+        let weight = u32::try_from(items.len()).unwrap_or(u32::MAX);
+        let _bulk = self
+            .bulk
+            .try_acquire_many(weight)
+            .map_err(|_| Reason::TooBusy.status("too many items are being announced at once; retry with backoff"))?;
         let mut parsed: Vec<Result<BlobRef, RefError>> = Vec::with_capacity(items.len());
         let mut announcements = Vec::with_capacity(items.len());
         for item in &items {

@@ -94,6 +94,8 @@ pub struct Story {
     room: Arc<Semaphore>,
     // Looks of waiting calls at the queue, at a time: they must leave it to those who copy.
     looks: Semaphore,
+    // Tokens whose refs are being read, at a time: they take memory before it is known whether there is room.
+    loads: Semaphore,
 }
 
 impl Story {
@@ -103,7 +105,13 @@ impl Story {
     /// If the queue cannot be read.
     pub async fn open(parts: StoryParts) -> Result<Self, QueueError> {
         let tokens = Tokens::open(parts.state.clone(), parts.clock.clone(), parts.entropy.clone()).await?;
-        Ok(Self { parts, tokens, room: Arc::new(Semaphore::new(WAITING_REFS)), looks: Semaphore::new(2) })
+        Ok(Self {
+            parts,
+            tokens,
+            room: Arc::new(Semaphore::new(WAITING_REFS)),
+            looks: Semaphore::new(2),
+            loads: Semaphore::new(2),
+        })
     }
 
     /// A token for these blobs of a store, and what is to be written in the same durable write as their entries.

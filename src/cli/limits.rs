@@ -23,7 +23,8 @@ impl ByArg {
     pub(super) fn name(self) -> String {
         self.by.unwrap_or_else(|| {
             let user = ["USER", "LOGNAME"].into_iter().find_map(|name| std::env::var(name).ok());
-            let user = user.filter(|user| !user.is_empty()).unwrap_or_else(|| "somebody".to_owned());
+            let user = user.filter(|user| !user.is_empty());
+            let user = user.unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()));
             // Where there is no such file, the user alone must do.
             let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
             let host = host.trim();

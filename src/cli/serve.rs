@@ -6,6 +6,7 @@ use crate::app::store::{DataUrl, StoreApp};
 use crate::app::{App, Parts, QueueEnded};
 use crate::config::{Config, LogConfig};
 use crate::grpc::ServeSettings;
+use crate::queue::damage::Trouble;
 use crate::store::conformance::{self, Outcome};
 use crate::store::{PeerKind, Store as _};
 use crate::telemetry;
@@ -155,10 +156,24 @@ pub(super) async fn serve(args: ServeArgs, stop: CancellationToken) -> Result<Ex
     let config = args.config.load()?;
     check_routes(&config, &args.config)?;
     logging(&config.log)?;
-    let app = App::build(&config, Parts::real(&config).await.map_err(failed)?).await.map_err(failed)?;
+    let app = build(&config).await.map_err(failed)?;
     let listener = listen("replicator", config.server.listen, "set server.listen").await?;
     app.run(listener, stop).await.map_err(failed)?;
     Ok(Exit::Ok)
+}
+
+/// Builds the replicator. Damage that is met on the way has the queue opened once more, which reads and mends all of it.
+async fn build(config: &Config) -> anyhow::Result<App> {
+    let parts = Parts::real(config).await?;
+    let condition = parts.condition.clone();
+    match App::build(config, parts).await {
+        Err(error) if matches!(condition.trouble(), Some(Trouble::Damaged(_))) => {
+            tracing::error!(error = %format!("{error:#}"), "the queue is damaged; it is opened once more, to be mended");
+            drop(condition);
+            App::build(config, Parts::real(config).await?).await
+        }
+        built => built,
+    }
 }
 
 pub(super) async fn store(args: StoreArgs, stop: CancellationToken) -> Result<Exit, Failure> {

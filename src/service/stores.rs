@@ -4,10 +4,12 @@ use super::overrides::who;
 use super::{ServiceParts, announce_status};
 use crate::announce::{AnnounceError, Names};
 use crate::blob::Excerpt;
+use crate::clock::to_unix_ms;
 use crate::grpc::{Reason, invalid_field, queue_status};
 use crate::pb::v1;
-use crate::peer::{AdoptError, Peer, store_id_key};
+use crate::peer::{AdoptError, Peer, adopted_key, store_id_key};
 use crate::queue::StateWrite;
+use crate::queue::damage::sync_needed;
 use std::sync::Arc;
 use tonic::Status;
 
@@ -58,9 +60,21 @@ async fn take(
     let changed = previous.as_deref() != Some(&*store_id);
     if changed {
         // Durable first: a crash before leaves the old id expected, a crash behind it the new one.
-        let write = StateWrite { key: store_id_key(store), value: Some(store_id.clone().into_bytes()) };
-        parts.state.write(vec![write]).await.map_err(|error| queue_status(&error))?;
+        let now = parts.clock.now();
+        let since = to_unix_ms(now).to_string().into_bytes();
+        let mut writes = vec![
+            StateWrite { key: store_id_key(store), value: Some(store_id.clone().into_bytes()) },
+            StateWrite { key: adopted_key(store), value: Some(since) },
+        ];
+        // Nobody knows what the new one holds.
+        let routes = parts.routes.all().iter().filter(|route| [&route.from, &route.to].contains(&store));
+        let routes: Vec<_> = routes.filter(|route| route.enabled).map(|route| route.name.clone()).collect();
+        let reason = format!("another store was adopted as {store}");
+        writes.extend(routes.iter().map(|route| sync_needed(route, &reason)));
+        parts.state.write(writes).await.map_err(|error| queue_status(&error))?;
+        routes.iter().for_each(|route| parts.syncs.needs().require(route, &reason));
         peer.adopt_store_id(Some(store_id.clone()));
+        peer.set_adopted(now);
         // Closes the breaker now, also where all routes of the store are paused. A permit that is dropped is given back.
         drop(peer.admit().await);
         tracing::warn!(

@@ -99,6 +99,13 @@ pub fn route_status(facts: RouteFacts<'_>, peers: &[PeerStatus], now: SystemTime
     };
     let mut detail = match state {
         RouteState::Disabled => format!(" by the configuration{}", kept(&counts, backlog)),
+        RouteState::Orphaned if Backlog::with_parked(&counts) > 0 => {
+            let kept = kept(&counts, backlog);
+            format!(
+                ": no longer configured{kept}: configure it again, or delete them with `blobferry drop {}`",
+                route.name
+            )
+        }
         RouteState::Orphaned => format!(": no longer configured{}", kept(&counts, backlog)),
         RouteState::Draining => draining_text(&counts, backlog),
         RouteState::Paused => paused_text(limits.pause(), &counts, backlog, now),
@@ -246,6 +253,10 @@ impl Open<'_> {
                 }
                 text
             }
+            RouteState::InSync if self.counts.discarded > 0 => {
+                let discarded = several(self.counts.discarded, "blob");
+                format!(": everything announced is at the destination, but for {discarded} that were discarded")
+            }
             RouteState::InSync => ": everything announced is at the destination".to_owned(),
             _ => String::new(),
         };
@@ -355,7 +366,11 @@ fn limiting(
         return Some(LimitingFactor::Breaker);
     }
     match worker.map(|report| report.waits) {
-        Some(waits) if waits.most().is_some() => limiting_of(&waits),
+        // While there is a backlog, what was idle before it holds nothing back.
+        Some(waits) if ready > 0 && waits.without(Wait::Work).most().is_some() => {
+            limiting_of(&waits.without(Wait::Work))
+        }
+        Some(waits) if ready == 0 && waits.most().is_some() => limiting_of(&waits),
         _ => (ready > 0 && claimed >= limits.limits.workers as u64).then_some(LimitingFactor::Workers),
     }
 }
@@ -451,6 +466,7 @@ pub fn overall(
                 route.state,
                 RouteState::Parked | RouteState::Retrying | RouteState::Blocked | RouteState::Paused
             )
+            || (route.state == RouteState::Orphaned && Backlog::with_parked(&route.counts) > 0)
             || sum(&route.counts, |lane| lane.parked).entries > 0
             || sum(&route.counts, |lane| lane.retrying).entries > 0
     };

@@ -104,6 +104,13 @@ impl Story {
     pub async fn wait(&self, request: WaitRequest) -> Result<Waited, StoryError> {
         let begun = Instant::now();
         let WaitRequest { mut blobs, token, mut source_store, routes, max_wait, deadline } = request;
+        if self.room.available_permits() < LEAST_REFS {
+            return Err(StoryError::TooBusy);
+        }
+        let loading = match token {
+            Some(_) => Some(self.loads.acquire().await.map_err(|_| StoryError::TooBusy)?),
+            None => None,
+        };
         if let Some(token) = token {
             let announced = self.tokens.find(&token).await?;
             blobs = announced.blobs;
@@ -115,6 +122,7 @@ impl Story {
         drop(seen);
         let weight = u32::try_from(blobs.len().max(LEAST_REFS)).map_err(|_| StoryError::TooBusy)?;
         let _room = self.room.clone().try_acquire_many_owned(weight).map_err(|_| StoryError::TooBusy)?;
+        drop(loading);
 
         let end = begun + deadline.map_or(max_wait, |deadline| max_wait.min(deadline.saturating_sub(MARGIN)));
         // A part of the margin is for the last look; the rest, for the way back.
@@ -236,10 +244,15 @@ impl Waiter<'_> {
         let begun = Instant::now();
         let hops = &self.plan.hops;
         let asked = slice.iter().flat_map(|at| hops.iter().map(|hop| (hop.route.id, self.blobs[*at]))).collect();
-        let known = {
+        let mut known = {
             let _turn = self.story.looks.acquire().await;
             self.story.parts.lookup.look_up(asked).await?
         };
+        for (known, hop) in known.iter_mut().zip(hops.iter().cycle()) {
+            // What another store confirmed under this name says nothing of the one that an operator has adopted since.
+            let adopted = self.story.parts.peers.get(&*hop.route.to).and_then(|peer| peer.adopted());
+            known.completion = known.completion.take().filter(|done| adopted.is_none_or(|adopted| done.time > adopted));
+        }
         let known: Vec<&[Known]> = known.chunks(hops.len().max(1)).collect();
         for (at, known) in slice.iter().zip(&known) {
             for (hop, known) in known.iter().enumerate() {

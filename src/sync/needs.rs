@@ -114,6 +114,12 @@ impl Needs {
         self.lock().incidents.clone()
     }
 
+    /// A route needs a full sync from now on; the write that says so is to be made first.
+    pub fn require(&self, route: &str, reason: &str) {
+        let needed = NeededSync { reason: reason.to_owned(), problem: String::new(), next_time: None };
+        self.lock().needed.insert(route.to_owned(), needed);
+    }
+
     /// Notes how it stands with a route's needed sync.
     pub(super) fn note(&self, route: &str, problem: String, next_time: Option<SystemTime>) {
         if let Some(needed) = self.lock().needed.get_mut(route) {

@@ -1,4 +1,5 @@
-//! Full syncs that routes begin by themselves, at the start: for a queue that is new, was restored, or lost something.
+//! Full syncs that routes begin by themselves: at the start, for a queue that is new, was restored, or lost something; and
+//! when an operator has adopted another store.
 //!
 //! One task per enabled route. It begins a sync, waits for its end, and begins another, until one has COMPLETED:
 //!
@@ -30,6 +31,9 @@ const LONG_PAUSE: Duration = Duration::from_hours(1);
 /// How often the end of a sync is looked for.
 const LOOK: Duration = Duration::from_millis(250);
 
+/// How often a need that arose meanwhile is looked for.
+const LOOK_FOR_NEED: Duration = Duration::from_secs(1);
+
 /// A route's own syncs.
 pub struct StartSync {
     /// The syncs.
@@ -53,19 +57,30 @@ enum Attempt {
 }
 
 impl StartSync {
-    /// Works until `stop` is cancelled; once all is done, it only waits for that.
+    /// Works until `stop` is cancelled.
     pub async fn run(self, stop: CancellationToken) {
         stop.run_until_cancelled(self.work()).await;
         stop.cancelled().await;
     }
 
     async fn work(&self) {
-        let is_always = self.on_start == OnStart::Always;
-        let is_needed = || self.syncs.needs().needed(&self.route).is_some();
-        let (mut failures, mut told) = (0, String::new());
-        if self.on_start == OnStart::Off || !(is_always || is_needed()) {
+        if self.on_start == OnStart::Off {
             return;
         }
+        let mut is_always = self.on_start == OnStart::Always;
+        loop {
+            // A need can also arise later: a store was adopted.
+            while !is_always && self.syncs.needs().needed(&self.route).is_none() {
+                tokio::time::sleep(LOOK_FOR_NEED).await;
+            }
+            self.until_done(is_always).await;
+            is_always = false;
+        }
+    }
+
+    async fn until_done(&self, is_always: bool) {
+        let is_needed = || self.syncs.needs().needed(&self.route).is_some();
+        let (mut failures, mut told) = (0, String::new());
         loop {
             self.syncs.needs().note(&self.route, String::new(), None);
             let (problem, pause) = match self.attempt().await {

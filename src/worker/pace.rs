@@ -58,6 +58,12 @@ impl Waits {
         if whole.is_zero() { 0.0 } else { self.get(wait).as_secs_f64() / whole.as_secs_f64() }
     }
 
+    /// The same without one of them.
+    pub fn without(mut self, wait: Wait) -> Self {
+        self.0[wait as usize] = Duration::ZERO;
+        self
+    }
+
     /// What took the most time; `None` where there is nothing.
     pub fn most(&self) -> Option<Wait> {
         Wait::ALL.into_iter().max_by_key(|wait| self.get(*wait)).filter(|wait| !self.get(*wait).is_zero())

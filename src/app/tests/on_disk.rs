@@ -114,7 +114,10 @@ async fn an_entry_outlives_a_restart_and_its_route_and_arrives_when_the_stores_c
     let status = picture(&mut client).await;
     let orphan = status.routes.iter().find(|route| route.name == "a_to_b").unwrap();
     assert_eq!(orphan.state(), v1::RouteState::Orphaned);
-    assert_eq!(orphan.summary, "a_to_b: orphaned: no longer configured; 1 blob stays queued");
+    assert_eq!(
+        orphan.summary,
+        "a_to_b: orphaned: no longer configured; 1 blob stays queued: configure it again, or delete them with `blobferry drop a_to_b`"
+    );
     app.stop().await;
 
     // The same name with other stores is refused, and the queue is left as it was.

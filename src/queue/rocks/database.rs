@@ -107,6 +107,8 @@ pub(super) fn open_database(dir: &Path, options: &RocksOptions, log: Log) -> Res
         Log::Whole | Log::WholeReadOnly => DBRecoveryMode::TolerateCorruptedTailRecords,
         Log::UpToDamage | Log::UpToDamageReadOnly => DBRecoveryMode::PointInTime,
     });
+    // A log that is gone must be seen, too: what is missing from it would not be missed otherwise.
+    all.set_track_and_verify_wals_in_manifest(true);
     all.set_wal_bytes_per_sync(0);
     all.set_recycle_log_file_num(0);
     all.set_max_total_wal_size(sizes.logs);
@@ -122,6 +124,13 @@ pub(super) fn open_database(dir: &Path, options: &RocksOptions, log: Log) -> Res
     if !existed && holds_data(&path)? {
         // RocksDB would make a new database in its place.
         return Err(OpenError::Corrupt("its file CURRENT is missing".to_owned()));
+    }
+    if !existed && made_path(dir).exists() {
+        return Err(OpenError::Corrupt("its files are gone".to_owned()));
+    }
+    if existed && matches!(log, Log::Whole | Log::WholeReadOnly) && !holds_log(&path)? {
+        // However a queue ended, its last log is there.
+        return Err(OpenError::Corrupt("its log is gone".to_owned()));
     }
     let mut families: BTreeSet<String> = keys::FAMILIES.map(str::to_owned).into();
     // RocksDB makes it in any case, with a write buffer of 64 MiB. After a full disk it writes again only once as much is
@@ -153,6 +162,22 @@ pub(super) fn open_database(dir: &Path, options: &RocksOptions, log: Log) -> Res
 /// Makes the names in a folder durable.
 pub(super) fn sync_folder(dir: &Path) -> Result<(), OpenError> {
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(OpenError::folder(dir))
+}
+
+/// The file that says that there was a queue in this folder: an empty place where one was is no new queue.
+pub(super) fn made_path(dir: &Path) -> PathBuf {
+    dir.join("made")
+}
+
+/// Whether there is a log.
+fn holds_log(path: &Path) -> Result<bool, OpenError> {
+    let failed = OpenError::folder(path);
+    for file in std::fs::read_dir(path).map_err(&failed)? {
+        if Path::new(&file.map_err(&failed)?.file_name()).extension().is_some_and(|ending| ending == "log") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Whether the database's folder has tables or logs with anything in them.

@@ -17,10 +17,11 @@
 //!
 //! Tables are never changed once they are written, so they are linked where the file system can.
 //!
+//! The file `made` stands where a queue was made: where its database is gone altogether, that is damage, and no new queue.
 //! The file `check` asks for a start that reads everything: damage was met while the queue ran.
 
 use super::RocksOptions;
-use super::database::{Loaded, Log, folder, newest_time, open_loaded, sync_folder, write_synced};
+use super::database::{Loaded, Log, folder, made_path, newest_time, open_loaded, sync_folder, write_synced};
 use super::keys;
 use super::open::OpenError;
 use crate::queue::damage::{Incident, Mending};
@@ -75,6 +76,11 @@ pub(super) fn open_mended(dir: &Path, options: &RocksOptions, now: SystemTime) -
         Err(error) => return Err(error),
     };
     record(dir, &db, &loaded)?;
+    let made = made_path(dir);
+    if !made.exists() {
+        File::create(&made).and_then(|file| file.sync_all()).map_err(OpenError::folder(&made))?;
+        sync_folder(dir)?;
+    }
     if verify {
         remove(&check)?;
         sync_folder(dir)?;
@@ -90,6 +96,7 @@ fn mend(
     verify: bool,
 ) -> Result<(DB, Loaded), OpenError> {
     tracing::error!("the queue is damaged: {what}");
+    fs::create_dir_all(folder(dir)).map_err(OpenError::folder(dir))?;
     check_readable(&folder(dir))?;
     let before = read_note(dir, now)?;
     // Nothing is copied where it would be of no use.
@@ -117,6 +124,11 @@ fn mend(
     let kept = free_name(dir, now);
     write_note(dir, &before, incident(now, Mending::BegunAnew, what, &kept))?;
     fs::rename(folder(dir), &kept).map_err(OpenError::folder(&kept))?;
+    // What comes next is a new queue; the note is there already.
+    let made = made_path(dir);
+    if made.exists() {
+        fs::remove_file(&made).map_err(OpenError::folder(&made))?;
+    }
     sync_folder(dir)?;
     tracing::error!(kept = %kept.display(), "the queue could not be read and was moved aside; a new one is begun");
     open_loaded(dir, options, Log::Whole, false)

@@ -10,7 +10,7 @@
 
 use super::RocksOptions;
 use super::commit::Request;
-use super::database::{Loaded, Log, open_loaded};
+use super::database::{Loaded, Log, folder, open_loaded};
 use super::open::OpenError;
 use super::recover::check_path;
 use super::shared::Shared;
@@ -95,6 +95,10 @@ impl Reopening {
 }
 
 fn open_again(dir: &Path, options: &RocksOptions) -> Result<Reopened, OpenError> {
+    if !folder(dir).join("CURRENT").exists() {
+        // RocksDB would begin a new database, and nobody would be told.
+        return Err(OpenError::Corrupt("its files are gone".to_owned()));
+    }
     let check = check_path(dir);
     let verify = check.exists();
     let (db, loaded) = open_loaded(dir, options, Log::Whole, verify)?;

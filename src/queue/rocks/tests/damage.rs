@@ -226,6 +226,48 @@ async fn a_missing_file_is_damage_and_an_unused_one_is_not() {
     assert_eq!(queue.counts(RouteId(0)).fresh.ready.entries, 10);
 }
 
+/// An empty place where a queue was is no new queue, and one without its log has lost acked entries.
+#[tokio::test]
+async fn a_queue_or_a_log_that_is_gone_is_damage() {
+    for whole in [true, false] {
+        let (dir, clock) = logged(50).await;
+        if whole {
+            fs::remove_dir_all(dir.path().join("db")).unwrap();
+        } else {
+            let logs = fs::read_dir(dir.path().join("db")).unwrap().map(|file| file.unwrap().path());
+            let logs: Vec<_> = logs.filter(|path| path.extension().is_some_and(|ending| ending == "log")).collect();
+            assert!(!logs.is_empty());
+            logs.iter().for_each(|log| fs::remove_file(log).unwrap());
+        }
+        let queue = reopen(&dir, &clock).unwrap();
+        assert_eq!(incidents(&queue).await.len(), 1, "{whole}");
+        queue.close().await;
+        // Told once; what was begun then is as good as any.
+        let queue = reopen(&dir, &clock).unwrap();
+        assert_eq!((incidents(&queue).await.len(), aside(&dir).len()), (1, 1), "{whole}");
+    }
+}
+
+#[tokio::test]
+async fn a_database_whose_files_vanish_is_not_begun_anew_behind_everybodys_back() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), TestClock::new());
+    let way = Arc::new(Mutex::new(Way::Works));
+    let queue = queue_with(dir.path(), &clock, way.clone());
+    let route = queue.register("a_to_b", "a", "b").await.unwrap();
+    queue.push(vec![announced(route, 1)], vec![]).await.unwrap();
+    fs::rename(dir.path().join("db"), dir.path().join("elsewhere")).unwrap();
+    *way.lock().unwrap() = Way::FailsBefore;
+    assert!(queue.push(vec![announced(route, 2)], vec![]).await.is_err());
+    *way.lock().unwrap() = Way::Works;
+    let ended = async {
+        while !matches!(queue.trouble(), Some(Trouble::Ended(_))) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), ended).await.unwrap();
+    assert!(queue.push(vec![announced(route, 2)], vec![]).await.is_err());
+}
+
 #[tokio::test]
 async fn a_row_of_the_figures_that_cannot_be_read_is_damage() {
     let (dir, clock) = logged(5).await;
