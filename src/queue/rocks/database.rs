@@ -128,8 +128,9 @@ pub(super) fn open_database(dir: &Path, options: &RocksOptions, log: Log) -> Res
     if !existed && made_path(dir).exists() {
         return Err(OpenError::Corrupt("its files are gone".to_owned()));
     }
-    if existed && matches!(log, Log::Whole | Log::WholeReadOnly) && !holds_log(&path)? {
-        // However a queue ended, its last log is there.
+    if existed && !holds_log(&path)? {
+        // However a queue ended, its last log is there. Without it nothing can be read up to a point: each family is as it
+        // was when it was last flushed, and entries without their index rows would never be claimed.
         return Err(OpenError::Corrupt("its log is gone".to_owned()));
     }
     let mut families: BTreeSet<String> = keys::FAMILIES.map(str::to_owned).into();
