@@ -6,7 +6,7 @@
 //!
 //! # Where they are kept
 //!
-//! All of them are one [document](document), in two places: the queue's [`State`] under `override/document`, and a file beside
+//! All of them are one document (`document`), in two places: the queue's [`State`] under `override/document`, and a file beside
 //! the queue's folder, so that a pause survives the loss of the queue. The document carries a revision, which grows with every
 //! change. On start both are read and the higher revision wins, whatever the clocks say; a tie is the same document. The other
 //! place is brought up to date at once.
