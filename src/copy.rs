@@ -16,7 +16,6 @@
 //! Whoever is waited for without a byte of progress for the idle timeout is at fault.
 
 mod error;
-pub mod packed;
 mod progress;
 mod resumed;
 mod verified;

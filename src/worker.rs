@@ -24,8 +24,6 @@ mod attempt;
 mod judge;
 mod lanes;
 mod pace;
-#[expect(dead_code, reason = "the loop takes it up next")]
-mod packs;
 mod probes;
 mod question;
 mod report;

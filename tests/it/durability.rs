@@ -140,7 +140,6 @@ async fn a_second_process_on_the_same_folder_is_refused_and_harms_nothing() {
     assert_eq!(names, ["db", "lock", "made"]);
 }
 
-/// What is missing is no reason to begin anew where it is only out of reach.
 #[tokio::test(flavor = "multi_thread")]
 async fn syncs_are_listed_and_cancelled_by_command() {
     let world = World::new();

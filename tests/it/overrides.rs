@@ -199,11 +199,22 @@ async fn another_store_is_used_only_once_it_was_adopted() {
     until("what waited is copied", async || (queued(&route(&mut operator.clone()).await) == 0).then_some(())).await;
     assert_eq!(held(&mut reader(&destination).await, &second).await, 10);
     assert_eq!(peer(&mut operator).await.expected_store_id, new);
+    // What the old one confirmed, the new one does not hold: nobody is told that it is there, and a full sync is asked for.
+    let is_honest = async |operator: &mut crate::harness::Replication| {
+        let refs = first.iter().map(ToString::to_string).collect();
+        let request = pb::WaitReplicatedRequest { refs, source_store: "a".to_owned(), ..Default::default() };
+        let answer = operator.wait_replicated(request).await.unwrap().into_inner();
+        assert_ne!(answer.outcome(), pb::WaitOutcome::Confirmed);
+        assert_eq!(answer.unconfirmed.len(), first.len());
+        assert!(route(operator).await.needed_sync.is_some());
+    };
+    is_honest(&mut operator.clone()).await;
     // It is known after a restart, and a store that is away cannot be adopted.
     replicator.kill();
     replicator.again();
     let mut operator = replication(&replicator).await;
     assert_eq!(peer(&mut operator).await.expected_store_id, new);
+    is_honest(&mut operator).await;
     destination.kill();
     said(&["adopt", "b", &new], &replicator, 3);
     assert!(replicator.said().contains("an operator has adopted another store"), "it is logged");
