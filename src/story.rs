@@ -27,7 +27,7 @@ use crate::blob::{BlobRef, Excerpt};
 use crate::clock::{Clock, Entropy};
 use crate::peer::Peer;
 use crate::queue::lookup::Lookup;
-use crate::queue::{QueueError, State, StateWrite};
+use crate::queue::{QueueError, RouteId, State, StateWrite};
 use crate::worker::Worker;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -112,6 +112,12 @@ impl Story {
             looks: Semaphore::new(2),
             loads: Semaphore::new(2),
         })
+    }
+
+    /// Whether an operator has paused a route.
+    fn paused(&self, route: RouteId) -> bool {
+        let worker = self.parts.workers.iter().find(|worker| worker.spec().id == route);
+        worker.is_some_and(|worker| worker.spec().limits.borrow().paused)
     }
 
     /// A token for these blobs of a store, and what is to be written in the same durable write as their entries.

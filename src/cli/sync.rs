@@ -1,5 +1,6 @@
 //! `blobferry sync`.
 
+use super::failures::moment;
 use super::json::Encoder;
 use super::progress::Board;
 use super::status::sync_line;
@@ -94,7 +95,7 @@ async fn list(replicator: &mut Replicator, args: SyncArgs) -> Result<Exit, Failu
         return Ok(Exit::Ok);
     }
     for sync in &answer.full_syncs {
-        output::line(&format!("{} of {}: {}", name(&sync.id), name(&sync.route), text::plain(&sync.summary, 500)))?;
+        output::line(&listed(sync))?;
     }
     if !answer.next_page_token.is_empty() {
         output::line("there are more: --limit N lists them")?;
@@ -114,6 +115,14 @@ async fn cancel(replicator: &mut Replicator, id: String, json: bool) -> Result<E
         // It had ended before.
         _ => Exit::No,
     })
+}
+
+/// A full sync of the history, with its times.
+fn listed(sync: &v1::FullSync) -> String {
+    let from = sync.start_time.as_ref().or(sync.create_time.as_ref()).map(moment).unwrap_or_default();
+    let to = sync.end_time.as_ref().map(moment).unwrap_or_default();
+    let what = text::plain(&sync.summary, 500);
+    format!("{from} .. {to:<20}  {} of {}: {what}", name(&sync.id), name(&sync.route))
 }
 
 fn begun(sync: &v1::FullSync, already_running: bool) -> String {
@@ -166,7 +175,7 @@ fn exit_of(state: v1::FullSyncState) -> Exit {
 
 #[cfg(test)]
 mod tests {
-    use super::{begun, exit_of};
+    use super::{begun, exit_of, listed};
     use crate::cli::Exit;
     use crate::pb::v1::{FullSync, FullSyncState};
 
@@ -175,6 +184,23 @@ mod tests {
         let sync = FullSync { id: "sync-2".to_owned(), route: "a_to_b".to_owned(), ..FullSync::default() };
         assert_eq!(begun(&sync, false), "full sync sync-2 of a_to_b started");
         assert_eq!(begun(&sync, true), "full sync sync-2 of a_to_b is already running");
+    }
+
+    #[test]
+    fn a_listed_sync_has_its_times() {
+        let time = |seconds| Some(prost_types::Timestamp { seconds, nanos: 7 });
+        let mut sync = FullSync {
+            id: "sync-2".to_owned(),
+            route: "a_to_b".to_owned(),
+            summary: "completed".to_owned(),
+            create_time: time(0),
+            start_time: time(60),
+            end_time: time(90),
+            ..FullSync::default()
+        };
+        assert_eq!(listed(&sync), "1970-01-01T00:01:00Z .. 1970-01-01T00:01:30Z  sync-2 of a_to_b: completed");
+        (sync.start_time, sync.end_time) = (None, None);
+        assert_eq!(listed(&sync), "1970-01-01T00:00:00Z ..                       sync-2 of a_to_b: completed");
     }
 
     #[test]

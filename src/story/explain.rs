@@ -22,6 +22,8 @@ pub struct RouteStory {
     pub route: Route,
     /// Whether it left the configuration.
     pub orphaned: bool,
+    /// Whether an operator has paused it.
+    pub paused: bool,
     /// In one sentence.
     pub summary: String,
     /// How the blob stands.
@@ -84,8 +86,10 @@ impl Story {
             }
             let worker = parts.workers.iter().find(|worker| worker.spec().id == route.id);
             let copy = worker.and_then(|worker| worker.report().in_progress.into_iter().find(|copy| copy.blob == blob));
+            let paused = self.paused(route.id);
+            let summary = String::new();
             let mut story =
-                RouteStory { route, orphaned, summary: String::new(), state, known, copy, at_source, at_destination };
+                RouteStory { route, orphaned, paused, summary, state, known, copy, at_source, at_destination };
             story.summary = story.sentence(now);
             told.push(story);
         }
@@ -161,6 +165,8 @@ impl RouteStory {
             "; the route left the configuration"
         } else if !route.enabled {
             "; the route is disabled"
+        } else if self.paused && self.state.moves {
+            "; the route is paused"
         } else if self.known.successor.is_some() {
             "; announced again meanwhile, so that it is copied once more"
         } else {

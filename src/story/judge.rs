@@ -69,7 +69,7 @@ pub struct HopState {
     pub failure: Option<Failure>,
     /// When it is tried next, where it is retrying.
     pub due: Option<SystemTime>,
-    /// Why it is unknown, for people; else empty.
+    /// Why it is unknown, or what holds it up, for people; else empty.
     pub note: String,
 }
 

@@ -311,6 +311,11 @@ impl Waiter<'_> {
                     Rest::Unconfirmed => {}
                 }
                 let mut states: Vec<Option<HopState>> = states.into_iter().map(Some).collect();
+                for (state, hop) in states.iter_mut().flatten().zip(&self.plan.hops) {
+                    if state.moves && state.note.is_empty() && self.story.paused(hop.route.id) {
+                        "the route is paused".clone_into(&mut state.note);
+                    }
+                }
                 let hops = wanted.iter().enumerate().filter_map(|(shown, hop)| Some((shown, states[*hop].take()?)));
                 let hops = hops.filter(|(_, state)| state.state != BlobState::Confirmed).collect();
                 unconfirmed.push(Unconfirmed { blob: self.blobs[*at], hops });

@@ -32,6 +32,26 @@ async fn a_full_sync_of_a_paused_route_queues_what_it_finds_and_ends_after_the_p
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_asks_for_a_blob_of_a_paused_route_is_told_what_holds_it_up() {
+    let world = World::start(&[("a", "b")], &[]).await;
+    let mut operator = world.replication();
+    operator.pause_route(v1::PauseRouteRequest::default()).await.unwrap();
+    let blob = world.put("a", "held up").await;
+    world.enqueue("", [blob.to_string()]).await.unwrap();
+    let explain = v1::ExplainBlobRequest { r#ref: blob.to_string(), skip_stores: true };
+    let told = operator.explain_blob(explain).await.unwrap().into_inner();
+    assert!(told.routes[0].summary.ends_with("; the route is paused"), "{}", told.routes[0].summary);
+    let wait = v1::WaitReplicatedRequest {
+        refs: vec![blob.to_string()],
+        max_wait: Some(prost_types::Duration::default()),
+        ..v1::WaitReplicatedRequest::default()
+    };
+    let waited = operator.wait_replicated(wait).await.unwrap().into_inner();
+    assert_eq!(waited.unconfirmed[0].routes[0].note, "the route is paused");
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_override_that_cannot_be_kept_is_refused_and_changes_nothing() {
     let world = World::start(&[("a", "b")], &[]).await;
     // There is no file here: the queue is the only place.
