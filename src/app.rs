@@ -42,6 +42,7 @@ use crate::announce::{Announcer, Backlog, Gate, Route, RouteTable};
 use crate::clock::from_unix_ms;
 use crate::config::{Config, OnStart, RouteConfig};
 use crate::grpc::{ServeSettings, base_routes, serve};
+use crate::http;
 use crate::overrides::Overrides;
 use crate::peer::{Needs, Peer, adopted_key, store_id_key};
 use crate::queue::rocks::KnownRoute;
@@ -85,6 +86,7 @@ pub struct App {
     observer: Arc<Observer>,
     service: Service,
     start_syncs: Vec<StartSync>,
+    http: Option<TcpListener>,
 }
 
 impl App {
@@ -171,7 +173,15 @@ impl App {
             observer,
             service,
             start_syncs,
+            http: None,
         })
+    }
+
+    /// Serves the HTTP port on this listener, too.
+    #[must_use]
+    pub fn with_http(mut self, listener: TcpListener) -> Self {
+        self.http = Some(listener);
+        self
     }
 
     /// What each enabled route's worker tells of itself, by the route's name; also while the app runs.
@@ -235,7 +245,18 @@ impl App {
         let mut server = Crew::new();
         let serving = serve(listener, grpc, self.serve, server_stop.clone());
         server.spawn("gRPC server", async move { Ok(serving.await?) });
-        tracing::info!(%address, routes = self.workers.len(), "serving");
+        let mut http_address = None;
+        if let Some(listener) = self.http.take() {
+            http_address = Some(listener.local_addr().context("the HTTP listener has no address")?);
+            // It ends with the gRPC server: until then probes are told that it drains.
+            let serving = http::serve(listener, http::routes(self.observer.clone())?, server_stop.clone());
+            server.spawn("HTTP server", async move {
+                serving.await;
+                Ok(())
+            });
+        }
+        let http = http_address.map(tracing::field::display);
+        tracing::info!(%address, http, routes = self.workers.len(), "serving");
 
         // Each of these should run on; whichever ends first, or the signal, starts the drain.
         let fault = tokio::select! {

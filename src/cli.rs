@@ -8,7 +8,6 @@ mod blobs;
 mod drop;
 mod explain;
 mod failures;
-mod json;
 mod limits;
 mod output;
 pub(crate) mod progress;
@@ -21,7 +20,6 @@ pub(crate) mod text;
 mod wait;
 pub(crate) mod walk;
 
-pub(crate) use json::base64;
 pub(crate) use serve::logging;
 pub(crate) use status::{RouteBacklog, route_backlog, sync_line};
 pub(crate) use sync::watch as watch_sync;
@@ -204,8 +202,8 @@ impl From<std::io::Error> for Failure {
     }
 }
 
-impl From<json::JsonError> for Failure {
-    fn from(error: json::JsonError) -> Self {
+impl From<crate::pb::JsonError> for Failure {
+    fn from(error: crate::pb::JsonError) -> Self {
         Self::new(Exit::Failed, error.to_string())
     }
 }

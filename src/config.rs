@@ -46,6 +46,9 @@ pub struct Config {
 pub struct ServerConfig {
     /// Where gRPC listens; port 0 picks a free one. Default `127.0.0.1:7070`.
     pub listen: SocketAddr,
+    /// Where the HTTP port listens, with metrics and probes; port 0 picks a free one, and an empty text turns it off. Default
+    /// `127.0.0.1:7071`.
+    pub http_listen: Option<SocketAddr>,
     /// The folder of the queue. Default `/var/lib/blobferry`.
     pub data_dir: PathBuf,
     /// How long copies in flight may take to finish once the service is told to stop; 0 to 1 h. Default 25 s, which fits
@@ -59,6 +62,7 @@ impl Default for ServerConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7070)),
+            http_listen: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 7071))),
             data_dir: PathBuf::from("/var/lib/blobferry"),
             drain_timeout: Duration::from_secs(25),
             max_connections: 1024,

@@ -27,6 +27,7 @@ pub mod story;
 pub mod sync;
 pub mod worker;
 // Floor 3: surfaces
+pub mod http;
 pub mod service;
 pub mod store_server;
 // Floor 4: assembly

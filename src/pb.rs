@@ -3,6 +3,10 @@
 //! `build.rs` generates [`v1`]; its comments are those of the proto files, which are the reference. What comes from a peer is
 //! not trusted: conversions from the wire say `None` where a value makes no sense, and never panic or wrap.
 
+mod json;
+
+pub use json::{Encoder, JsonError, base64};
+
 use std::ops::RangeInclusive;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

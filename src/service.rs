@@ -13,6 +13,8 @@ mod packed;
 mod stores;
 mod story;
 
+pub use encode::replicator as status_message;
+
 use crate::announce::{AnnounceError, Announced, Announcement, Announcer, Gate, RouteTable};
 use crate::blob::{BlobRef, DigestFunction, RefError, Verifier};
 use crate::clock::Clock;

@@ -63,7 +63,7 @@ impl Running {
         // Only now: until here, callers were told why they are refused.
         self.server_stop.cancel();
         app.tasks.close();
-        end("gRPC server", &mut self.server, deadline, &mut first).await;
+        end("servers", &mut self.server, deadline, &mut first).await;
         end("background tasks", &mut self.background, deadline, &mut first).await;
         if timeout_at(deadline.max(Instant::now() + GRACE), app.tasks.wait()).await.is_err() {
             tracing::warn!("some response streams were still open");

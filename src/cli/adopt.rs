@@ -1,9 +1,9 @@
 //! `blobferry adopt`: another store in the place of a known one.
 
-use super::json::Encoder;
 use super::limits::ByArg;
 use super::{Exit, Failure, ReplicatorArg, of_replicator, output, text};
 use crate::client::Replicator;
+use crate::pb::Encoder;
 use crate::pb::v1;
 use clap::Args;
 

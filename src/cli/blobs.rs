@@ -1,9 +1,9 @@
 //! `blobferry get`, `ls` and `stat`: a store, read.
 
-use super::json::Encoder;
 use super::progress::to_stderr;
 use super::{Exit, Failure, StoreArg, of_store, output, text};
 use crate::blob::{BlobMeta, BlobRef, Verifier};
+use crate::pb::Encoder;
 use crate::pb::v1;
 use crate::store::{ByteRange, ByteStream, EnumerateRange, Store, StoreError};
 use bytes::Bytes;

@@ -1,9 +1,9 @@
 //! `blobferry drop`: the end of a route that left the configuration.
 
-use super::json::Encoder;
 use super::limits::ByArg;
 use super::{Exit, Failure, ReplicatorArg, of_replicator, output, text};
 use crate::client::Replicator;
+use crate::pb::Encoder;
 use crate::pb::v1;
 use clap::Args;
 

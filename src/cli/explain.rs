@@ -1,9 +1,9 @@
 //! `blobferry explain`: one blob's story.
 
 use super::failures::{cause_name, moment};
-use super::json::Encoder;
 use super::{Exit, Failure, ReplicatorArg, of_replicator, output, text};
 use crate::client::Replicator;
+use crate::pb::Encoder;
 use crate::pb::v1;
 use clap::Args;
 

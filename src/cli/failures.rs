@@ -1,9 +1,9 @@
 //! `blobferry failures`: what failed and is still queued.
 
-use super::json::Encoder;
 use super::{Exit, Failure, ReplicatorArg, output, text};
 use crate::client::Replicator;
 use crate::fault::FaultKind;
+use crate::pb::Encoder;
 use crate::pb::v1;
 use clap::{Args, Subcommand, ValueEnum};
 

@@ -1,9 +1,9 @@
 //! `blobferry pause`, `resume` and `limits`: what a route may use, by an operator's word.
 
 use super::failures::moment;
-use super::json::Encoder;
 use super::{Exit, Failure, ReplicatorArg, of_replicator, output, text};
 use crate::client::Replicator;
+use crate::pb::Encoder;
 use crate::pb::{self, v1};
 use clap::{Args, ValueEnum};
 use std::time::{Duration, SystemTime};
@@ -277,7 +277,7 @@ async fn show(replicator: &mut Replicator, route: Option<String>, json: bool) ->
     if json {
         let encoder = Encoder::new()?;
         let shown = routes.iter().map(|(name, limits)| Ok((name.clone(), encoder.encode("RouteLimits", limits)?)));
-        let shown: serde_json::Map<_, _> = shown.collect::<Result<_, super::json::JsonError>>()?;
+        let shown: serde_json::Map<_, _> = shown.collect::<Result<_, crate::pb::JsonError>>()?;
         output::line(&format!("{:#}", serde_json::Value::Object(shown)))?;
     } else {
         let shown: String = routes.iter().map(|(name, limits)| render(name, limits)).collect();

@@ -157,7 +157,17 @@ pub(super) async fn serve(args: ServeArgs, stop: CancellationToken) -> Result<Ex
     check_routes(&config, &args.config)?;
     logging(&config.log)?;
     let app = build(&config).await.map_err(failed)?;
-    let listener = listen("replicator", config.server.listen, "set server.listen").await?;
+    let (listener, address) = bind(config.server.listen, "set server.listen").await?;
+    let mut said = format!("replicator at http://{address}");
+    let app = match config.server.http_listen {
+        None => app,
+        Some(http) => {
+            let (listener, address) = bind(http, "set server.http_listen, or turn it off with \"\"").await?;
+            said.push_str(&format!(" with metrics at http://{address}"));
+            app.with_http(listener)
+        }
+    };
+    output::line(&said)?;
     app.run(listener, stop).await.map_err(failed)?;
     Ok(Exit::Ok)
 }
@@ -182,7 +192,8 @@ pub(super) async fn store(args: StoreArgs, stop: CancellationToken) -> Result<Ex
     }
     logging(&LogConfig::default())?;
     let store = StoreApp::build(&args.data, ServeSettings::default()).await.map_err(failed)?;
-    let listener = listen("store", args.listen, "give another address with --listen").await?;
+    let (listener, address) = bind(args.listen, "give another address with --listen").await?;
+    output::line(&format!("store at http://{address}"))?;
     store.run(listener, stop).await.map_err(failed)?;
     Ok(Exit::Ok)
 }
@@ -192,12 +203,12 @@ pub(crate) fn logging(config: &LogConfig) -> Result<(), Failure> {
     telemetry::install(config).map_err(|error| Failure::new(Exit::Failed, error.to_string()))
 }
 
-/// Listens, and says where: the first line on stdout, for people and scripts that asked for port 0.
-async fn listen(what: &str, address: SocketAddr, todo: &str) -> Result<TcpListener, Failure> {
+/// Listens, and tells where. The first line on stdout then says it, for people and scripts that asked for port 0.
+async fn bind(address: SocketAddr, todo: &str) -> Result<(TcpListener, SocketAddr), Failure> {
     let failed = |error| Failure::new(Exit::Failed, format!("cannot listen on {address}: {error}")).hint(todo);
     let listener = TcpListener::bind(address).await.map_err(failed)?;
-    output::line(&format!("{what} at http://{}", listener.local_addr().map_err(failed)?))?;
-    Ok(listener)
+    let address = listener.local_addr().map_err(failed)?;
+    Ok((listener, address))
 }
 
 fn failed(error: anyhow::Error) -> Failure {

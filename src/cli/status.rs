@@ -2,10 +2,10 @@
 
 mod render;
 
-use super::json::Encoder;
 use super::progress::to_stderr;
 use super::{Exit, Failure, ReplicatorArg, of_replicator, output};
 use crate::client::{self, Address, ClientError, Replicator};
+use crate::pb::Encoder;
 use crate::pb::v1;
 use clap::Args;
 use futures::stream::StreamExt as _;

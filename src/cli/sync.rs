@@ -1,12 +1,12 @@
 //! `blobferry sync`.
 
 use super::failures::moment;
-use super::json::Encoder;
 use super::progress::Board;
 use super::status::sync_line;
 use super::{Exit, Failure, ReplicatorArg, of_replicator, output, text};
 use crate::client::{ClientError, Replicator};
 use crate::clock::{Clock as _, Entropy, SystemClock};
+use crate::pb::Encoder;
 use crate::pb::v1;
 use clap::Args;
 use std::time::Duration;

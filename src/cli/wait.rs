@@ -1,10 +1,10 @@
 //! `blobferry wait`: the producer's barrier.
 
 use super::failures::cause_name;
-use super::json::Encoder;
 use super::progress::to_stderr;
 use super::{Exit, Failure, ReplicatorArg, of_replicator, output, text};
 use crate::client::{Address, ClientError, Replicator};
+use crate::pb::Encoder;
 use crate::pb::v1;
 use clap::Args;
 use std::io::BufRead as _;

@@ -11,6 +11,7 @@ pub(super) fn to_toml(config: &Config) -> String {
     let server = &config.server;
     section(&mut text, "server");
     string(&mut text, "listen", &server.listen.to_string());
+    string(&mut text, "http_listen", &server.http_listen.map(|address| address.to_string()).unwrap_or_default());
     string(&mut text, "data_dir", &server.data_dir.to_string_lossy());
     duration(&mut text, "drain_timeout", server.drain_timeout);
     plain(&mut text, "max_connections", server.max_connections);

@@ -268,6 +268,14 @@ pub(super) fn address(value: &Scalar) -> Result<SocketAddr, Wrong> {
     })
 }
 
+/// An address, or an empty text for none.
+pub(super) fn address_or_off(value: &Scalar) -> Result<Option<SocketAddr>, Wrong> {
+    match value {
+        Scalar::Text(text) | Scalar::Bare(text) if text.is_empty() => Ok(None),
+        value => address(value).map(Some),
+    }
+}
+
 /// `http` or `https` with host and port, and nothing more.
 pub(super) fn endpoint(value: &Scalar) -> Result<Uri, Wrong> {
     const ADVICE: &str = "write http://HOST:PORT or https://HOST:PORT";

@@ -1,7 +1,8 @@
 //! What each section holds, within which bounds, and what must hold between them.
 
 use super::read::{
-    Section, Wrong, address, blob_rate, boolean, choice, duration, endpoint, endpoint_text, integer, path, size, text,
+    Section, Wrong, address, address_or_off, blob_rate, boolean, choice, duration, endpoint, endpoint_text, integer,
+    path, size, text,
 };
 use super::tree::Tree;
 use super::{
@@ -30,6 +31,7 @@ fn read_server(mut section: Section<'_>) -> ServerConfig {
     let default = ServerConfig::default();
     let server = ServerConfig {
         listen: section.value("listen", default.listen, address),
+        http_listen: section.value("http_listen", default.http_listen, address_or_off),
         data_dir: section.value("data_dir", default.data_dir, path),
         drain_timeout: section.value(
             "drain_timeout",
@@ -38,6 +40,10 @@ fn read_server(mut section: Section<'_>) -> ServerConfig {
         ),
         max_connections: section.value("max_connections", default.max_connections, integer(1..=65_536)),
     };
+    if server.http_listen == Some(server.listen) && server.listen.port() != 0 {
+        let wrong = Wrong::new("is where gRPC listens", "give it a port of its own, or \"\" to turn it off");
+        section.report("http_listen", wrong);
+    }
     section.finish();
     server
 }

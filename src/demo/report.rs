@@ -3,8 +3,9 @@
 use super::files::{Chosen, Place};
 use super::lag::Lags;
 use super::servers::Addresses;
-use crate::cli::{base64, text};
+use crate::cli::text;
 use crate::client::upload::LocalFile;
+use crate::pb::base64;
 use std::time::Duration;
 
 /// The figures of a run. Times are wall-clock.

@@ -53,7 +53,8 @@ pub(super) fn backlogs(routes: &[(Arc<str>, Backlog)]) -> Vec<v1::RouteBacklog> 
     routes.iter().map(encode).collect()
 }
 
-pub(super) fn replicator(status: &ReplicatorStatus) -> v1::ReplicatorStatus {
+/// The picture as Status answers it.
+pub fn replicator(status: &ReplicatorStatus) -> v1::ReplicatorStatus {
     let state = match status.state {
         ReplicatorState::Ok => v1::ReplicatorState::Ok,
         ReplicatorState::Attention => v1::ReplicatorState::Attention,

@@ -106,7 +106,19 @@ impl Observer {
 
     /// Whether announcements would be accepted and written durably now, as far as can be told without trying.
     pub fn can_ack(&self) -> bool {
-        !self.parts.gate.is_shut() && matches!(self.queue().state, QueueState::Ok | QueueState::Degraded)
+        self.refusal().is_none()
+    }
+
+    /// Why announcements would be refused now, in one sentence; absent: they would not.
+    pub fn refusal(&self) -> Option<String> {
+        if self.parts.gate.is_shut() {
+            return Some("draining: the replicator shuts down".to_owned());
+        }
+        let queue = self.queue();
+        match queue.state {
+            QueueState::Ok | QueueState::Degraded => None,
+            QueueState::Full | QueueState::Failing => Some(format!("queue {}", queue.summary)),
+        }
     }
 
     /// The configured routes, and whether each does its job now; see [`route_works`]. None does during the drain.

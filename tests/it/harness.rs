@@ -32,6 +32,8 @@ pub(crate) struct Server {
     log: PathBuf,
     child: Option<Child>,
     pub(crate) address: String,
+    /// Of the HTTP port, where it has one; another after each start.
+    pub(crate) http: Option<String>,
 }
 
 impl Server {
@@ -45,6 +47,7 @@ impl Server {
             log: log.to_owned(),
             child: None,
             address: "127.0.0.1:0".to_owned(),
+            http: None,
         };
         server.again();
         server
@@ -70,6 +73,7 @@ impl Server {
         let mut child = Command::new(&self.program)
             .args(&args)
             .env_remove("RUST_LOG")
+            .env("BLOBFERRY__SERVER__HTTP_LISTEN", "127.0.0.1:0")
             .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -78,8 +82,10 @@ impl Server {
             .unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let Some(at) = line.find("http://") else { return Some(child.wait().unwrap()) };
-        self.address = line[at + "http://".len()..].split_whitespace().next().unwrap().to_owned();
+        let mut addresses = line.split_whitespace().filter_map(|word| word.strip_prefix("http://"));
+        let Some(address) = addresses.next() else { return Some(child.wait().unwrap()) };
+        self.address = address.to_owned();
+        self.http = addresses.next().map(str::to_owned);
         self.child = Some(child);
         None
     }
@@ -93,6 +99,11 @@ impl Server {
 
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// The address of the HTTP port.
+    pub(crate) fn http(&self) -> &str {
+        self.http.as_deref().expect("it has an HTTP port")
     }
 
     /// `kill -9`.

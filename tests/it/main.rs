@@ -12,6 +12,7 @@ mod failures;
 mod faults;
 mod foreign;
 mod harness;
+mod http;
 mod liars;
 mod main_job;
 mod outages;

@@ -90,6 +90,7 @@ impl Process {
         Command::new(&self.program)
             .args(self.args.iter().map(|arg| arg.replace("{}", &self.address)))
             .env_remove("RUST_LOG")
+            .env("BLOBFERRY__SERVER__HTTP_LISTEN", "127.0.0.1:0")
             .envs(self.variables.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
