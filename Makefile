@@ -11,7 +11,7 @@ ARGS ?=
 # compares, and how many operations `make model` tries.
 N ?=
 
-.PHONY: help build demo test kill powerloss diskfull sync bench queue-bench model lint proto-lint proto-baseline doc clean
+.PHONY: help build demo test kill powerloss diskfull sync bench queue-bench tracing-bench model lint proto-lint proto-baseline doc clean
 
 help: ## Show what can be made.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -40,6 +40,9 @@ sync: build ## Have a full sync compare two stores of N blobs each (make sync N=
 
 bench: build ## Measure speed and memory, each figure beside its floor.
 	@$(CARGO) bench --bench wire -- $(ARGS)
+
+tracing-bench: build ## Measure what traces cost (ARGS="--rounds 15").
+	@$(CARGO) bench --bench tracing -- $(ARGS)
 
 queue-bench: build ## Measure the queue alone, with ten million entries too (ARGS="--entries 1000000").
 	@$(CARGO) bench --bench queue -- $(ARGS)

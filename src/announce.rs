@@ -5,12 +5,18 @@
 //! one [`Queue::push`], so that an answer of OK means that all routes have it on disk, and an error that the caller may
 //! simply say it again.
 //!
+//! An announcement that is traced gets a `send` span for each entry, whose context is stored with it: what becomes of the
+//! entry, after restarts too, refers to that. Where nothing is recorded, the caller's context is stored as it came.
+//!
 //! Once the [`Gate`] is shut nothing new is taken; what passed it before is finished.
+
+mod sends;
 
 use crate::blob::{BlobRef, Excerpt};
 use crate::clock::Clock;
 use crate::queue::{Lane, Origin, Push, Pushed, Queue, QueueError, RouteCounts, RouteId, StateWrite, Tally};
-use crate::telemetry::TraceContext;
+use crate::telemetry::{TraceContext, Tracer};
+use sends::Sends;
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -282,6 +288,7 @@ pub struct Announcer {
     routes: Arc<RouteTable>,
     clock: Arc<dyn Clock>,
     gate: Arc<Gate>,
+    tracer: Tracer,
     // Why the last durable write failed, if it did.
     trouble: Mutex<Option<String>>,
     // When each route's oldest entry was asked for, by the monotonic clock, and when that was pushed.
@@ -294,7 +301,15 @@ const LAG_AGE: Duration = Duration::from_millis(100);
 impl Announcer {
     /// An announcer for these routes.
     pub fn new(queue: Arc<dyn Queue>, routes: Arc<RouteTable>, clock: Arc<dyn Clock>, gate: Arc<Gate>) -> Self {
-        Self { queue, routes, clock, gate, trouble: Mutex::default(), oldest: Mutex::default() }
+        let (trouble, oldest) = (Mutex::default(), Mutex::default());
+        Self { queue, routes, clock, gate, tracer: Tracer::off(), trouble, oldest }
+    }
+
+    /// The same, traced.
+    #[must_use]
+    pub fn with_tracer(mut self, tracer: Tracer) -> Self {
+        self.tracer = tracer;
+        self
     }
 
     /// Whether an announcement of this store would be let in now; to be asked before its bytes are read.
@@ -329,20 +344,23 @@ impl Announcer {
     ) -> Result<Announced, AnnounceError> {
         let routes = self.routes.resolve(source_store)?;
         let mut pushes = Vec::with_capacity(items.len() * routes.len());
+        let mut sends = Sends::default();
         for item in &items {
             pushes.extend(routes.iter().map(|route| Push {
                 route: route.id,
                 blob: item.blob,
                 size: item.size,
                 lane: Lane::Fresh,
-                trace: item.trace.clone(),
+                trace: sends.begin(&self.tracer, route, item),
                 visited: vec![route.from.clone()],
                 repair: false,
                 origin: Origin::Announced,
             }));
         }
         let is_nothing = pushes.is_empty() && state.is_empty();
-        let pushed = if is_nothing { Vec::new() } else { self.push(pushes, state).await? };
+        let pushed = if is_nothing { Ok(Vec::new()) } else { self.push(pushes, state).await };
+        sends.end(&pushed);
+        let pushed = pushed?;
         let pushed = pushed.chunks(routes.len()).map(<[Pushed]>::to_vec).collect();
         let mut backlogs = Vec::with_capacity(routes.len());
         for route in routes {

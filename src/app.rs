@@ -41,7 +41,7 @@ pub use watchdog::QueueEnded;
 use crate::announce::{Announcer, Backlog, Gate, Route, RouteTable};
 use crate::clock::from_unix_ms;
 use crate::config::{Config, OnStart, RouteConfig};
-use crate::grpc::{ServeSettings, base_routes, serve};
+use crate::grpc::{Calls, ServeSettings, base_routes, serve};
 use crate::http;
 use crate::overrides::Overrides;
 use crate::peer::{Needs, Peer, adopted_key, store_id_key};
@@ -102,8 +102,8 @@ impl App {
         let peers = open_peers(config, &parts).await?;
         let workers = open_workers(config, &parts, &routes, &peers, &overrides)?;
         let syncs = open_syncs(config, &parts, &routes, &peers).await?;
-        let announcer =
-            Arc::new(Announcer::new(parts.queue.clone(), routes.clone(), parts.clock.clone(), gate.clone()));
+        let announcer = Announcer::new(parts.queue.clone(), routes.clone(), parts.clock.clone(), gate.clone());
+        let announcer = Arc::new(announcer.with_tracer(parts.tracer.clone()));
         let observer = Arc::new(Observer::new(ObserverParts {
             queue: parts.queue.clone(),
             condition: parts.condition.clone(),
@@ -149,6 +149,7 @@ impl App {
         let serve = ServeSettings {
             max_connections: config.server.max_connections,
             drain_timeout: config.server.drain_timeout,
+            calls: Calls { tracer: parts.tracer.clone(), observer: None },
         };
         let start_syncs = config.enabled_routes().map(|(name, route)| StartSync {
             syncs: syncs.clone(),
@@ -243,7 +244,7 @@ impl App {
             });
         }
         let mut server = Crew::new();
-        let serving = serve(listener, grpc, self.serve, server_stop.clone());
+        let serving = serve(listener, grpc, self.serve.clone(), server_stop.clone());
         server.spawn("gRPC server", async move { Ok(serving.await?) });
         let mut http_address = None;
         if let Some(listener) = self.http.take() {
@@ -362,6 +363,7 @@ fn open_workers(
             failures: parts.failures.clone(),
             clock: parts.clock.clone(),
             entropy: parts.entropy.clone(),
+            tracer: parts.tracer.clone(),
             policy,
         };
         workers.push(Worker::new(spec, deps));
@@ -393,6 +395,7 @@ async fn open_syncs(
         queue: parts.queue.clone(),
         state: parts.state.clone(),
         clock: parts.clock.clone(),
+        tracer: parts.tracer.clone(),
         settings: SyncSettings::default(),
     };
     Ok(FullSyncs::open(sync_parts, synced).await?)

@@ -20,7 +20,7 @@ pub(crate) mod text;
 mod wait;
 pub(crate) mod walk;
 
-pub(crate) use serve::logging;
+pub(crate) use serve::{collector, logging};
 pub(crate) use status::{RouteBacklog, route_backlog, sync_line};
 pub(crate) use sync::watch as watch_sync;
 

@@ -156,7 +156,7 @@ impl Address {
 
     /// A channel that connects when it is first used.
     fn channel(&self) -> Result<Channel, ClientError> {
-        Ok(Channels::open(&self.endpoint())?.control())
+        Ok(Channels::open(&self.endpoint())?.control().into_bare())
     }
 
     /// The store at this address. Connects when it is first used.

@@ -39,6 +39,8 @@ pub struct Config {
     pub queue: QueueConfig,
     /// `[log]`: what is logged, and how.
     pub log: LogConfig,
+    /// `[tracing]`: where traces go, and which.
+    pub tracing: TracingConfig,
 }
 
 /// `[server]`.
@@ -299,6 +301,65 @@ impl LogFormat {
     }
 }
 
+/// `[tracing]`. What is not set here is for OpenTelemetry's environment variables to say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TracingConfig {
+    /// The collector: OTLP over gRPC, at `http://HOST:PORT` or `https://HOST:PORT`. Default: no traces.
+    pub otlp_endpoint: Option<Uri>,
+    /// How many of the traces that begin here are recorded; whoever calls within a trace decides for that. Default: all.
+    pub sample_ratio: Option<SampleRatio>,
+    /// How a copy is joined to its announcement. Default `link`.
+    pub copy_parent: CopyParent,
+}
+
+/// A share of all traces, in millionths: 0 to 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SampleRatio(u32);
+
+impl SampleRatio {
+    /// This share; `None` where it is not one.
+    pub fn new(share: f64) -> Option<Self> {
+        if !(0.0..=1.0).contains(&share) {
+            return None;
+        }
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "in range, as was just checked")]
+        Some(Self((share * 1e6).round() as u32))
+    }
+
+    /// The share.
+    pub fn share(self) -> f64 {
+        f64::from(self.0) / 1e6
+    }
+}
+
+impl fmt::Display for SampleRatio {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.share().fmt(f)
+    }
+}
+
+/// How the span of a copy is joined to the span in which its blob was queued.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CopyParent {
+    /// It begins a trace of its own, with a link: attempts may come hours later, and many together.
+    #[default]
+    Link,
+    /// It is its child: one trace tells all of a blob.
+    Child,
+}
+
+impl CopyParent {
+    const ALL: [Self; 2] = [Self::Link, Self::Child];
+
+    /// The name as it is configured.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Link => "link",
+            Self::Child => "child",
+        }
+    }
+}
+
 /// One thing that is wrong with a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
@@ -336,6 +397,14 @@ impl fmt::Display for ConfigError {
 }
 
 impl std::error::Error for ConfigError {}
+
+/// An endpoint that is given by itself, such as on a command line: `http` or `https` with host and port, and nothing more.
+///
+/// # Errors
+/// What is wrong with it, and what to write.
+pub fn endpoint_of(text: &str) -> Result<Uri, String> {
+    read::endpoint(&tree::Scalar::Bare(text.to_owned())).map_err(|wrong| wrong.to_string())
+}
 
 /// An announcement without a source store cannot be placed: not exactly one store starts a chain.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -15,10 +15,11 @@ mod servers;
 mod stage;
 
 use crate::cli::progress::Board;
-use crate::cli::{Exit, Failure, logging};
+use crate::cli::{Exit, Failure, collector, logging};
 use crate::config::{LogConfig, LogFormat, LogLevel};
 use clap::Args;
 use files::{Chosen, Place};
+use http::Uri;
 use report::Report;
 use servers::{Addresses, Servers};
 use stage::Stage;
@@ -33,6 +34,8 @@ use tokio_util::sync::CancellationToken;
   blobferry demo ~/photos             ferry your own files; they are only read
   blobferry demo --exit               leave nothing running
   blobferry demo --data /tmp/ferry    keep the stores and the queue there
+  blobferry demo --otlp http://127.0.0.1:4317
+                                      see the blobs' traces in Jaeger
 
 Needs about twice the files' size on disk, in the system's temporary folder unless --data names \
 another.
@@ -49,6 +52,9 @@ pub(crate) struct DemoArgs {
     /// Stop the servers at the end, instead of leaving them up until Ctrl-C.
     #[arg(long)]
     exit: bool,
+    /// Send the servers' traces there: a collector that speaks OTLP over gRPC, such as Jaeger.
+    #[arg(long, value_name = "URL", value_parser = collector)]
+    otlp: Option<Uri>,
 }
 
 /// Runs the demo. Whichever way it ends, the servers are stopped and the temporary folder is removed.
@@ -59,7 +65,9 @@ pub(crate) async fn run(args: DemoArgs, stop: CancellationToken) -> Result<Exit,
     let chosen = files::choose(args.paths).await?;
     let place = Place::new(args.data)?;
     place.check_space(chosen.bytes)?;
-    let mut servers = Servers::start(place.path()).await?;
+    let is_traced = args.otlp.is_some();
+    let mut servers = Servers::start(place.path(), args.otlp).await?;
+    let tracers = servers.tracers();
     let at = servers.at();
     let outcome = tokio::select! {
         outcome = act(&at, chosen, &board, &place, args.exit) => outcome,
@@ -78,6 +86,9 @@ pub(crate) async fn run(args: DemoArgs, stop: CancellationToken) -> Result<Exit,
         board.say("stopping…");
     }
     let stopped = servers.stop().await;
+    if is_traced {
+        board.say(&report::traced(&tracers));
+    }
     place.remove().await;
     let exit = outcome?;
     stopped?;

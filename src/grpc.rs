@@ -11,9 +11,12 @@
 //! - `receive`: [`read_header`] decodes an incoming `ReceiveBlob` stream, for stores and the replicator alike.
 //! - `item`: one blob among the many of a message.
 //! - `pump`: response streams that a stalled reader cannot hold open for ever.
+//! - `calls`: every call that a server answers, from its first byte to its last: its span, and [`CallObserver`]s.
+//! - `traced`: [`PeerChannel`], whose calls are spans and carry the trace on, where somebody is being traced.
 //! - `deadline`: [`call_deadline`], how long the caller waits.
-//! - `trace_context`: W3C trace context in and out of metadata.
+//! - `trace_context`: W3C trace context in and out of headers.
 
+mod calls;
 mod channel;
 mod cut;
 mod deadline;
@@ -23,7 +26,9 @@ mod receive;
 mod server;
 mod status;
 mod trace_context;
+mod traced;
 
+pub use calls::{CallObserver, Calls, EndedCall, call_trace};
 pub use channel::{Channels, EndpointError, PeerEndpoint};
 pub use deadline::call_deadline;
 pub use item::{blob_error, item_error, item_trace, numbered};
@@ -33,7 +38,7 @@ pub use server::{ServeError, ServeSettings, base_routes, serve};
 pub use status::{
     Reason, invalid_field, invalid_ref, mismatch_status, peer_error, queue_status, store_error, store_status,
 };
-pub use trace_context::{set_trace_context, trace_context};
+pub use traced::PeerChannel;
 
 use std::time::Duration;
 

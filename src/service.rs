@@ -19,8 +19,8 @@ use crate::announce::{AnnounceError, Announced, Announcement, Announcer, Gate, R
 use crate::blob::{BlobRef, DigestFunction, RefError, Verifier};
 use crate::clock::Clock;
 use crate::grpc::{
-    CallLimit, MAX_DECODED_BYTES, MAX_ITEMS, MAX_MESSAGE_BYTES, Reason, STREAM_IDLE, invalid_field, item_trace,
-    mismatch_status, pump, queue_status, read_header, store_status, trace_context,
+    CallLimit, MAX_DECODED_BYTES, MAX_ITEMS, MAX_MESSAGE_BYTES, Reason, STREAM_IDLE, call_trace, invalid_field,
+    item_trace, mismatch_status, pump, queue_status, read_header, store_status,
 };
 use crate::overrides::Overrides;
 use crate::pb::{reason_text, std_duration, v1};
@@ -216,7 +216,7 @@ impl BlobReceiverService for Service {
         request: Request<Streaming<v1::ReceiveBlobRequest>>,
     ) -> Result<Response<v1::ReceiveBlobResponse>, Status> {
         let _permit = self.calls.enter()?;
-        let trace = trace_context(request.metadata());
+        let trace = call_trace(&request);
         let (header, bytes) = read_header(request.into_inner(), STREAM_IDLE).await?;
         self.parts.announcer.check(&header.source_store).map_err(|error| announce_status(&error))?;
         let size = verify(header.blob, header.size, bytes).await?;
@@ -402,7 +402,7 @@ impl ReplicationService for Service {
         request: Request<v1::EnqueueBlobsRequest>,
     ) -> Result<Response<v1::EnqueueBlobsResponse>, Status> {
         let _permit = self.calls.enter()?;
-        let call_trace = trace_context(request.metadata());
+        let call_trace = call_trace(&request);
         let v1::EnqueueBlobsRequest { source_store, items, issue_wait_token } = request.into_inner();
         self.parts.announcer.check(&source_store).map_err(|error| announce_status(&error))?;
         if items.len() > MAX_ITEMS {

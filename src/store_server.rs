@@ -4,6 +4,7 @@
 //! stream is read; no stream may stand still, neither one that comes in nor one that goes out.
 
 mod packed;
+mod spans;
 
 use crate::blob::{BlobRef, Excerpt, RefError};
 use crate::failpoint::{self, Point};
@@ -16,6 +17,7 @@ use crate::store::packed::MAX_PACKED_BYTES;
 use crate::store::{
     ByteRange, Disposition, EnumerateRange, Enumeration, Fetched, PeerKind, Put, Store, StoreError, StoreInfo,
 };
+use crate::telemetry::Tracer;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -65,6 +67,7 @@ pub struct StoreServer {
 struct Shared {
     store: Arc<dyn Store>,
     settings: StoreServerSettings,
+    tracer: Tracer,
     calls: CallLimit,
     // Drive the streams that are read from us.
     tasks: TaskTracker,
@@ -75,8 +78,13 @@ struct Shared {
 impl StoreServer {
     /// Serves this store.
     pub fn new(store: Arc<dyn Store>, settings: StoreServerSettings) -> Self {
-        let calls = CallLimit::new(settings.max_calls);
-        Self { shared: Arc::new(Shared { store, settings, calls, tasks: TaskTracker::new(), info: OnceCell::new() }) }
+        Self::traced(store, settings, Tracer::off())
+    }
+
+    /// The same, with spans for blobs that come or go packed. Those of calls are the server's.
+    pub fn traced(store: Arc<dyn Store>, settings: StoreServerSettings, tracer: Tracer) -> Self {
+        let (calls, tasks) = (CallLimit::new(settings.max_calls), TaskTracker::new());
+        Self { shared: Arc::new(Shared { store, settings, tracer, calls, tasks, info: OnceCell::new() }) }
     }
 
     /// Adds both services to what a server serves.

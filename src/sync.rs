@@ -42,6 +42,7 @@ mod prefix;
 mod record;
 mod request;
 mod run;
+mod span;
 
 pub use diff::{Finding, ListingError, ListingFault, Merge, Need, Seen};
 pub use driver::{FullSyncs, StoreIds, SyncParts, SyncRoute, SyncSettings};

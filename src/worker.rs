@@ -30,6 +30,7 @@ mod report;
 mod run;
 mod streaks;
 mod suspects;
+mod traced;
 
 pub use pace::{Wait, Waits};
 pub use report::{Activity, ErrorGroup, InProgress, LagPercentiles, Rate, Report};
@@ -40,6 +41,7 @@ use crate::limits::{Limits, Throttle};
 use crate::peer::Peer;
 use crate::queue::failures::Failures;
 use crate::queue::{Queue, RouteId};
+use crate::telemetry::Tracer;
 use probes::Probes;
 use report::Board;
 use run::Run;
@@ -118,6 +120,8 @@ pub struct Deps {
     pub clock: Arc<dyn Clock>,
     /// Jitter.
     pub entropy: Arc<Entropy>,
+    /// Begins a span for each attempt.
+    pub tracer: Tracer,
     /// Its policy.
     pub policy: Policy,
 }

@@ -11,6 +11,7 @@ use crate::queue::rocks::{KnownRoute, RocksOptions, RocksQueue};
 use crate::queue::{Queue, State};
 use crate::store::Store;
 use crate::store::remote::RemoteStore;
+use crate::telemetry::Tracer;
 use anyhow::{Context, Result};
 use futures::future::BoxFuture;
 use std::collections::BTreeMap;
@@ -49,6 +50,8 @@ pub struct Parts {
     pub disk: Option<PathBuf>,
     /// Where a second copy of the operators' overrides is, beside the queue; absent where there is none.
     pub overrides_file: Option<PathBuf>,
+    /// Begins spans; by default, none.
+    pub tracer: Tracer,
     /// Cancelled when the queue can write no more, whether it was closed or its writer failed.
     pub queue_ended: CancellationToken,
     /// What to do when all is over.
@@ -98,6 +101,7 @@ impl Parts {
             known_routes: queue.routes(),
             disk: Some(dir),
             overrides_file: Some(config.server.data_dir.join("overrides.json")),
+            tracer: Tracer::off(),
             queue_ended: queue.ended(),
             close: Some(Box::new(move || Box::pin(async move { closing.close().await }))),
         })

@@ -84,13 +84,14 @@ impl StoreApp {
     pub async fn run(self, listener: TcpListener, shutdown: CancellationToken) -> Result<()> {
         let address = listener.local_addr().context("the listener has no address")?;
         let (base, health) = base_routes(&SERVICE_NAMES)?;
-        let routes = StoreServer::new(self.store, StoreServerSettings::default()).add_to(base);
+        let tracer = self.settings.calls.tracer.clone();
+        let routes = StoreServer::traced(self.store, StoreServerSettings::default(), tracer).add_to(base);
         for name in SERVICE_NAMES {
             health.set_service_status(name, ServingStatus::Serving).await;
         }
         let stop = CancellationToken::new();
         let mut server = Crew::new();
-        let serving = serve(listener, routes, self.settings, stop.clone());
+        let serving = serve(listener, routes, self.settings.clone(), stop.clone());
         server.spawn("gRPC server", async move { Ok(serving.await?) });
         tracing::info!(%address, "serving a store");
         let fault = tokio::select! {

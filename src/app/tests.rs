@@ -17,6 +17,7 @@ use crate::queue::model::ModelQueue;
 use crate::store::faulty::FaultyStore;
 use crate::store::memory::MemoryStore;
 use crate::store::{Put, Store};
+use crate::telemetry::Tracer;
 use anyhow::Result;
 use bytes::Bytes;
 use failing::FailingQueue;
@@ -93,6 +94,7 @@ impl World {
             known_routes: Vec::new(),
             disk: None,
             overrides_file: None,
+            tracer: Tracer::off(),
             queue_ended: CancellationToken::new(),
             close: None,
         };

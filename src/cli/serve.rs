@@ -4,13 +4,14 @@ use super::progress::to_stderr;
 use super::{Exit, Failure, StoreArg, no_store, output};
 use crate::app::store::{DataUrl, StoreApp};
 use crate::app::{App, Parts, QueueEnded};
-use crate::config::{Config, LogConfig};
-use crate::grpc::ServeSettings;
+use crate::config::{Config, LogConfig, SampleRatio, TracingConfig};
+use crate::grpc::{Calls, ServeSettings};
 use crate::queue::damage::Trouble;
 use crate::store::conformance::{self, Outcome};
 use crate::store::{PeerKind, Store as _};
-use crate::telemetry;
+use crate::telemetry::{self, Traces};
 use clap::{Args, Subcommand};
+use http::Uri;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use tokio::net::TcpListener;
@@ -95,6 +96,7 @@ pub(super) struct ServeArgs {
   blobferry store --data disk:///srv/blobs
   blobferry store --listen 0.0.0.0:7080 --data disk:///srv/blobs
   blobferry store --listen 127.0.0.1:7081 --data memory://   forgets all when it stops
+  blobferry store --data disk:///srv/blobs --otlp http://127.0.0.1:4317
 
 Exit codes: 0 stopped when told to; 1 failed; 2 usage.")]
 pub(super) struct StoreArgs {
@@ -104,6 +106,23 @@ pub(super) struct StoreArgs {
     /// Where the blobs are: disk:///PATH or memory://
     #[arg(long, value_name = "URL", required = true)]
     data: String,
+    /// Send traces there: a collector that speaks OTLP over gRPC, such as http://127.0.0.1:4317. Without it,
+    /// OTEL_EXPORTER_OTLP_ENDPOINT says where; without both, none are made.
+    #[arg(long, value_name = "URL", value_parser = collector)]
+    otlp: Option<Uri>,
+    /// How many of the traces that begin here are recorded, 0 to 1; whoever calls within a trace decides for that.
+    #[arg(long, value_name = "RATIO", value_parser = sample_ratio)]
+    sample_ratio: Option<SampleRatio>,
+}
+
+/// The address of a collector.
+pub(crate) fn collector(text: &str) -> Result<Uri, String> {
+    crate::config::endpoint_of(text)
+}
+
+fn sample_ratio(text: &str) -> Result<SampleRatio, String> {
+    let ratio = text.parse().ok().and_then(SampleRatio::new);
+    ratio.ok_or_else(|| "give a number from 0 to 1, such as 0.01".to_owned())
 }
 
 /// Arguments of `conformance`.
@@ -156,7 +175,14 @@ pub(super) async fn serve(args: ServeArgs, stop: CancellationToken) -> Result<Ex
     let config = args.config.load()?;
     check_routes(&config, &args.config)?;
     logging(&config.log)?;
-    let app = build(&config).await.map_err(failed)?;
+    let traces = trace(&config.tracing, "blobferry")?;
+    let ended = replicate(&config, &traces, stop).await;
+    traces.flush().await;
+    ended
+}
+
+async fn replicate(config: &Config, traces: &Traces, stop: CancellationToken) -> Result<Exit, Failure> {
+    let app = build(config, traces).await.map_err(failed)?;
     let (listener, address) = bind(config.server.listen, "set server.listen").await?;
     let mut said = format!("replicator at http://{address}");
     let app = match config.server.http_listen {
@@ -172,15 +198,22 @@ pub(super) async fn serve(args: ServeArgs, stop: CancellationToken) -> Result<Ex
     Ok(Exit::Ok)
 }
 
+/// Traces, as configured here and in the environment. What this begins is to be flushed.
+pub(crate) fn trace(config: &TracingConfig, service: &str) -> Result<Traces, Failure> {
+    let hint = "check tracing.otlp_endpoint, and the files that OTEL_EXPORTER_OTLP_* name";
+    Traces::start(config, service).map_err(|error| Failure::new(Exit::Usage, error.to_string()).hint(hint))
+}
+
 /// Builds the replicator. Damage that is met on the way has the queue opened once more, which reads and mends all of it.
-async fn build(config: &Config) -> anyhow::Result<App> {
-    let parts = Parts::real(config).await?;
+async fn build(config: &Config, traces: &Traces) -> anyhow::Result<App> {
+    let real = async || anyhow::Ok(Parts { tracer: traces.tracer(), ..Parts::real(config).await? });
+    let parts = real().await?;
     let condition = parts.condition.clone();
     match App::build(config, parts).await {
         Err(error) if matches!(condition.trouble(), Some(Trouble::Damaged(_))) => {
             tracing::error!(error = %format!("{error:#}"), "the queue is damaged; it is opened once more, to be mended");
             drop(condition);
-            App::build(config, Parts::real(config).await?).await
+            App::build(config, real().await?).await
         }
         built => built,
     }
@@ -191,11 +224,20 @@ pub(super) async fn store(args: StoreArgs, stop: CancellationToken) -> Result<Ex
         return Err(Failure::new(Exit::Usage, format!("{error:#}")));
     }
     logging(&LogConfig::default())?;
-    let store = StoreApp::build(&args.data, ServeSettings::default()).await.map_err(failed)?;
-    let (listener, address) = bind(args.listen, "give another address with --listen").await?;
-    output::line(&format!("store at http://{address}"))?;
-    store.run(listener, stop).await.map_err(failed)?;
-    Ok(Exit::Ok)
+    let tracing = TracingConfig { otlp_endpoint: args.otlp, sample_ratio: args.sample_ratio, ..Default::default() };
+    let traces = trace(&tracing, "blobferry-store")?;
+    let calls = Calls { tracer: traces.tracer(), observer: None };
+    let served = async {
+        let settings = ServeSettings { calls, ..ServeSettings::default() };
+        let store = StoreApp::build(&args.data, settings).await.map_err(failed)?;
+        let (listener, address) = bind(args.listen, "give another address with --listen").await?;
+        output::line(&format!("store at http://{address}"))?;
+        store.run(listener, stop).await.map_err(failed)?;
+        Ok(Exit::Ok)
+    };
+    let served = served.await;
+    traces.flush().await;
+    served
 }
 
 /// Logs to stderr, as configured. Only the commands that run a server log.

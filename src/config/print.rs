@@ -52,6 +52,14 @@ pub(super) fn to_toml(config: &Config) -> String {
     section(&mut text, "log");
     string(&mut text, "level", config.log.level.as_str());
     string(&mut text, "format", config.log.format.as_str());
+    section(&mut text, "tracing");
+    if let Some(endpoint) = &config.tracing.otlp_endpoint {
+        string(&mut text, "otlp_endpoint", &endpoint_text(endpoint));
+    }
+    if let Some(ratio) = config.tracing.sample_ratio {
+        plain(&mut text, "sample_ratio", ratio);
+    }
+    string(&mut text, "copy_parent", config.tracing.copy_parent.as_str());
     text
 }
 

@@ -1,7 +1,7 @@
 //! Reads the merged tree by type, and collects what is wrong with it.
 
-use super::Problem;
 use super::tree::{Leaf, Node, Origin, Scalar, Table, Tree};
+use super::{Problem, SampleRatio};
 use crate::limits::BlobRate;
 use http::Uri;
 use std::collections::BTreeSet;
@@ -32,6 +32,12 @@ impl Wrong {
             None => format!("known: {}", all.join(", ")),
         };
         Self::new(format!("unknown {what} {name:?}"), advice)
+    }
+}
+
+impl fmt::Display for Wrong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.problem, self.advice)
     }
 }
 
@@ -226,7 +232,15 @@ pub(super) fn size(range: RangeInclusive<u64>) -> impl FnOnce(&Scalar) -> Result
 
 /// Blobs in a second.
 pub(super) fn blob_rate(value: &Scalar) -> Result<BlobRate, Wrong> {
-    const ADVICE: &str = "set a number from 0.001 to 1000000, such as 50 or 0.5";
+    number(value, BlobRate::new, "set a number from 0.001 to 1000000, such as 50 or 0.5")
+}
+
+/// A share of traces.
+pub(super) fn ratio(value: &Scalar) -> Result<SampleRatio, Wrong> {
+    number(value, SampleRatio::new, "set a number from 0 to 1, such as 0.01")
+}
+
+fn number<T>(value: &Scalar, make: impl FnOnce(f64) -> Option<T>, advice: &str) -> Result<T, Wrong> {
     let number = match value {
         Scalar::Integer(number) => number.to_string().parse().ok(),
         Scalar::Float(number) => Some(*number),
@@ -234,9 +248,9 @@ pub(super) fn blob_rate(value: &Scalar) -> Result<BlobRate, Wrong> {
         _ => None,
     };
     let Some(number) = number else {
-        return Err(Wrong::new(format!("{} is not a number", shown(value)), ADVICE));
+        return Err(Wrong::new(format!("{} is not a number", shown(value)), advice));
     };
-    BlobRate::new(number).ok_or_else(|| Wrong::new(format!("{number} is out of range"), ADVICE))
+    make(number).ok_or_else(|| Wrong::new(format!("{number} is out of range"), advice))
 }
 
 pub(super) fn duration(range: RangeInclusive<Duration>) -> impl FnOnce(&Scalar) -> Result<Duration, Wrong> {

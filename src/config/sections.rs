@@ -2,12 +2,12 @@
 
 use super::read::{
     Section, Wrong, address, address_or_off, blob_rate, boolean, choice, duration, endpoint, endpoint_text, integer,
-    path, size, text,
+    path, ratio, size, text,
 };
 use super::tree::Tree;
 use super::{
-    Config, LogConfig, LogFormat, LogLevel, OnStart, Problem, QueueConfig, RetryConfig, RouteConfig, ServerConfig,
-    StoreConfig,
+    Config, CopyParent, LogConfig, LogFormat, LogLevel, OnStart, Problem, QueueConfig, RetryConfig, RouteConfig,
+    ServerConfig, StoreConfig, TracingConfig,
 };
 use crate::backoff::OnMissing;
 use crate::limits::WORKERS;
@@ -23,8 +23,9 @@ pub(super) fn read(tree: Tree, problems: &mut Vec<Problem>) -> Config {
     let retry = read_retry(root.section("retry"));
     let queue = read_queue(root.section("queue"));
     let log = read_log(root.section("log"));
+    let tracing = read_tracing(root.section("tracing"));
     root.finish();
-    Config { server, stores, routes, retry, queue, log }
+    Config { server, stores, routes, retry, queue, log, tracing }
 }
 
 fn read_server(mut section: Section<'_>) -> ServerConfig {
@@ -200,4 +201,14 @@ fn read_log(mut section: Section<'_>) -> LogConfig {
     };
     section.finish();
     log
+}
+
+fn read_tracing(mut section: Section<'_>) -> TracingConfig {
+    let tracing = TracingConfig {
+        otlp_endpoint: section.optional("otlp_endpoint", endpoint),
+        sample_ratio: section.optional("sample_ratio", ratio),
+        copy_parent: section.value("copy_parent", CopyParent::default(), choice(&CopyParent::ALL, CopyParent::as_str)),
+    };
+    section.finish();
+    tracing
 }

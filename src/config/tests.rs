@@ -2,7 +2,9 @@
 
 use super::read::{size, size_text};
 use super::tree::Scalar;
-use super::{AmbiguousSource, Config, ConfigError, LogFormat, LogLevel, RouteConfig};
+use super::{
+    AmbiguousSource, Config, ConfigError, CopyParent, LogFormat, LogLevel, RouteConfig, SampleRatio, TracingConfig,
+};
 use crate::limits::BlobRate;
 use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
 use std::path::Path;
@@ -29,6 +31,11 @@ workers = 0x40
 [queue]
 max_entries = 1_000
 reserve_bytes = "512MiB"
+
+[tracing]
+otlp_endpoint = "http://jaeger:4317"
+sample_ratio = 0.01
+copy_parent = "child"
 "#;
 
 fn load(toml: &str, env: &[(&str, &str)], overrides: &[(&str, &str)]) -> Result<Config, ConfigError> {
@@ -194,7 +201,7 @@ format = ["json"]
         r#"queue.reserve_bytes: "lots" is not a size (write it as "200MiB" or "1GiB"; set at blobferry.toml:28)"#,
         r#"log.level: "loud" is not a choice (write one of error, warn, info, debug, trace; set at blobferry.toml:31)"#,
         r#"log.format: a value of type array is not a choice (write one of auto, human, json; set at blobferry.toml:32)"#,
-        r#"listen: unknown key (known: server, stores, routes, retry, queue, log; set at blobferry.toml:2)"#,
+        r#"listen: unknown key (known: server, stores, routes, retry, queue, log, tracing; set at blobferry.toml:2)"#,
         r#"servr: unknown key (did you mean "server"?; set by BLOBFERRY__SERVR__LISTEN)"#,
     ];
     assert_eq!(found, expected, "{found:#?}");
@@ -280,6 +287,25 @@ fn endpoints_are_a_scheme_a_host_and_a_port() {
             .iter()
             .all(|text| !text.contains("secret"))
     );
+}
+
+#[test]
+fn traces_go_where_they_are_told_and_a_share_is_one() {
+    let tracing = load(EXAMPLE, &[("BLOBFERRY__TRACING__SAMPLE_RATIO", "1")], &[]).unwrap().tracing;
+    assert_eq!(tracing.otlp_endpoint.unwrap().to_string(), "http://jaeger:4317/");
+    assert_eq!((tracing.sample_ratio, tracing.copy_parent), (SampleRatio::new(1.0), CopyParent::Child));
+    assert_eq!(load("", &[], &[]).unwrap().tracing, TracingConfig::default());
+    for (key, value, wrong) in [
+        ("sample_ratio", "1.01", "1.01 is out of range (set a number from 0 to 1"),
+        ("sample_ratio", "-0.1", "-0.1 is out of range"),
+        ("sample_ratio", "some", "\"some\" is not a number"),
+        ("otlp_endpoint", "jaeger:4317", "lacks http:// or https://"),
+        ("otlp_endpoint", "http://jaeger:4317/v1/traces", "has something after the port"),
+        ("copy_parent", "yes", "is not a choice (write one of link, child"),
+    ] {
+        let found = problems("", &[], &[(&format!("tracing.{key}"), value)]);
+        assert!(found.len() == 1 && found[0].contains(wrong), "{key} = {value}: {found:?}");
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@ use super::servers::Addresses;
 use crate::cli::text;
 use crate::client::upload::LocalFile;
 use crate::pb::base64;
+use crate::telemetry::Tracer;
 use std::time::Duration;
 
 /// The figures of a run. Times are wall-clock.
@@ -32,6 +33,15 @@ pub(super) struct Report {
     pub(super) verify_took: Duration,
     /// A short blob for the command lines in the end.
     pub(super) sample: Option<LocalFile>,
+}
+
+/// What became of the servers' spans.
+pub(super) fn traced(tracers: &[Tracer]) -> String {
+    let tallies = tracers.iter().map(Tracer::tally);
+    let (sent, lost) = tallies.fold((0, 0), |(sent, lost), tally| {
+        (sent + tally.exported, lost + tally.dropped_queue_full + tally.dropped_export_failed)
+    });
+    format!("traces: {} sent, {} lost", text::counted(sent, "span"), text::counted(lost, "span"))
 }
 
 /// Before the first act.

@@ -4,9 +4,11 @@ use crate::app::store::StoreApp;
 use crate::app::{App, Parts};
 use crate::cli::{Exit, Failure};
 use crate::client::Address;
-use crate::config::{Config, OnStart, RouteConfig, StoreConfig};
-use crate::grpc::ServeSettings;
+use crate::config::{Config, OnStart, RouteConfig, StoreConfig, TracingConfig};
+use crate::grpc::{Calls, ServeSettings};
+use crate::telemetry::{Tracer, Traces};
 use anyhow::Context as _;
+use http::Uri;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -42,22 +44,34 @@ pub(super) struct Servers {
     stop_replicator: CancellationToken,
     stores: JoinSet<anyhow::Result<()>>,
     stop_stores: CancellationToken,
+    traces: Vec<Traces>,
 }
 
 impl Servers {
-    /// Starts all three, with their data below this folder.
-    pub(super) async fn start(dir: &Path) -> Result<Self, Failure> {
-        Self::build(dir).await.map_err(|error| Failure::new(Exit::Failed, format!("the demo cannot start: {error:#}")))
+    /// Starts all three, with their data below this folder, and their traces sent to the collector, if there is one.
+    pub(super) async fn start(dir: &Path, otlp: Option<Uri>) -> Result<Self, Failure> {
+        Self::build(dir, otlp)
+            .await
+            .map_err(|error| Failure::new(Exit::Failed, format!("the demo cannot start: {error:#}")))
     }
 
-    async fn build(dir: &Path) -> anyhow::Result<Self> {
+    async fn build(dir: &Path, otlp: Option<Uri>) -> anyhow::Result<Self> {
         let dir = std::path::absolute(dir)?;
+        let tracing = TracingConfig { otlp_endpoint: otlp, ..TracingConfig::default() };
+        let mut traces = Vec::new();
+        let mut tracer = |service: &str| {
+            let started = Traces::start(&tracing, service)?;
+            let tracer = started.tracer();
+            traces.push(started);
+            anyhow::Ok(tracer)
+        };
         let (stop_stores, stop_replicator) = (CancellationToken::new(), CancellationToken::new());
         let mut stores = JoinSet::new();
         let mut addresses = Vec::new();
         for (name, port) in [("source", SOURCE_PORT), ("destination", DESTINATION_PORT)] {
             let (listener, address) = listen(port).await?;
-            let settings = ServeSettings { drain_timeout: DRAIN, ..ServeSettings::default() };
+            let calls = Calls { tracer: tracer(&format!("{name}-store"))?, observer: None };
+            let settings = ServeSettings { drain_timeout: DRAIN, calls, ..ServeSettings::default() };
             let url = format!("disk://{}", dir.join(name).display());
             let store = StoreApp::build(&url, settings).await?;
             let stop = stop_stores.clone();
@@ -81,15 +95,21 @@ impl Servers {
         let between = RouteConfig::between("source", "destination");
         let route = RouteConfig { workers: WORKERS, on_start: OnStart::Off, ..between };
         config.routes.insert("source_to_destination".to_owned(), route);
-        let app = App::build(&config, Parts::real(&config).await?).await?;
+        let parts = Parts { tracer: tracer("blobferry")?, ..Parts::real(&config).await? };
+        let app = App::build(&config, parts).await?;
         let mut replicator = JoinSet::new();
         let stop = stop_replicator.clone();
         replicator.spawn(async move { app.run(listener, stop).await.map(drop).context("the replicator") });
-        Ok(Self { at, replicator, stop_replicator, stores, stop_stores })
+        Ok(Self { at, replicator, stop_replicator, stores, stop_stores, traces })
     }
 
     pub(super) fn at(&self) -> Addresses {
         self.at.clone()
+    }
+
+    /// The tracers of all three; they count spans, also after the end.
+    pub(super) fn tracers(&self) -> Vec<Tracer> {
+        self.traces.iter().map(Traces::tracer).collect()
     }
 
     /// Waits until a server ends that should not.
@@ -115,6 +135,9 @@ impl Servers {
         self.stop_stores.cancel();
         while let Some(ended) = self.stores.join_next().await {
             first = first.or(failure_of(ended));
+        }
+        for traces in self.traces {
+            traces.flush().await;
         }
         first.map_or(Ok(()), Err)
     }

@@ -5,8 +5,10 @@
 //! through whatever the data does. Connections come about at first use and again after they broke; nothing here retries a
 //! call.
 
+use super::traced::PeerChannel;
 use http::Uri;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
@@ -78,6 +80,7 @@ pub struct Channels {
     control: Channel,
     data: Vec<Channel>,
     next: AtomicUsize,
+    peer: Arc<Uri>,
 }
 
 impl Channels {
@@ -121,18 +124,18 @@ impl Channels {
             endpoint = endpoint.tls_config(tls.timeout(peer.connect_timeout)).map_err(unusable)?;
         }
         let data = (0..DATA_CHANNELS).map(|_| endpoint.connect_lazy()).collect();
-        Ok(Self { control: endpoint.connect_lazy(), data, next: AtomicUsize::new(0) })
+        Ok(Self { control: endpoint.connect_lazy(), data, next: AtomicUsize::new(0), peer: Arc::new(peer.uri.clone()) })
     }
 
     /// The channel for calls that move no blob.
-    pub fn control(&self) -> Channel {
-        self.control.clone()
+    pub fn control(&self) -> PeerChannel {
+        PeerChannel::new(self.control.clone(), self.peer.clone())
     }
 
     /// The next channel for a blob.
-    pub fn data(&self) -> Channel {
+    pub fn data(&self) -> PeerChannel {
         let next = self.next.fetch_add(1, Ordering::Relaxed);
-        self.data[next % self.data.len()].clone()
+        PeerChannel::new(self.data[next % self.data.len()].clone(), self.peer.clone())
     }
 }
 

@@ -1,7 +1,7 @@
 //! What is shared by methods that move many blobs in one message: an item's number, its error, and its trace context.
 
 use super::status::{Reason, store_error};
-use super::trace_context::trace_context;
+use super::trace_context::text_context;
 use crate::blob::BlobRef;
 use crate::pb::{DOMAIN, v1};
 use crate::store::StoreError;
@@ -10,12 +10,8 @@ use futures::{Stream, stream};
 use std::collections::HashMap;
 use std::time::Duration;
 use tokio::time::timeout;
-use tonic::metadata::MetadataMap;
 use tonic::{Code, Status, Streaming};
 use tonic_types::{ErrorDetails, StatusExt as _};
-
-/// The longest `traceparent` and `tracestate` of an item that are looked at, in bytes.
-const MAX_TRACE: usize = 512;
 
 /// The messages of a request stream, with the number in the stream of the first item of each. An error is the last.
 pub fn numbered<T: Send + 'static>(
@@ -67,15 +63,5 @@ pub fn item_error(error: &v1::BlobError, blob: &BlobRef) -> StoreError {
 
 /// The trace context of an item, checked as that of a call is.
 pub fn item_trace(traceparent: &str, tracestate: &str) -> Option<TraceContext> {
-    if traceparent.is_empty() || traceparent.len() > MAX_TRACE {
-        return None;
-    }
-    let mut metadata = MetadataMap::new();
-    metadata.insert("traceparent", traceparent.parse().ok()?);
-    if tracestate.len() <= MAX_TRACE
-        && let Ok(tracestate) = tracestate.parse()
-    {
-        metadata.insert("tracestate", tracestate);
-    }
-    trace_context(&metadata)
+    text_context(traceparent, tracestate)
 }

@@ -3,6 +3,7 @@
 //! Connections are accepted here, not by tonic, for three things it does not do: a cap on how many there are, a deadline for
 //! the first bytes of each, and a drain that ends. Beyond the cap connections wait in the kernel's queue.
 
+use super::calls::Calls;
 use super::cut::notice_cuts;
 use crate::pb;
 use http::Request;
@@ -63,17 +64,19 @@ const BASE_SERVICES: [&str; 3] =
     ["grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"];
 
 /// How a server runs.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct ServeSettings {
     /// Connections at a time, at most. Their windows bound the memory: 8 MiB each.
     pub max_connections: usize,
     /// How long calls in progress may take to end, once the server is told to stop.
     pub drain_timeout: Duration,
+    /// Who watches its calls.
+    pub calls: Calls,
 }
 
 impl Default for ServeSettings {
     fn default() -> Self {
-        Self { max_connections: 1024, drain_timeout: Duration::from_secs(25) }
+        Self { max_connections: 1024, drain_timeout: Duration::from_secs(25), calls: Calls::default() }
     }
 }
 
@@ -135,6 +138,7 @@ pub async fn serve(
             Some((Ok::<_, io::Error>(connection), (listener, connections, cut)))
         });
     let serving = Server::builder()
+        .layer(settings.calls)
         .layer(MapRequestLayer::new(notice_cuts as fn(Request<Body>) -> Request<Body>))
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)

@@ -1,7 +1,7 @@
 //! W3C trace context in and out of gRPC metadata (<https://www.w3.org/TR/trace-context/>).
 
 use crate::telemetry::TraceContext;
-use tonic::metadata::{MetadataMap, MetadataValue};
+use http::{HeaderMap, HeaderValue};
 
 const TRACEPARENT: &str = "traceparent";
 const TRACESTATE: &str = "tracestate";
@@ -9,30 +9,40 @@ const TRACESTATE: &str = "tracestate";
 /// The longest `tracestate` that is kept, in bytes; the standard asks for at least this. A longer one is dropped whole.
 const MAX_TRACESTATE: usize = 512;
 
-/// The caller's trace context. A badly formed one counts as none, as the standard wants it.
-pub fn trace_context(metadata: &MetadataMap) -> Option<TraceContext> {
-    let mut parents = metadata.get_all(TRACEPARENT).iter();
+/// The sender's trace context. A badly formed one counts as none, as the standard wants it.
+pub(super) fn header_context(headers: &HeaderMap) -> Option<TraceContext> {
+    let mut parents = headers.get_all(TRACEPARENT).iter();
     let traceparent = parents.next()?.to_str().ok()?;
     if parents.next().is_some() || !is_traceparent(traceparent) {
         return None;
     }
-    let states: Option<Vec<&str>> = metadata.get_all(TRACESTATE).iter().map(|value| value.to_str().ok()).collect();
+    let states: Option<Vec<&str>> = headers.get_all(TRACESTATE).iter().map(|value| value.to_str().ok()).collect();
     let tracestate = states.unwrap_or_default().join(",");
     let tracestate = if tracestate.len() <= MAX_TRACESTATE { tracestate } else { String::new() };
     Some(TraceContext { traceparent: traceparent.to_owned(), tracestate })
 }
 
-/// Puts a trace context into the metadata of an outgoing call.
-pub fn set_trace_context(metadata: &mut MetadataMap, context: &TraceContext) {
+/// The same of two texts.
+pub(super) fn text_context(traceparent: &str, tracestate: &str) -> Option<TraceContext> {
+    if !is_traceparent(traceparent) {
+        return None;
+    }
+    let fits = tracestate.len() <= MAX_TRACESTATE && HeaderValue::from_str(tracestate).is_ok();
+    let tracestate = if fits { tracestate.to_owned() } else { String::new() };
+    Some(TraceContext { traceparent: traceparent.to_owned(), tracestate })
+}
+
+/// Puts a trace context into the headers of an outgoing call.
+pub(super) fn set_header_context(headers: &mut HeaderMap, context: &TraceContext) {
     if !is_traceparent(&context.traceparent) {
         return;
     }
-    if let Ok(value) = MetadataValue::try_from(context.traceparent.as_str()) {
-        metadata.insert(TRACEPARENT, value);
+    if let Ok(value) = HeaderValue::from_str(&context.traceparent) {
+        headers.insert(TRACEPARENT, value);
         if !context.tracestate.is_empty()
-            && let Ok(value) = MetadataValue::try_from(context.tracestate.as_str())
+            && let Ok(value) = HeaderValue::from_str(&context.tracestate)
         {
-            metadata.insert(TRACESTATE, value);
+            headers.insert(TRACESTATE, value);
         }
     }
 }
@@ -63,13 +73,15 @@ fn is_traceparent(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{set_trace_context, trace_context};
-    use tonic::metadata::MetadataMap;
+    use super::{header_context, set_header_context, text_context};
+    use http::HeaderMap;
 
     fn read(traceparent: &str) -> bool {
-        let mut metadata = MetadataMap::new();
-        metadata.insert("traceparent", traceparent.parse().unwrap());
-        trace_context(&metadata).is_some()
+        let mut headers = HeaderMap::new();
+        headers.insert("traceparent", traceparent.parse().unwrap());
+        let read = header_context(&headers);
+        assert_eq!(read, text_context(traceparent, ""));
+        read.is_some()
     }
 
     #[test]
@@ -93,14 +105,14 @@ mod tests {
 
     #[test]
     fn a_context_goes_out_as_it_came_in() {
-        let mut metadata = MetadataMap::new();
-        metadata.insert("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".parse().unwrap());
-        metadata.append("tracestate", "a=1".parse().unwrap());
-        metadata.append("tracestate", "b=2".parse().unwrap());
-        let context = trace_context(&metadata).unwrap();
+        let mut headers = HeaderMap::new();
+        headers.insert("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".parse().unwrap());
+        headers.append("tracestate", "a=1".parse().unwrap());
+        headers.append("tracestate", "b=2".parse().unwrap());
+        let context = header_context(&headers).unwrap();
         assert_eq!(context.tracestate, "a=1,b=2");
-        let mut out = MetadataMap::new();
-        set_trace_context(&mut out, &context);
-        assert_eq!(trace_context(&out), Some(context));
+        let mut out = HeaderMap::new();
+        set_header_context(&mut out, &context);
+        assert_eq!(header_context(&out), Some(context));
     }
 }

@@ -7,8 +7,8 @@ use super::{Service, announce_status, encode};
 use crate::announce::Announcement;
 use crate::blob::{BlobRef, Verifier};
 use crate::grpc::{
-    MAX_ITEMS, Reason, STREAM_IDLE, blob_error, invalid_ref, item_trace, mismatch_status, numbered, pump, store_status,
-    trace_context,
+    MAX_ITEMS, Reason, STREAM_IDLE, blob_error, call_trace, invalid_ref, item_trace, mismatch_status, numbered, pump,
+    store_status,
 };
 use crate::pb::v1;
 use crate::queue::Pushed;
@@ -30,7 +30,7 @@ impl Service {
         request: Request<Streaming<v1::ReceiveBlobsRequest>>,
     ) -> Result<Response<ReceiveBlobsStream>, Status> {
         let permit = self.calls.enter()?;
-        let call_trace = trace_context(request.metadata());
+        let call_trace = call_trace(&request);
         let service = self.clone();
         let messages = numbered(request.into_inner(), STREAM_IDLE, |message| message.blobs.len());
         // The first message says for all of them where the blobs are.

@@ -22,7 +22,8 @@ use super::{
 use crate::blob::{BlobMeta, BlobRef, DigestFunction, Mismatch, RefError};
 use crate::failpoint::{self, Point};
 use crate::grpc::{
-    CHUNK_BYTES, Channels, EndpointError, MAX_DECODED_BYTES, MAX_ITEMS, MAX_MESSAGE_BYTES, PeerEndpoint, store_error,
+    CHUNK_BYTES, Channels, EndpointError, MAX_DECODED_BYTES, MAX_ITEMS, MAX_MESSAGE_BYTES, PeerChannel, PeerEndpoint,
+    store_error,
 };
 use crate::pb::v1;
 use async_trait::async_trait;
@@ -38,7 +39,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
-use tonic::transport::Channel;
 use tonic::{CancellationHandle, Code, Request, Response, Status, Streaming};
 use v1::blob_reader_service_client::BlobReaderServiceClient;
 use v1::blob_receiver_service_client::BlobReceiverServiceClient;
@@ -123,13 +123,13 @@ async fn guarded<T>(call: impl Future<Output = Result<T, Status>> + Send) -> Res
     answered.unwrap_or_else(|_| Err(Status::unknown("the answer could not be decoded")))
 }
 
-fn receiver(channel: Channel) -> BlobReceiverServiceClient<Channel> {
+fn receiver(channel: PeerChannel) -> BlobReceiverServiceClient<PeerChannel> {
     BlobReceiverServiceClient::new(channel)
         .max_decoding_message_size(MAX_DECODED_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES)
 }
 
-fn reader(channel: Channel) -> BlobReaderServiceClient<Channel> {
+fn reader(channel: PeerChannel) -> BlobReaderServiceClient<PeerChannel> {
     BlobReaderServiceClient::new(channel)
         .max_decoding_message_size(MAX_DECODED_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES)

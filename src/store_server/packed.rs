@@ -3,11 +3,10 @@
 //! While the store works at one message, the next is read; no third. So what a stream holds is bounded by the size of a
 //! message, and a client that does not read its answers is read no further, until the stream ends as idle.
 
+use super::spans::{Item, ItemSpans};
 use super::{StoreServer, disposition, failed};
 use crate::blob::{BlobRef, Excerpt, RefError};
-use crate::grpc::{
-    MAX_ITEMS, Reason, blob_error, invalid_ref, item_trace, numbered, pump, store_status, trace_context,
-};
+use crate::grpc::{MAX_ITEMS, Reason, blob_error, call_trace, invalid_ref, item_trace, numbered, pump, store_status};
 use crate::pb::v1;
 use crate::store::packed::{MAX_PACKED_BYTES, PACK_BYTES, PACK_ITEMS, Packed, Parcel, Want, packs};
 use crate::store::{Put, Received, Store, StoreError, StoreInfo};
@@ -17,6 +16,10 @@ use futures::{StreamExt, stream};
 use std::sync::Arc;
 use tonic::{Request, Response, Status, Streaming};
 use v1::fetched_blob::Result as Found;
+
+/// What the spans of blobs are called: as those of the calls that carry them.
+const RECEIVE: &str = "blobferry.v1.BlobReceiverService/ReceiveBlobs";
+const FETCH: &str = "blobferry.v1.BlobReaderService/FetchBlobs";
 
 /// Messages of one stream that are worked at.
 const AT_ONCE: usize = 2;
@@ -38,19 +41,29 @@ impl StoreServer {
     ) -> Result<Response<ReceiveBlobsStream>, Status> {
         let permit = self.shared.calls.enter()?;
         let info = Arc::new(self.info().await?.clone());
-        let call_trace = trace_context(request.metadata());
+        let call_trace = call_trace(&request);
         let idle = self.shared.settings.idle_timeout;
-        let store = self.shared.store.clone();
+        let (store, tracer) = (self.shared.store.clone(), self.shared.tracer.clone());
         let messages = numbered(request.into_inner(), idle, |message| message.blobs.len());
         let answers = messages.map(move |message| {
             let (store, info, call_trace) = (store.clone(), info.clone(), call_trace.clone());
+            let tracer = tracer.clone();
             async move {
                 let (first, message) = message?;
                 let count = message.blobs.len();
                 if count > MAX_ITEMS {
                     return Err(too_many(count, MAX_ITEMS));
                 }
-                let results = receive(&*store, &info, first, message.blobs, call_trace.as_ref()).await;
+                let items = message.blobs.iter().map(|blob| Item {
+                    r#ref: &blob.r#ref,
+                    size: Some(blob.data.len()),
+                    traceparent: &blob.traceparent,
+                    tracestate: &blob.tracestate,
+                });
+                let spans = ItemSpans::begin(&tracer, RECEIVE, call_trace.as_ref(), items);
+                let results = receive(&*store, &info, message.blobs, call_trace.as_ref()).await;
+                spans.end(&results);
+                let results = (first..).zip(results).map(|(item, result)| packed_result(item, result)).collect();
                 Ok(v1::ReceiveBlobsResponse { results, backlogs: Vec::new() })
             }
         });
@@ -63,17 +76,24 @@ impl StoreServer {
         request: Request<Streaming<v1::FetchBlobsRequest>>,
     ) -> Result<Response<FetchBlobsStream>, Status> {
         let permit = self.shared.calls.enter()?;
-        let call_trace = trace_context(request.metadata());
+        let call_trace = call_trace(&request);
         let idle = self.shared.settings.idle_timeout;
-        let store = self.shared.store.clone();
+        let (store, tracer) = (self.shared.store.clone(), self.shared.tracer.clone());
         let messages = numbered(request.into_inner(), idle, |message| message.blobs.len());
         // In parts whose answers fit memory, whatever the sizes turn out to be.
         let parts = messages.flat_map(|message| stream::iter(parts_of(message)));
         let answers = parts.map(move |part| {
-            let (store, call_trace) = (store.clone(), call_trace.clone());
+            let (store, call_trace, tracer) = (store.clone(), call_trace.clone(), tracer.clone());
             async move {
                 let (first, wants) = part?;
-                Ok(fetch(&*store, first, wants, call_trace.as_ref()).await)
+                let items = wants.iter().map(|want| Item {
+                    r#ref: &want.r#ref,
+                    size: None,
+                    traceparent: &want.traceparent,
+                    tracestate: &want.tracestate,
+                });
+                let spans = ItemSpans::begin(&tracer, FETCH, call_trace.as_ref(), items);
+                Ok(fetch(&*store, first, wants, call_trace.as_ref(), spans).await)
             }
         });
         let answers = answers.buffered(AT_ONCE).flat_map(|answers| {
@@ -145,14 +165,12 @@ async fn answered<I, Q, A>(
 async fn receive(
     store: &dyn Store,
     info: &StoreInfo,
-    first: u64,
     blobs: Vec<v1::PackedBlob>,
     call_trace: Option<&TraceContext>,
-) -> Vec<v1::PackedResult> {
+) -> Vec<Result<Received, Status>> {
     let parse = |packed| parcel(info, packed, call_trace);
     let ask = async |parcels| store.receive_packed(parcels).await;
-    let results = answered(blobs, parse, ask, |parcel| parcel.put.blob).await;
-    (first..).zip(results).map(|(item, result)| packed_result(item, result)).collect()
+    answered(blobs, parse, ask, |parcel| parcel.put.blob).await
 }
 
 /// A blob that makes sense here.
@@ -195,6 +213,7 @@ async fn fetch(
     first: u64,
     wants: Vec<v1::WantedBlob>,
     call_trace: Option<&TraceContext>,
+    spans: ItemSpans,
 ) -> Vec<v1::FetchedBlob> {
     let parse = |want: v1::WantedBlob| {
         let blob = want.r#ref.parse().map_err(|error| invalid_ref("blobs.ref", &error))?;
@@ -205,6 +224,7 @@ async fn fetch(
     let ask =
         async |wants: Vec<(String, Want)>| store.fetch_packed(wants.into_iter().map(|(_, want)| want).collect()).await;
     let answers = answered(wants, parse, ask, |(_, want)| want.blob).await;
+    spans.end(&answers);
     let blobs = (first..).zip(names).zip(answers).map(|((item, name), answer)| {
         let (r#ref, result) = match answer {
             Ok(Packed::Whole(bytes)) => (name, Found::Data(bytes)),

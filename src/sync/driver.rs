@@ -9,11 +9,13 @@ use super::record::{
 };
 use super::request::{Started, SyncRequest, SyncStartError};
 use super::run::Run;
+use super::span::{begin_span, end_span};
 use crate::clock::Clock;
 use crate::failpoint::{self, Point};
 use crate::fault::FaultKind;
 use crate::queue::{Queue, QueueError, RouteId, State, StateWrite, SyncId};
 use crate::store::Store;
+use crate::telemetry::Tracer;
 use futures::FutureExt;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -114,6 +116,8 @@ pub struct SyncParts {
     pub state: Arc<dyn State>,
     /// Tells the time.
     pub clock: Arc<dyn Clock>,
+    /// Begins a span for each.
+    pub tracer: Tracer,
     /// Paces them.
     pub settings: SyncSettings,
 }
@@ -422,8 +426,9 @@ impl Inner {
     /// Runs a sync to its end, whatever that is, and writes how it ended.
     async fn run(&self, slot: &Slot, record: SyncRecord) {
         let cancel = slot.canceller();
+        let span = begin_span(&self.parts.tracer, &record);
         let mut run = Run::new(&self.parts, slot, &cancel, record);
-        let ended = AssertUnwindSafe(run.finish()).catch_unwind().await;
+        let ended = span.within(AssertUnwindSafe(run.finish()).catch_unwind()).await;
         let mut record = run.into_record();
         record.tally = self.parts.queue.sync_tally(record.id);
         match ended {
@@ -444,6 +449,7 @@ impl Inner {
         record.phase = SyncPhase::default();
         record.eta = None;
         record.end_time = Some(self.parts.clock.now());
+        end_span(&span, &record);
         match &record.failure {
             Some(failure) => {
                 let peer = (!failure.peer.is_empty()).then_some(failure.peer.as_str());

@@ -14,6 +14,7 @@ use crate::clock::ManualClock;
 use crate::fault::FaultKind;
 use crate::queue::{Lane, Origin, Push, Queue, RouteId, SyncId};
 use crate::store::PeerKind;
+use crate::telemetry::Tracer;
 use ledger::{Ledger, Pages};
 use shelf::{Shared, Shelf, Trouble, blob, store_ids};
 use std::sync::Arc;
@@ -64,6 +65,7 @@ impl Bench {
             queue: Arc::clone(&ledger) as _,
             state: Arc::clone(&ledger) as _,
             clock: Arc::clone(&clock) as _,
+            tracer: Tracer::off(),
             settings,
         };
         let syncs = FullSyncs::open(parts, vec![route]).await.unwrap();

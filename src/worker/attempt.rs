@@ -5,15 +5,16 @@ use super::judge::Permits;
 use super::lanes::index;
 use super::report::ShownCopy;
 use super::suspects::Began;
+use super::traced;
 use crate::copy::{Copied, CopyError, CopyJob, Progress, copy_blob};
 use crate::fault::FaultKind;
 use crate::limits::Charge;
 use crate::queue::{Claim, Entry, Lane};
+use crate::telemetry::Span;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
-use tracing::Instrument;
 
 /// How many copies of each lane there are.
 #[derive(Debug, Default)]
@@ -53,6 +54,7 @@ pub(super) struct Finished {
     pub(super) permits: Arc<Permits>,
     pub(super) progress: Arc<Progress>,
     pub(super) shown: ShownCopy,
+    pub(super) span: Span,
 }
 
 /// Copies one entry's blob.
@@ -71,15 +73,7 @@ pub(super) async fn attempt(worker: Arc<Worker>, claim: Claim, permits: Arc<Perm
         idle_timeout: worker.deps.policy.idle_timeout,
     };
     let queue_wait = waited(entry, worker.deps.clock.now());
-    // The entry's trace context is to be attached here: as a link, or as the parent, before the span is first entered.
-    let span = tracing::info_span!(
-        "process",
-        blob = %entry.blob,
-        route = %spec.name,
-        attempt = entry.attempts.saturating_add(1),
-        size = entry.size,
-        queue_wait_ms = u64::try_from(queue_wait.as_millis()).unwrap_or(u64::MAX),
-    );
+    let span = traced::begin(&worker.deps.tracer, spec, entry, queue_wait);
     let result = async {
         let mut copy = pin!(copy_blob(spec.from.store(), &**spec.to.store(), &job, &progress));
         loop {
@@ -93,11 +87,11 @@ pub(super) async fn attempt(worker: Arc<Worker>, claim: Claim, permits: Arc<Perm
             }
         }
     };
-    let result = result.instrument(span).await;
+    let result = traced::carrying(&span, entry.trace.as_ref(), result).await;
     progress.settling();
     slot.charge.known(Some(progress.bytes()));
     drop(slot);
-    Finished { claim, result, began, permits, progress, shown }
+    Finished { claim, result, began, permits, progress, shown, span }
 }
 
 /// Whether the blob may have arrived by an earlier attempt whose answer was lost. A destination whose word was wrong is not

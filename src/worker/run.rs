@@ -8,13 +8,14 @@ use super::lanes::{Lanes, index};
 use super::pace::Wait;
 use super::question::{Answer, ask};
 use super::report::{Activity, ShownCopy};
-use super::{Deps, Evidence, Worker};
+use super::{Deps, Evidence, Worker, traced};
 use crate::blob::BlobMeta;
 use crate::failpoint::{self, Point};
 use crate::fault::FaultKind;
 use crate::peer::{Admission, Peer};
 use crate::queue::failures::Remedy;
 use crate::queue::{Claim, Entry, Lane, Outcome, Queue, QueueError};
+use crate::telemetry::Span;
 use futures::future::BoxFuture;
 use limited::Turns;
 use std::sync::Arc;
@@ -68,6 +69,7 @@ struct Judged {
     // Of a discarded one.
     cause: Option<String>,
     shown: ShownCopy,
+    span: Span,
 }
 
 /// The end of a settlement.
@@ -85,6 +87,8 @@ struct Note {
     parked: bool,
     cause: Option<String>,
     _shown: ShownCopy,
+    // Ends when it is settled.
+    _span: Span,
 }
 
 /// What a fill brought.
@@ -264,15 +268,16 @@ impl Run {
             // The copier's own panics are caught closer by; this one released its claim as it unwound.
             Err(error) => return tracing::error!(route = %self.worker.spec.name, %error, "a copy was lost"),
         };
-        let Verdict { outcome, question } = self.worker.judge(&finished);
+        let Verdict { outcome, question } = finished.span.inside(|| self.worker.judge(&finished));
+        traced::end(&finished.span, finished.claim.entry(), &finished.result, outcome.as_ref());
         if let Some(question) = question {
             self.asking.spawn(ask(self.worker.clone(), question));
         }
         if let Some(outcome) = outcome {
-            let Finished { claim, result, shown, .. } = finished;
+            let Finished { claim, result, shown, span, .. } = finished;
             let discards = matches!(outcome, Outcome::Discard);
             let cause = result.err().filter(|_| discards).map(|error| error.to_string());
-            self.judged.push(Judged { claim, outcome, cause, shown });
+            self.judged.push(Judged { claim, outcome, cause, shown, span });
         }
     }
 
@@ -288,13 +293,13 @@ impl Run {
         }
         let mut notes = Vec::with_capacity(self.judged.len());
         let mut settled = Vec::with_capacity(self.judged.len());
-        for Judged { claim, outcome, cause, shown } in self.judged.drain(..) {
+        for Judged { claim, outcome, cause, shown, span } in self.judged.drain(..) {
             let confirmed = match &outcome {
                 Outcome::Confirmed { size, copied, .. } => Some((*size, *copied)),
                 _ => None,
             };
             let parked = matches!(outcome, Outcome::Park { .. });
-            notes.push(Note { entry: claim.entry().clone(), confirmed, parked, cause, _shown: shown });
+            notes.push(Note { entry: claim.entry().clone(), confirmed, parked, cause, _shown: shown, _span: span });
             settled.push((claim, outcome));
         }
         let (spec, deps) = (&self.worker.spec, &self.worker.deps);

@@ -17,7 +17,7 @@ use crate::queue::{
 use crate::store::faulty::{FaultyStore, Trouble};
 use crate::store::memory::MemoryStore;
 use crate::store::{Disposition, PeerKind, Put, Store, StoreInfo};
-use crate::telemetry::TraceContext;
+use crate::telemetry::{TraceContext, Tracer};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt, stream};
@@ -155,7 +155,8 @@ impl Lab {
         let flaky = Arc::new(FlakyQueue { inner: queue.clone(), fails, failures });
         let failures = queue.clone();
         let limits = watch::Sender::new(Limits::workers(workers));
-        let deps = Deps { queue: flaky.clone(), failures, clock, entropy, policy: Policy::default() };
+        let (tracer, policy) = (Tracer::off(), Policy::default());
+        let deps = Deps { queue: flaky.clone(), failures, clock, entropy, tracer, policy };
         let worker = |(index, (from, to)): (usize, &(&str, &str))| {
             let spec = RouteSpec {
                 name: hop(index).name,

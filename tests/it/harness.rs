@@ -27,6 +27,8 @@ pub(crate) fn program() -> &'static str {
 pub(crate) struct Server {
     program: String,
     args: Vec<String>,
+    /// Environment variables that it is always started with.
+    env: Vec<(String, String)>,
     /// Where the address stands among `args`, to start again at the same port.
     listen: usize,
     log: PathBuf,
@@ -39,10 +41,16 @@ pub(crate) struct Server {
 impl Server {
     /// Starts `program`; `args[listen]` is its address, `{}` in it is replaced. It must print a URL in its first line.
     pub(crate) fn start(program: &str, args: &[&str], listen: usize, log: &Path) -> Self {
+        Self::start_in(program, args, listen, log, &[])
+    }
+
+    /// The same, with these environment variables, also when it is started again.
+    pub(crate) fn start_in(program: &str, args: &[&str], listen: usize, log: &Path, env: &[(&str, &str)]) -> Self {
         let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
         let mut server = Self {
             program: program.to_owned(),
             args,
+            env: env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
             listen,
             log: log.to_owned(),
             child: None,
@@ -74,6 +82,7 @@ impl Server {
             .args(&args)
             .env_remove("RUST_LOG")
             .env("BLOBFERRY__SERVER__HTTP_LISTEN", "127.0.0.1:0")
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
             .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -7,6 +7,7 @@ use super::shelf::{Shared, Shelf, Trouble, blob, store_ids};
 use super::{Bench, ROUTE, request};
 use crate::clock::ManualClock;
 use crate::queue::RouteId;
+use crate::telemetry::Tracer;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -148,6 +149,7 @@ impl Pair {
             queue: Arc::clone(&ledger) as _,
             state: Arc::clone(&ledger) as _,
             clock: Arc::clone(&clock) as _,
+            tracer: Tracer::off(),
             settings: SyncSettings::default(),
         };
         let syncs = FullSyncs::open(parts, vec![route(ROUTE), route("other")]).await.unwrap();

@@ -9,6 +9,7 @@ use crate::queue::model::ModelQueue;
 use crate::queue::{Lane, Outcome, Queue, RouteId};
 use crate::store::memory::MemoryStore;
 use crate::store::{ByteRange, EnumerateRange, Put, Store};
+use crate::telemetry::Tracer;
 use bytes::Bytes;
 use futures::StreamExt;
 use std::sync::Arc;
@@ -75,7 +76,13 @@ async fn after_a_sync_the_destination_holds_all_and_the_next_finds_nothing() {
         receive_only: false,
     };
     let settings = SyncSettings { high_water: 1000, window: 700, ..SyncSettings::default() };
-    let parts = SyncParts { queue: Arc::new(queue.clone()), state: Arc::new(queue.clone()), clock, settings };
+    let parts = SyncParts {
+        queue: Arc::new(queue.clone()),
+        state: Arc::new(queue.clone()),
+        clock,
+        tracer: Tracer::off(),
+        settings,
+    };
     let syncs = FullSyncs::open(parts, vec![route]).await.unwrap();
     let request = SyncRequest { route: "r".into(), mode: SyncMode::Copy, ..SyncRequest::default() };
 
