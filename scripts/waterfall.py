@@ -71,7 +71,7 @@ def main():
         if row % 2 == 0:
             out.append(f'<rect x="0" y="{y}" width="{WIDTH}" height="{ROW}" fill="#f4f5f7"/>')
         out.append(f'<text x="{12 + 18 * depth}" y="{y + 17}" fill="#222">{escape(name)}'
-                   f'<tspan fill="#888"> {kind}</tspan></text>')
+                   f'<tspan dx="6" fill="#888">{kind}</tspan></text>')
         colour = "#c0392b" if span["status"] == 2 else COLOURS.get(span["service"], "#777")
         out.append(f'<rect x="{start:.1f}" y="{y + 6}" width="{max(end - start, 2):.1f}" height="14" rx="2" fill="{colour}"/>')
         out.append(f'<text x="{end + 6:.1f}" y="{y + 17}" fill="#555">{duration(span["end"] - span["start"])}</text>')

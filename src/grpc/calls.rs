@@ -49,6 +49,9 @@ pub struct EndedCall {
     pub took: Duration,
 }
 
+/// Services that say nothing of blobs and are asked every few seconds: their calls begin no trace.
+const ASIDE: &str = "grpc.";
+
 /// Who watches the calls of a server. By default, nobody.
 #[derive(Clone, Default)]
 pub struct Calls {
@@ -169,6 +172,9 @@ fn server_span(tracer: &Tracer, method: &'static str, request: &Request<Body>) -
         return Span::default();
     }
     let caller = if tracer.propagates() { header_context(request.headers()) } else { None };
+    if caller.is_none() && method.starts_with(ASIDE) {
+        return Span::default();
+    }
     let parent = caller.as_ref().map_or(Parent::None, Parent::Sent);
     // A name of its own for what is none of our methods, as the conventions want it.
     let span = tracer.start(SpanKind::Server, parent, || if method == OTHER { "grpc" } else { method }.into());

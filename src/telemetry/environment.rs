@@ -14,6 +14,10 @@ use std::time::Duration;
 /// 2,048 are a fraction of what one announcement of many blobs may bring.
 const QUEUE: usize = 16_384;
 
+/// Links of a span, at most, where `OTEL_SPAN_LINK_COUNT_LIMIT` says nothing: a pack's span has one for each of its blobs. The
+/// SDK's own limit is 128.
+const LINKS: u32 = 1024;
+
 /// How long an export may take, where `OTEL_EXPORTER_OTLP_TIMEOUT` says nothing.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -32,6 +36,8 @@ pub(super) struct Settings {
     pub(super) parent_decides: bool,
     pub(super) propagates: bool,
     pub(super) queue: usize,
+    /// Absent where the SDK finds it in the environment.
+    pub(super) links: Option<u32>,
     /// `service.name`, where the environment has one.
     pub(super) service_name: Option<String>,
     pub(super) timeout: Duration,
@@ -104,6 +110,7 @@ pub(super) fn settings(
             .and_then(|size| size.parse().ok())
             .filter(|size| *size > 0)
             .unwrap_or(QUEUE),
+        links: env("OTEL_SPAN_LINK_COUNT_LIMIT").is_none().then_some(LINKS),
         service_name: env("OTEL_SERVICE_NAME"),
         timeout: otlp("TIMEOUT").and_then(|ms| ms.parse().ok()).map_or(TIMEOUT, Duration::from_millis),
     };

@@ -93,7 +93,11 @@ impl Traces {
         if let Some(name) = &settings.service_name {
             resource = resource.with_service_name(name.clone());
         }
-        let provider = SdkTracerProvider::builder()
+        let mut provider = SdkTracerProvider::builder();
+        if let Some(links) = settings.links {
+            provider = provider.with_max_links_per_span(links);
+        }
+        let provider = provider
             .with_resource(resource.build())
             .with_sampler(OrLinked { inner: settings.sampler.clone(), follows: settings.parent_decides })
             .with_span_processor(Counted::new(processor, exported.clone(), settings.queue))
