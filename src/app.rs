@@ -350,6 +350,7 @@ fn open_workers(
             from: peer(&route.from)?,
             to: peer(&route.to)?,
             limits: overrides.limits(&route.name).context("a route without limits")?,
+            bytes_in_flight: settings.bytes_in_flight,
             receive_only: settings.receive_only,
             next: next.collect(),
         };

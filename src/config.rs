@@ -113,8 +113,12 @@ pub struct RouteConfig {
     pub from: String,
     /// The store that becomes the copy, by name; another than `from`. Required.
     pub to: String,
-    /// How many blobs are copied at a time; 1 to 1024. Default 32.
+    /// How many blobs are copied at a time, each by a stream of its own, and how many packs of small blobs beside them; 1 to
+    /// 1024. Default 32.
     pub workers: usize,
+    /// The bytes of blobs that copies may hold in memory, about: half of it is for large blobs, half for packs of small ones;
+    /// 4 MiB to 64 GiB. Default 128 MiB.
+    pub bytes_in_flight: u64,
     /// How many bytes may be copied in a second, over the whole route; 1 B to 1 PiB. Default: no limit.
     pub bytes_per_second: Option<u64>,
     /// How many blobs may be copied in a second, over the whole route; 0.001 to 1,000,000. Default: no limit.
@@ -162,6 +166,7 @@ impl RouteConfig {
             from: from.into(),
             to: to.into(),
             workers: 32,
+            bytes_in_flight: 128 << 20,
             bytes_per_second: None,
             blobs_per_second: None,
             enabled: true,

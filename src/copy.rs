@@ -1,4 +1,4 @@
-//! Copies one blob from a store to another, and says whose fault it was if that did not work.
+//! Copies one blob from a store to another, or a pack of small ones, and says whose fault it was if that did not work.
 //!
 //! ```text
 //! source.fetch ──chunks──▶ Verified ──chunks──▶ destination.receive ──▶ exact checks of the answer
@@ -16,11 +16,13 @@
 //! Whoever is waited for without a byte of progress for the idle timeout is at fault.
 
 mod error;
+mod packed;
 mod progress;
 mod resumed;
 mod verified;
 
 pub use error::CopyError;
+pub use packed::{PackEnd, PackItem, PackJob, copy_pack};
 pub use progress::{Progress, Stage};
 
 use crate::blob::{BlobRef, Verifier};
@@ -58,6 +60,8 @@ pub struct Copied {
     pub size: u64,
     /// Whether bytes were sent: false where the destination said beforehand that it holds the blob.
     pub copied: bool,
+    /// Whether the blob was new to the destination, by its own word.
+    pub was_new: bool,
     /// The announced size, where it differs from the true one.
     pub size_corrected: Option<u64>,
 }
@@ -97,7 +101,7 @@ async fn copy(
         && !job.repair
         && let Some(size) = size_held_by_both(&**source, destination, job.blob, progress).await
     {
-        return Ok(Copied { size, copied: false, size_corrected: correction(job, size) });
+        return Ok(Copied { size, copied: false, was_new: false, size_corrected: correction(job, size) });
     }
 
     progress.enter(Stage::Fetching, Side::Source);
@@ -127,13 +131,13 @@ async fn copy(
     if !verdict.is_verified() {
         return Err(CopyError::confirmed_other("it confirmed the blob before it had read all of it"));
     }
-    check_confirmation(job, stated, &received)?;
+    check_confirmation(job.blob, job.receive_only, stated, &received)?;
 
     if can_read_back && received.disposition == Disposition::Stored {
         progress.enter(Stage::Verifying, Side::Destination);
         read_back(destination, job.blob, stated, progress).await?;
     }
-    Ok(Copied { size: stated, copied: true, size_corrected })
+    Ok(Copied { size: stated, copied: true, was_new: received.was_new, size_corrected })
 }
 
 /// A place where the copy can be told to fail as if by this side.
@@ -174,17 +178,22 @@ async fn size_held_by_both(
     (held == stated).then_some(held)
 }
 
-fn check_confirmation(job: &CopyJob, verified: u64, received: &Received) -> Result<(), CopyError> {
+fn check_confirmation(
+    expected: BlobRef,
+    receive_only: bool,
+    verified: u64,
+    received: &Received,
+) -> Result<(), CopyError> {
     let Received { blob, size, disposition, .. } = *received;
-    if blob != job.blob {
-        return Err(CopyError::confirmed_other(&format!("it confirmed {blob} in place of {}", job.blob)));
+    if blob != expected {
+        return Err(CopyError::confirmed_other(&format!("it confirmed {blob} in place of {expected}")));
     }
     if size != verified {
         return Err(CopyError::confirmed_other(&format!("it confirmed {size} bytes; {verified} were sent")));
     }
     match disposition {
         Disposition::Stored => Ok(()),
-        Disposition::Consumed if job.receive_only => Ok(()),
+        Disposition::Consumed if receive_only => Ok(()),
         Disposition::Consumed => {
             Err(CopyError::confirmed_other("it answered CONSUMED, and the route is not receive_only"))
         }

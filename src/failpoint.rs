@@ -113,6 +113,18 @@ places! {
     CopyHalfClose = "copy.half_close",
     /// The destination has answered.
     CopyAnswered = "copy.answered",
+    /// Before both sides are asked what they hold of a pack.
+    CopyPackAsk = "copy.pack.ask",
+    /// Before the source is asked for a pack.
+    CopyPackFetch = "copy.pack.fetch",
+    /// The source has answered for a pack, and nothing is checked yet.
+    CopyPackFetched = "copy.pack.fetched",
+    /// The blobs of a pack are checked, and the destination knows nothing of them.
+    CopyPackChecked = "copy.pack.checked",
+    /// Before a pack is offered to the destination.
+    CopyPackSend = "copy.pack.send",
+    /// The destination has answered for a pack.
+    CopyPackAnswered = "copy.pack.answered",
     /// Before a peer is asked who it is.
     RemoteInfo = "copy.remote.info",
     /// Before a peer is asked which blobs it holds.

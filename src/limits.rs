@@ -286,10 +286,18 @@ impl Throttle {
         if let Some(blobs) = &mut buckets.blobs {
             blobs.charge(i128::from(BlobRate::ONE));
         }
+        let charged = size.unwrap_or(0);
+        if let Some(bytes) = &mut buckets.bytes {
+            bytes.charge(i128::from(charged));
+        }
         drop(buckets);
-        let mut charge = Charge { throttle: self.clone(), charged: 0 };
-        charge.known(size);
-        Ok(charge)
+        Ok(Charge { throttle: self.clone(), charged })
+    }
+
+    /// Whether a rate is in force; and whether one of bytes is.
+    pub fn rates(&self) -> (bool, bool) {
+        let buckets = self.buckets();
+        (buckets.bytes.is_some() || buckets.blobs.is_some(), buckets.bytes.is_some())
     }
 
     fn correct(&self, from: u64, to: u64) {
@@ -318,6 +326,11 @@ pub struct Charge {
 }
 
 impl Charge {
+    /// One charge for what is copied together.
+    pub fn join(&mut self, other: Self) {
+        self.charged = self.charged.saturating_add(other.charged);
+    }
+
     /// The blob's size is known now, or known better; in the end, how many bytes have passed.
     pub fn known(&mut self, size: Option<u64>) {
         if let Some(size) = size

@@ -11,7 +11,7 @@ use crate::backoff::Backoff;
 use crate::breaker::{Breaker, Permit as Decision, Phase, Reason, Ticket, Transition};
 use crate::clock::{Clock, Entropy};
 use crate::fault::FaultKind;
-use crate::store::{PeerKind, Store, StoreError, StoreInfo};
+use crate::store::{Abilities, PeerKind, Store, StoreError, StoreInfo};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -243,6 +243,14 @@ impl Peer {
     /// What the store said of itself, when it last did.
     pub fn info(&self) -> Option<StoreInfo> {
         self.state().shown.as_ref().map(|(info, _)| info.clone())
+    }
+
+    /// What it can do, and the largest blob that it takes and gives packed, in bytes (0: none), as it last said.
+    pub fn abilities(&self) -> (Abilities, u64) {
+        let state = self.state();
+        let Some((info, _)) = &state.shown else { return (Abilities::default(), 0) };
+        let packed = if info.abilities.packed { info.max_packed_bytes.unwrap_or(0) } else { 0 };
+        (info.abilities, packed)
     }
 
     /// The store id that is expected: changes when one is learned, which is to be recorded durably then.

@@ -1,29 +1,36 @@
 //! The worker of a route: claims entries, has them copied, settles them. Nothing else starts a copy; only the queue retries.
 //!
 //! ```text
-//!        ┌─────────────── fill ────────────────┐
-//! queue ─┤ both peers admit? ── claim a batch ─┼─▶ copies ──▶ judge ──▶ settle ─▶ queue
-//!        └─────────────────────────────────────┘                │
-//!                                                               └─ the peer's fault: release
+//!        ┌─────────────── fill ────────────────┐    ┌─ begin ──────────┐
+//! queue ─┤ both peers admit? ── claim a batch ─┼─▶ │ alone, or a pack │ ─▶ copies ──▶ judge ──▶ settle ─▶ queue
+//!        └─────────────────────────────────────┘    └──────────────────┘                │
+//!                                                              the peer's fault: release ┘
 //! ```
 //!
 //! One loop picks one event at a time and applies it with plain functions; what takes time runs beside it: one fill, one
-//! settlement, and up to `workers` copies. Everything in flight is owned by the loop and ends with it.
+//! settlement, and the copies. Everything in flight is owned by the loop and ends with it.
 //!
-//! - Both breakers are asked before anything is claimed: closed, all workers; probing, one entry, each time another where
+//! - **Small blobs go in packs** where both peers can: what is ready, in order, up to a megabyte or 256 of them; nothing waits
+//!   for a pack to fill. Large blobs, repairs, and whoever has failed before go alone, by a stream of their own.
+//! - `workers` is the number of blobs that are copied alone at a time, and again the number of packs: neither kind waits
+//!   for the other, and each has half of the route's `bytes_in_flight`. So that large blobs which stand before small ones do not
+//!   hide them, some entries are claimed ahead; whatever stops copying releases them.
+//! - Both breakers are asked before anything is claimed: closed, all workers; probing, one entry alone, each time another where
 //!   there is another; open, none. A peer's fault releases the claim and charges nobody.
 //! - Whose fault a failed copy was is for [`CopyError`](crate::copy::CopyError) to say; `suspects` finds the entry that alone
-//!   draws a peer's errors, and `streaks` the peer that has one fault with every blob.
+//!   draws a peer's errors, and `streaks` the peer that has one fault with every blob. A pack's blobs are judged one by one.
 //! - What has been copied while a settlement was being written is settled together in the next; a lone one at once.
 //! - Limits are read live. A paused route claims nothing and asks nothing of its peers; what is in flight ends by itself, also
 //!   where workers are taken away. A rate holds a claimed entry back before its copy starts, by releasing it.
 //! - Wake-ups are hints: a lost one costs a poll interval.
-//! - A claim is a guard. Whatever drops a copy, the stop of the whole process included, releases its entry.
+//! - A claim is a guard. Whatever drops a copy, the stop of the whole process included, releases its entries.
 
 mod attempt;
+mod budget;
 mod judge;
 mod lanes;
 mod pace;
+mod packs;
 mod probes;
 mod question;
 mod report;
@@ -31,17 +38,20 @@ mod run;
 mod streaks;
 mod suspects;
 mod traced;
+mod waiting;
 
 pub use pace::{Wait, Waits};
 pub use report::{Activity, ErrorGroup, InProgress, LagPercentiles, Rate, Report};
 
 use crate::backoff::{Backoff, Patience};
+use crate::blob::BlobRef;
 use crate::clock::{Clock, Entropy};
 use crate::limits::{Limits, Throttle};
 use crate::peer::Peer;
 use crate::queue::failures::Failures;
 use crate::queue::{Queue, RouteId};
 use crate::telemetry::Tracer;
+use budget::Budget;
 use probes::Probes;
 use report::Board;
 use run::Run;
@@ -78,6 +88,8 @@ pub struct RouteSpec {
     pub to: Arc<Peer>,
     /// What it may use, as of now; changes at any time.
     pub limits: watch::Receiver<Limits>,
+    /// The bytes of blobs that its copies may hold in memory, about; half of it is for packs of small blobs.
+    pub bytes_in_flight: u64,
     /// Whether the destination's CONSUMED confirms, too.
     pub receive_only: bool,
     /// Where a confirmed blob goes from here.
@@ -133,6 +145,7 @@ pub struct Worker {
     board: Arc<Board>,
     evidence: Mutex<Evidence>,
     throttle: Arc<Throttle>,
+    budget: Budget,
 }
 
 /// What failures and successes of late say of entries and peers.
@@ -149,7 +162,8 @@ impl Worker {
         let board = Board::new(deps.clock.clone());
         let throttle = Throttle::new(deps.clock.clone());
         throttle.set(&spec.limits.borrow());
-        Arc::new(Self { spec, deps, board, evidence: Mutex::default(), throttle })
+        let budget = Budget::new(spec.bytes_in_flight);
+        Arc::new(Self { spec, deps, board, evidence: Mutex::default(), throttle, budget })
     }
 
     /// Its route.
@@ -160,6 +174,11 @@ impl Worker {
     /// What it is doing, and did of late.
     pub fn report(&self) -> Report {
         self.board.report()
+    }
+
+    /// The copy in progress that this blob is a part of, if there is one.
+    pub fn copy_of(&self, blob: BlobRef) -> Option<InProgress> {
+        self.board.copy_of(blob)
     }
 
     /// Remembers what it has waited for up to now. To be called about every second, for [`Report::waits`].

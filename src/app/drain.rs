@@ -3,8 +3,10 @@
 use super::App;
 use super::crew::Crew;
 use crate::announce::Backlog;
+use crate::worker::Worker;
 use anyhow::{Error, Result};
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -91,7 +93,8 @@ impl Running {
         if ended {
             return 0;
         }
-        let cut = app.workers.iter().map(|worker| worker.report().in_progress.len()).sum();
+        let of = |worker: &Arc<Worker>| -> u64 { worker.report().in_progress.iter().map(|copy| copy.blobs).sum() };
+        let cut = usize::try_from(app.workers.iter().map(of).sum::<u64>()).unwrap_or(usize::MAX);
         tracing::warn!(copies = cut, "copies were still in progress at the end of the drain; they stay queued");
         self.abort.cancel();
         end("workers", &mut self.workers, Instant::now() + GRACE, first).await;

@@ -30,6 +30,7 @@ pub(super) fn to_toml(config: &Config) -> String {
         string(&mut text, "from", &route.from);
         string(&mut text, "to", &route.to);
         plain(&mut text, "workers", route.workers);
+        string(&mut text, "bytes_in_flight", &size_text(route.bytes_in_flight));
         if let Some(rate) = route.bytes_per_second {
             string(&mut text, "bytes_per_second", &size_text(rate));
         }

@@ -134,6 +134,7 @@ fn read_route(
     let default_on_start = default.on_start;
     let route = RouteConfig {
         workers: section.value("workers", default.workers, integer(WORKERS)),
+        bytes_in_flight: section.value("bytes_in_flight", default.bytes_in_flight, size(4 << 20..=64 << 30)),
         bytes_per_second: section.optional("bytes_per_second", size(1..=1 << 50)),
         blobs_per_second: section.optional("blobs_per_second", blob_rate),
         enabled: section.value("enabled", default.enabled, boolean),

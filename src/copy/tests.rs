@@ -74,7 +74,7 @@ async fn blobs_of_any_size_arrive_as_they_are() {
         let bytes: Vec<u8> = (0..=250).cycle().take(size).collect();
         let blob = pair.put(&bytes).await;
         let copied = pair.copy(&job(blob)).await.unwrap();
-        assert_eq!(copied, Copied { size: size as u64, copied: true, size_corrected: None });
+        assert_eq!(copied, Copied { size: size as u64, copied: true, was_new: true, size_corrected: None });
         assert_eq!(read(&*pair.held, blob).await, bytes);
     }
 }
@@ -84,7 +84,7 @@ async fn an_announced_size_is_only_a_hint() {
     let pair = Pair::new();
     let blob = pair.put(b"four").await;
     let copied = pair.copy(&CopyJob { size_hint: Some(5), ..job(blob) }).await.unwrap();
-    assert_eq!(copied, Copied { size: 4, copied: true, size_corrected: Some(5) });
+    assert_eq!(copied, Copied { size: 4, copied: true, was_new: true, size_corrected: Some(5) });
 }
 
 #[tokio::test]
@@ -295,7 +295,10 @@ async fn asked_first_a_blob_that_both_hold_is_not_sent_again() {
     let blob = pair.put(b"four").await;
     let asking = CopyJob { ask_first: true, ..job(blob) };
     assert!(pair.copy(&asking).await.unwrap().copied);
-    assert_eq!(pair.copy(&asking).await.unwrap(), Copied { size: 4, copied: false, size_corrected: None });
+    assert_eq!(
+        pair.copy(&asking).await.unwrap(),
+        Copied { size: 4, copied: false, was_new: false, size_corrected: None }
+    );
     assert_eq!((pair.from.fetches(), pair.to.receives()), (1, 1));
     assert!(pair.copy(&CopyJob { repair: true, ..asking }).await.unwrap().copied);
 }

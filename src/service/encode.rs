@@ -206,6 +206,7 @@ pub(super) fn copy(copy: &InProgress) -> v1::CopyInProgress {
         attempt: copy.attempt,
         lane: lane.into(),
         repair: copy.repair,
+        blobs: Some(copy.blobs),
     }
 }
 

@@ -51,6 +51,8 @@ pub enum Trouble {
     Panic,
     /// Fetch and receive never answer; receive reads nothing.
     Hang,
+    /// A pack breaks off with UNAVAILABLE after so many of its blobs; blobs alone are served.
+    CutPack(usize),
 }
 
 /// A store that misbehaves as told.
@@ -60,6 +62,7 @@ pub struct FaultyStore {
     fetches: AtomicU64,
     receives: AtomicU64,
     infos: AtomicU64,
+    packs: AtomicU64,
 }
 
 #[derive(Default)]
@@ -99,6 +102,7 @@ impl FaultyStore {
             fetches: AtomicU64::new(0),
             receives: AtomicU64::new(0),
             infos: AtomicU64::new(0),
+            packs: AtomicU64::new(0),
         }
     }
 
@@ -146,6 +150,21 @@ impl FaultyStore {
         self.infos.load(Ordering::Relaxed)
     }
 
+    /// How many packs were written or read.
+    pub fn packs(&self) -> u64 {
+        self.packs.load(Ordering::Relaxed)
+    }
+
+    /// After how many of a pack's blobs it breaks off.
+    fn begin_pack(&self, first: Option<BlobRef>) -> usize {
+        self.packs.fetch_add(1, Ordering::Relaxed);
+        let is_cut = |trouble: &Trouble| matches!(trouble, Trouble::CutPack(_));
+        match first.and_then(|first| self.script().draw(first, is_cut)) {
+            Some(Trouble::CutPack(after)) => after,
+            _ => usize::MAX,
+        }
+    }
+
     fn script(&self) -> MutexGuard<'_, Script> {
         self.script.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -178,7 +197,7 @@ fn is_for_fetch(trouble: &Trouble) -> bool {
 }
 
 fn is_for_receive(trouble: &Trouble) -> bool {
-    is_for_both(trouble) || !is_for_fetch(trouble)
+    !matches!(trouble, Trouble::CutPack(_)) && (is_for_both(trouble) || !is_for_fetch(trouble))
 }
 
 #[async_trait]
@@ -260,12 +279,20 @@ impl Store for FaultyStore {
     }
 
     // One by one, so that the script holds for each blob.
-    async fn receive_packed(&self, parcels: Vec<Parcel>) -> Vec<Result<Received, StoreError>> {
-        receive_each(self, parcels).await
+    async fn receive_packed(&self, mut parcels: Vec<Parcel>) -> Vec<Result<Received, StoreError>> {
+        let cut = self.begin_pack(parcels.first().map(|parcel| parcel.put.blob));
+        let lost = parcels.split_off(cut.min(parcels.len()));
+        let mut results = receive_each(self, parcels).await;
+        results.extend(lost.iter().map(|_| Err(failed(Code::Unavailable))));
+        results
     }
 
-    async fn fetch_packed(&self, wants: Vec<Want>) -> Vec<Result<Packed, StoreError>> {
-        fetch_each(self, wants, MAX_PACKED_BYTES).await
+    async fn fetch_packed(&self, mut wants: Vec<Want>) -> Vec<Result<Packed, StoreError>> {
+        let cut = self.begin_pack(wants.first().map(|want| want.blob));
+        let lost = wants.split_off(cut.min(wants.len()));
+        let mut results = fetch_each(self, wants, MAX_PACKED_BYTES).await;
+        results.extend(lost.iter().map(|_| Err(failed(Code::Unavailable))));
+        results
     }
 
     async fn enumerate(&self, range: EnumerateRange) -> Result<Enumeration, StoreError> {

@@ -30,7 +30,7 @@ pub struct RouteStory {
     pub state: HopState,
     /// Its entries, and the latest completion that is remembered.
     pub known: Known,
-    /// The copy that is in progress, if one is.
+    /// The copy that is in progress, if one is; of a pack that the blob is in, all of it.
     pub copy: Option<InProgress>,
     /// Whether the source holds it.
     pub at_source: Held,
@@ -85,7 +85,7 @@ impl Story {
                 state.moves = false;
             }
             let worker = parts.workers.iter().find(|worker| worker.spec().id == route.id);
-            let copy = worker.and_then(|worker| worker.report().in_progress.into_iter().find(|copy| copy.blob == blob));
+            let copy = worker.and_then(|worker| worker.copy_of(blob));
             let paused = self.paused(route.id);
             let summary = String::new();
             let mut story =

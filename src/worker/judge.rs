@@ -1,15 +1,18 @@
 //! What follows from the end of a copy: for the entry, for the peers, and for the next hops. No I/O.
 
-use super::attempt::Finished;
+pub(super) mod pack;
+
+use super::attempt::FinishedCopy;
 use super::question::Question;
 use super::streaks::{self, Finding};
+use super::suspects::Began;
 use super::{Policy, RouteSpec, Worker};
 use crate::backoff::OnMissing;
 use crate::breaker::Reason;
 use crate::copy::{Copied, CopyError, Progress};
 use crate::fault::{Blame, FaultKind, Side};
 use crate::peer::Permit;
-use crate::queue::{Entry, Failure, Origin, Outcome, Push};
+use crate::queue::{Entry, Failure, Origin, Outcome, Push, Seq};
 use std::sync::Arc;
 use std::time::SystemTime;
 use tonic::Code;
@@ -22,7 +25,7 @@ pub(super) struct Permits {
 }
 
 impl Permits {
-    fn of(&self, side: Side) -> &Permit {
+    pub(super) fn of(&self, side: Side) -> &Permit {
         match side {
             Side::Source => &self.from,
             Side::Destination => &self.to,
@@ -41,6 +44,21 @@ impl Permits {
     }
 }
 
+/// An attempt at an entry that ended, as far as judging it goes.
+pub(super) struct Attempt<'a> {
+    pub(super) entry: &'a Entry,
+    pub(super) began: Began,
+    pub(super) permits: &'a Arc<Permits>,
+    /// Whether the source, and the destination, have answered as a peer should in the course of it.
+    pub(super) heard: [bool; 2],
+}
+
+impl Attempt<'_> {
+    fn was_heard(&self, side: Side) -> bool {
+        self.heard[usize::from(side == Side::Destination)]
+    }
+}
+
 /// What the end of a copy leads to.
 pub(super) struct Verdict {
     /// What becomes of the entry; `None`: it is released, uncharged.
@@ -49,33 +67,42 @@ pub(super) struct Verdict {
     pub(super) question: Option<Question>,
 }
 
-impl Verdict {
-    const RELEASE: Self = Self { outcome: None, question: None };
-}
-
 impl Worker {
     /// Reports a copy's end to the peers, and decides what becomes of the entry.
-    pub(super) fn judge(&self, finished: &Finished) -> Verdict {
-        let Finished { claim, result, permits, .. } = finished;
+    pub(super) fn judge(&self, finished: &FinishedCopy) -> Verdict {
+        let FinishedCopy { claim, result, began, permits, progress, .. } = finished;
         let entry = claim.entry();
-        let error = match result {
+        match result {
             Ok(copied) => {
-                for side in [Side::Source, Side::Destination] {
-                    self.side_succeeded(finished, side);
-                }
-                return Verdict { outcome: Some(confirmed(&self.spec, entry, *copied)), question: None };
+                self.succeeded(&[entry.seq], *began, permits);
+                Verdict { outcome: Some(confirmed(&self.spec, entry, *copied)), question: None }
             }
-            Err(error) => error,
-        };
-        let (charged, question) = match error.blame() {
-            Blame::Peer(side) => (self.peer_failed(finished, error, side), None),
-            Blame::Entry => self.blob_failed(finished, error),
-        };
-        let peer = permits.of(error.side).peer().name();
+            Err(error) => {
+                let heard = [Side::Source, Side::Destination].map(|side| progress.was_heard(side));
+                let attempt = Attempt { entry, began: *began, permits, heard };
+                let (charged, question) = match error.blame() {
+                    Blame::Peer(side) => (self.peer_failed(&attempt, error, side), None),
+                    Blame::Entry => self.blob_failed(&attempt, error),
+                };
+                self.failed(&attempt, error, charged, question)
+            }
+        }
+    }
+
+    /// What becomes of an entry that failed, and is charged for it or not.
+    pub(super) fn failed(
+        &self,
+        attempt: &Attempt<'_>,
+        error: &CopyError,
+        charged: bool,
+        question: Option<Question>,
+    ) -> Verdict {
+        let entry = attempt.entry;
+        let peer = attempt.permits.of(error.side).peer().name();
         self.board.copy_failed(entry.blob, peer, error, charged);
         if !charged {
             tracing::debug!(route = %self.spec.name, blob = %entry.blob, %peer, %error, "copy failed, the peer is at fault");
-            return Verdict { question, ..Verdict::RELEASE };
+            return Verdict { outcome: None, question };
         }
         let outcome = charge(&self.deps.policy, entry, error, peer, self.deps.clock.now(), self.deps.entropy.jitter());
         let parked = matches!(outcome, Outcome::Park { .. });
@@ -104,32 +131,31 @@ impl Worker {
     }
 
     /// A peer's fault; returns whether the entry is to be charged all the same.
-    fn peer_failed(&self, finished: &Finished, error: &CopyError, at: Side) -> bool {
-        let Finished { claim, permits, progress, .. } = finished;
-        let permit = permits.of(at);
+    fn peer_failed(&self, attempt: &Attempt<'_>, error: &CopyError, at: Side) -> bool {
+        let permit = attempt.permits.of(at);
         // A store that is nearly full takes small blobs and no large ones: room is never the blob's to make.
         let full = error.code == Some(Code::ResourceExhausted);
         let may_charge = !full && permit.probes().is_none() && permit.peer().is_closed();
-        let charged = self.evidence().suspects.failed(claim.entry().seq, at, finished.began, may_charge);
+        let charged = self.evidence().suspects.failed(attempt.entry.seq, at, attempt.began, may_charge);
         if !charged {
             permit.failed(Reason::new(error.kind, error.message.clone()));
         }
-        if progress.was_heard(at.other()) {
-            self.side_succeeded(finished, at.other());
+        if attempt.was_heard(at.other()) {
+            self.side_succeeded(&[attempt.entry.seq], attempt.began, attempt.permits, at.other());
         }
         charged
     }
 
     /// A fault of the blob; returns whether the entry is charged, and what is to be asked.
-    fn blob_failed(&self, finished: &Finished, error: &CopyError) -> (bool, Option<Question>) {
-        let Finished { claim, permits, progress, .. } = finished;
+    pub(super) fn blob_failed(&self, attempt: &Attempt<'_>, error: &CopyError) -> (bool, Option<Question>) {
+        let Attempt { entry, began, permits, .. } = *attempt;
         let at = error.side;
-        if progress.was_heard(at.other()) {
-            self.side_succeeded(finished, at.other());
+        if attempt.was_heard(at.other()) {
+            self.side_succeeded(&[entry.seq], began, permits, at.other());
         }
         let permit = permits.of(at);
         if error.kind == FaultKind::Panicked {
-            if progress.was_heard(at) {
+            if attempt.was_heard(at) {
                 permit.succeeded();
             }
             return (true, None);
@@ -158,7 +184,7 @@ impl Worker {
         if streaks::needs_asking(error.kind) {
             permit.peer().doubt();
         }
-        let finding = self.evidence().streaks.failed(claim.entry(), error.kind, at);
+        let finding = self.evidence().streaks.failed(entry, error.kind, at);
         if finding == Finding::OfThePeer {
             let why = format!("{} blobs in a row failed alike, the last one: {}", streaks::ENOUGH, error.message);
             permit.failed(reason(why));
@@ -166,24 +192,34 @@ impl Worker {
         }
         // An answer, if only about this blob.
         permit.succeeded();
-        self.evidence().suspects.succeeded(claim.entry().seq, at, finished.began);
+        self.evidence().suspects.succeeded(entry.seq, at, began);
         match finding {
             Finding::Ask(sample) => (true, question(sample)),
             Finding::OfTheEntry | Finding::OfThePeer => (true, None),
         }
     }
 
-    /// A side did for this entry what was asked of it.
-    fn side_succeeded(&self, finished: &Finished, side: Side) {
-        finished.permits.of(side).succeeded();
+    /// Both sides did for these entries, which were copied together, what was asked of them.
+    pub(super) fn succeeded(&self, entries: &[Seq], began: Began, permits: &Permits) {
+        for side in [Side::Source, Side::Destination] {
+            self.side_succeeded(entries, began, permits, side);
+        }
+    }
+
+    /// A side did for these entries what was asked of it.
+    pub(super) fn side_succeeded(&self, entries: &[Seq], began: Began, permits: &Permits, side: Side) {
+        permits.of(side).succeeded();
         let mut evidence = self.evidence();
-        evidence.suspects.succeeded(finished.claim.entry().seq, side, finished.began);
+        evidence.suspects.all_succeeded(entries, side, began);
         evidence.streaks.succeeded(side, self.deps.clock.now());
     }
 }
 
 /// The settlement of a confirmed entry: removed, and pushed onto the next hops in the same write.
 pub(super) fn confirmed(spec: &RouteSpec, entry: &Entry, copied: Copied) -> Outcome {
+    if spec.next.is_empty() {
+        return Outcome::Confirmed { size: copied.size, copied: copied.copied, chained: Vec::new() };
+    }
     let mut visited = entry.visited.clone();
     for store in [spec.from.name(), spec.to.name()] {
         if !visited.contains(store) {

@@ -62,14 +62,16 @@ pub enum Activity {
     Stopped,
 }
 
-/// A copy in progress.
+/// A copy in progress: of a blob, or of a pack of small ones.
 #[derive(Clone, Debug)]
 pub struct InProgress {
-    /// The blob.
+    /// The blob; of a pack, its first.
     pub blob: BlobRef,
+    /// How many blobs travel together.
+    pub blobs: u64,
     /// Its lane.
     pub lane: Lane,
-    /// Its size in bytes, where known.
+    /// Its size in bytes, where known; of a pack, of all its blobs.
     pub size: Option<u64>,
     /// What the copy is doing.
     pub stage: Stage,
@@ -126,6 +128,17 @@ pub struct LagPercentiles {
     pub p99: Duration,
 }
 
+/// An entry that was confirmed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Confirmed {
+    pub(super) lane: Lane,
+    pub(super) enqueue_time: SystemTime,
+    /// In bytes.
+    pub(super) size: u64,
+    /// Whether bytes were sent.
+    pub(super) copied: bool,
+}
+
 /// Where a worker writes down what it does.
 pub(super) struct Board {
     clock: Arc<dyn Clock>,
@@ -146,11 +159,29 @@ struct State {
 
 struct Shown {
     blob: BlobRef,
+    // The other blobs of a pack.
+    others: Vec<BlobRef>,
     lane: Lane,
     start: SystemTime,
     attempt: u32,
     repair: bool,
     progress: Arc<Progress>,
+}
+
+impl Shown {
+    fn told(&self) -> InProgress {
+        InProgress {
+            blob: self.blob,
+            blobs: self.others.len() as u64 + 1,
+            lane: self.lane,
+            size: self.progress.size(),
+            stage: self.progress.stage(),
+            bytes: self.progress.bytes(),
+            start: self.start,
+            attempt: self.attempt,
+            repair: self.repair,
+        }
+    }
 }
 
 /// Shows a copy as in progress until it is dropped.
@@ -207,9 +238,10 @@ impl Board {
         pace.sample(|| copying(in_progress), now);
     }
 
-    pub(super) fn show(self: &Arc<Self>, entry: &Entry, progress: Arc<Progress>) -> ShownCopy {
+    pub(super) fn show(self: &Arc<Self>, entry: &Entry, others: Vec<BlobRef>, progress: Arc<Progress>) -> ShownCopy {
         let shown = Shown {
             blob: entry.blob,
+            others,
             lane: entry.lane,
             start: self.clock.now(),
             attempt: entry.attempts.saturating_add(1),
@@ -220,22 +252,35 @@ impl Board {
         ShownCopy { board: self.clone(), seq: entry.seq }
     }
 
-    pub(super) fn confirmed(&self, lane: Lane, enqueue_time: SystemTime, size: u64, copied: bool) {
+    /// Entries were confirmed, and that is durable.
+    pub(super) fn confirmed(&self, confirmed: impl IntoIterator<Item = Confirmed>) {
         let (now, monotonic) = (self.clock.now(), self.clock.monotonic());
         let mut state = self.state();
-        state.confirmed += 1;
-        state.copied += u64::from(copied);
-        let bytes = if copied { size } else { 0 };
-        state.copied_bytes = state.copied_bytes.saturating_add(bytes);
-        state.meter.add(monotonic, bytes);
-        if lane == Lane::Fresh {
-            // A clock that was set back makes no lag.
-            state.lags.add(now.duration_since(enqueue_time).unwrap_or_default());
+        for Confirmed { lane, enqueue_time, size, copied } in confirmed {
+            state.confirmed += 1;
+            state.copied += u64::from(copied);
+            let bytes = if copied { size } else { 0 };
+            state.copied_bytes = state.copied_bytes.saturating_add(bytes);
+            state.meter.add(monotonic, bytes);
+            if lane == Lane::Fresh {
+                // A clock that was set back makes no lag.
+                state.lags.add(now.duration_since(enqueue_time).unwrap_or_default());
+            }
         }
     }
 
     pub(super) fn copy_failed(&self, blob: BlobRef, peer: &Arc<str>, error: &CopyError, charged: bool) {
         self.failed(error.kind, error.code, peer.clone(), &error.message, Some(blob), charged);
+    }
+
+    /// So many more attempts failed, uncharged, as the last one did.
+    pub(super) fn copies_failed(&self, count: u64, peer: &Arc<str>, error: &CopyError) {
+        let errors = &mut self.state().errors;
+        if let Some(group) =
+            errors.iter_mut().find(|group| (group.kind, group.code, &group.peer) == (error.kind, error.code, peer))
+        {
+            group.count += count;
+        }
     }
 
     pub(super) fn queue_failed(&self, message: &str) {
@@ -280,19 +325,9 @@ impl Board {
     pub(super) fn report(&self) -> Report {
         let now = self.clock.monotonic();
         let state = self.state();
-        let in_progress = state.in_progress.values().map(|shown| InProgress {
-            blob: shown.blob,
-            lane: shown.lane,
-            size: shown.progress.size(),
-            stage: shown.progress.stage(),
-            bytes: shown.progress.bytes(),
-            start: shown.start,
-            attempt: shown.attempt,
-            repair: shown.repair,
-        });
         Report {
             activity: state.activity.clone(),
-            in_progress: in_progress.collect(),
+            in_progress: state.in_progress.values().map(Shown::told).collect(),
             errors: state.errors.clone(),
             confirmed: state.confirmed,
             copied: state.copied,
@@ -302,6 +337,12 @@ impl Board {
             waits: state.pace.recent(copying(&state.in_progress), now),
             lag: state.lags.percentiles(),
         }
+    }
+
+    /// The copy that a blob is a part of, if one is in progress.
+    pub(super) fn copy_of(&self, blob: BlobRef) -> Option<InProgress> {
+        let state = self.state();
+        state.in_progress.values().find(|shown| shown.blob == blob || shown.others.contains(&blob)).map(Shown::told)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -26,7 +26,7 @@ use std::time::SystemTime;
 pub(super) const ENOUGH: usize = 20;
 
 /// The latest confirmed blobs that the source is asked for.
-const SAMPLE: usize = 16;
+pub(super) const SAMPLE: usize = 16;
 
 /// The refs of one kind that are remembered; more than are in flight while the source is asked.
 const MAX_REFS: usize = 2048;

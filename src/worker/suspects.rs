@@ -11,10 +11,13 @@
 //!   them ten times, and so on.
 //! - Nobody is charged while others fail who are not convicted, or while the breaker is not closed: then it may be the peer.
 //! - A success clears the entry at that peer.
+//!
+//! Those that failed in a pack, whose fate all its blobs share, are suspects like others, and go alone from then on: so
+//! each answers for itself before anybody is convicted.
 
 use crate::fault::Side;
 use crate::queue::Seq;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 /// So many failures that count convict, at least.
 const CONVICTS: u32 = 2;
@@ -38,7 +41,8 @@ pub(super) struct Began(u64);
 #[derive(Debug, Default)]
 pub(super) struct Suspects {
     now: u64,
-    entries: HashMap<(Seq, bool), Suspect>,
+    // Ordered, so that the oldest is found at once.
+    entries: BTreeMap<(Seq, bool), Suspect>,
     // By side.
     sides: [AtSide; 2],
 }
@@ -90,7 +94,7 @@ impl Suspects {
         if !self.entries.contains_key(&key) {
             self.sides[usize::from(destination)].tried_first(began, self.now, true);
             if self.entries.len() >= MAX
-                && let Some(oldest) = self.entries.keys().min().copied()
+                && let Some(oldest) = self.entries.keys().next().copied()
             {
                 self.remove(oldest);
             }
@@ -107,11 +111,19 @@ impl Suspects {
 
     /// An attempt at this entry, which began then, found the peer well: others that failed there before had a fair chance.
     pub(super) fn succeeded(&mut self, seq: Seq, side: Side, began: Began) {
+        self.all_succeeded(&[seq], side, began);
+    }
+
+    /// The same for several entries that were copied together.
+    pub(super) fn all_succeeded(&mut self, entries: &[Seq], side: Side, began: Began) {
         let destination = is_destination(side);
         self.now += 1;
-        let is_first = !self.remove((seq, destination));
+        let mut any_is_first = false;
+        for seq in entries {
+            any_is_first |= !self.remove((*seq, destination));
+        }
         let at_side = &mut self.sides[usize::from(destination)];
-        if is_first {
+        if any_is_first {
             at_side.tried_first(began, self.now, false);
         }
         if at_side.waiting == 0 {
@@ -127,6 +139,9 @@ impl Suspects {
 
     /// The entry is settled for good, or given up.
     pub(super) fn forget(&mut self, seq: Seq) {
+        if self.entries.is_empty() {
+            return;
+        }
         for side in [false, true] {
             self.remove((seq, side));
         }
@@ -134,11 +149,14 @@ impl Suspects {
 
     /// Whether the entry met a peer's error of late; others make better probes.
     pub(super) fn is_suspect(&self, seq: Seq) -> bool {
-        [false, true].into_iter().any(|side| self.entries.contains_key(&(seq, side)))
+        !self.entries.is_empty() && [false, true].into_iter().any(|side| self.entries.contains_key(&(seq, side)))
     }
 
     /// Whether it was there.
     fn remove(&mut self, key: (Seq, bool)) -> bool {
+        if self.entries.is_empty() {
+            return false;
+        }
         let Some(suspect) = self.entries.remove(&key) else { return false };
         self.sides[usize::from(key.1)].forget(suspect.waits);
         true

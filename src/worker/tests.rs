@@ -32,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
 mod outages;
+mod packed;
 mod shares;
 
 /// Follows tokio's clock, which the tests pause.
@@ -164,6 +165,7 @@ impl Lab {
                 from: places[*from].peer.clone(),
                 to: places[*to].peer.clone(),
                 limits: limits.subscribe(),
+                bytes_in_flight: 128 << 20,
                 receive_only,
                 next: (0..routes.len()).filter(|next| routes[*next].0 == *to).map(hop).collect(),
             };
@@ -172,6 +174,21 @@ impl Lab {
         let workers = routes.iter().enumerate().map(worker).collect();
         let (stop, abort) = (CancellationToken::new(), CancellationToken::new());
         Self { queue, flaky, places, workers, limits, running: JoinSet::new(), stop, abort }
+    }
+
+    /// Stores that cannot pack: every blob is copied alone.
+    async fn unpacked(routes: &[(&str, &str)], workers: usize) -> Self {
+        let lab = Self::with(routes, workers, false).await;
+        for name in lab.places.keys() {
+            lab.cannot_pack(name).await;
+        }
+        lab
+    }
+
+    async fn cannot_pack(&self, name: &str) {
+        let mut info = self.place(name).memory.info().await.unwrap();
+        (info.abilities.packed, info.max_packed_bytes) = (false, None);
+        self.place(name).faulty.set_info(Some(info));
     }
 
     fn start(&mut self) {
@@ -424,8 +441,11 @@ async fn every_lie_is_named_and_the_entry_stays() {
         ("b", Trouble::ConfirmUnread, FaultKind::DestinationConfirmedOther),
         ("b", Trouble::Reject, FaultKind::DestinationRejected),
     ];
-    for (liar, trouble, kind) in lies {
-        let mut lab = Lab::new(&[("a", "b")]).await;
+    // What is sent whole cannot be confirmed unread.
+    let packed = lies.iter().filter(|(_, trouble, _)| *trouble != Trouble::ConfirmUnread).map(|lie| (lie, true));
+    for ((liar, trouble, kind), packed) in lies.iter().map(|lie| (lie, false)).chain(packed) {
+        let (liar, kind) = (*liar, *kind);
+        let mut lab = if packed { Lab::new(&[("a", "b")]).await } else { Lab::unpacked(&[("a", "b")], 4).await };
         let blobs = lab.announce("a", 0..1).await;
         lab.place(liar).faulty.set(Some(trouble.clone()));
         lab.start();
@@ -550,7 +570,7 @@ async fn panics_are_charged_to_the_entry() {
 
 #[tokio::test(start_paused = true)]
 async fn stop_lets_copies_end_and_claims_no_more() {
-    let mut lab = Lab::new(&[("a", "b")]).await;
+    let mut lab = Lab::unpacked(&[("a", "b")], 4).await;
     lab.announce("a", 0..100).await;
     lab.place("b").faulty.set(Some(Trouble::Hang));
     lab.start();
@@ -568,7 +588,7 @@ async fn stop_lets_copies_end_and_claims_no_more() {
 
 #[tokio::test(start_paused = true)]
 async fn abort_releases_what_is_in_flight_uncharged() {
-    let mut lab = Lab::new(&[("a", "b")]).await;
+    let mut lab = Lab::unpacked(&[("a", "b")], 4).await;
     lab.announce("a", 0..100).await;
     lab.place("b").faulty.set(Some(Trouble::Hang));
     lab.start();
@@ -638,7 +658,7 @@ async fn a_swapped_store_is_caught_after_a_silence() {
 
 #[tokio::test(start_paused = true)]
 async fn neither_lane_waits_for_the_other() {
-    let mut lab = Lab::with(&[("a", "b")], 10, false).await;
+    let mut lab = Lab::unpacked(&[("a", "b")], 10).await;
     let mut backfill = Vec::new();
     for number in 10_000..11_000u32 {
         backfill.push(lab.put("a", &number.to_be_bytes()).await);
@@ -656,7 +676,7 @@ async fn neither_lane_waits_for_the_other() {
 
 #[tokio::test(start_paused = true)]
 async fn a_queue_that_fails_makes_it_pause_and_loses_nothing() {
-    let mut lab = Lab::new(&[("a", "b")]).await;
+    let mut lab = Lab::unpacked(&[("a", "b")], 4).await;
     lab.announce("a", 0..100).await;
     lab.place("a").faulty.set(Some(Trouble::Slow(Duration::from_millis(100))));
     lab.start();

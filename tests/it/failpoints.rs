@@ -94,6 +94,8 @@ struct Stage {
     acked: BTreeSet<BlobRef>,
     /// Found at the destination with the right bytes.
     right: BTreeSet<BlobRef>,
+    /// Small blobs that the source holds, announced in an earlier round.
+    known: Vec<BlobRef>,
 }
 
 /// Connections for one round.
@@ -115,8 +117,8 @@ impl Stage {
         let world = World::new();
         let (source, destination) = (world.store("source"), world.store("destination"));
         let replicator = world.replicator(&[("a", &source.url()), ("b", &destination.url())], &[("a", "b")]);
-        let (made, acked, right) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
-        Self { _world: world, source, destination, replicator, seed: number << 32, made, acked, right }
+        let (made, acked, right, known) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new(), Vec::new());
+        Self { _world: world, source, destination, replicator, seed: number << 32, made, acked, right, known }
     }
 
     fn subject(&mut self, case: &Case) -> &mut Server {
@@ -207,14 +209,19 @@ impl Stage {
             tokio::time::sleep(Duration::from_millis(50)).await;
             return;
         };
+        // Once more, at the end of the last round and now: both sides are asked before these are sent again.
+        self.announce_known(&mut calls).await;
         // Announced before it is written: it fails at first, and both sides are asked when it is tried again.
         let early = self.make(2_000);
         if try_call(announce(&mut calls.operator, "a", &[early.0])).await.is_some() {
             self.acked.insert(early.0);
         }
         let blobs = [self.make(0), self.make(1_000), self.make(5_000), self.make(100_000), self.make(70_000)];
+        let mut known = Vec::new();
         for (blob, bytes) in &blobs {
-            try_call(send(&mut calls.source, *blob, bytes)).await;
+            if try_call(send(&mut calls.source, *blob, bytes)).await.is_some() && bytes.len() < 10_000 {
+                known.push(*blob);
+            }
         }
         let refs = [blobs[0].0, blobs[3].0];
         if try_call(announce(&mut calls.operator, "a", &refs)).await.is_some() {
@@ -253,6 +260,14 @@ impl Stage {
         }
         let refs = self.made.keys().rev().take(10).map(ToString::to_string).collect();
         try_call(calls.reader.stat_blobs(pb::StatBlobsRequest { refs })).await;
+        self.known = known;
+        self.announce_known(&mut calls).await;
+    }
+
+    async fn announce_known(&mut self, calls: &mut Calls) {
+        if !self.known.is_empty() && try_call(announce(&mut calls.operator, "a", &self.known)).await.is_some() {
+            self.acked.extend(&self.known);
+        }
     }
 
     /// Without faults: all that was acked is at the destination, or parked with a cause, and all that is there is right.

@@ -172,7 +172,11 @@ fn copy_line(copy: &v1::CopyInProgress, now: Option<&Timestamp>) -> String {
     let age = since(copy.start_time.as_ref(), now).map_or_else(String::new, |age| format!(", for {}", span(age)));
     let attempt = if copy.attempt > 1 { format!(", attempt {}", copy.attempt) } else { String::new() };
     let repair = if copy.repair { ", a repair" } else { "" };
-    format!("{} {stage}, {} of {whole}{age}{attempt}{repair}", said(&copy.r#ref), bytes(copy.bytes()))
+    let others = match copy.blobs().saturating_sub(1) {
+        0 => String::new(),
+        others => format!(" and {} more", count(others)),
+    };
+    format!("{}{others} {stage}, {} of {whole}{age}{attempt}{repair}", said(&copy.r#ref), bytes(copy.bytes()))
 }
 
 fn fault_line(group: &v1::FaultGroup, now: Option<&Timestamp>) -> String {

@@ -1,7 +1,8 @@
 //! What an operator's limits do to the loop: they hold from the next claim on, and never touch a copy in flight.
 
-use super::{Fill, Run};
-use crate::queue::{Claim, Lane};
+use super::Run;
+use super::fill::Fill;
+use crate::queue::Lane;
 use crate::worker::report::Activity;
 use std::time::Duration;
 
@@ -16,24 +17,14 @@ pub(super) struct Turns {
 }
 
 impl Turns {
-    /// The claims in the order in which they are to begin; within a lane, as they came.
-    pub(super) fn order(&self, claims: Vec<Claim>) -> Vec<Claim> {
-        let all = claims.len();
-        let (fresh, backfill): (Vec<_>, Vec<_>) =
-            claims.into_iter().partition(|claim| claim.entry().lane == Lane::Fresh);
-        let (mut fresh, mut backfill) = (fresh.into_iter(), backfill.into_iter());
-        let mut ordered = Vec::with_capacity(all);
-        let mut taken = self.taken;
-        while ordered.len() < all {
-            taken = (taken + 1) % BACKFILL_ONE_IN;
-            let next = if taken == 0 {
-                backfill.next().or_else(|| fresh.next())
-            } else {
-                fresh.next().or_else(|| backfill.next())
-            };
-            ordered.extend(next);
+    /// The lane whose turn it is, of those that can take it; `None` where none can.
+    pub(super) fn of(&self, can: [bool; 2]) -> Option<Lane> {
+        match can {
+            [true, true] if self.taken + 1 == BACKFILL_ONE_IN => Some(Lane::Backfill),
+            [true, _] => Some(Lane::Fresh),
+            [false, true] => Some(Lane::Backfill),
+            [false, false] => None,
         }
-        ordered
     }
 
     /// A copy of this lane has begun. The backfill's turn waits for it.
@@ -57,21 +48,13 @@ impl Run {
         if limits.paused {
             self.filling = None;
         }
-        self.rest = None;
+        self.awake();
     }
 
-    /// How many copies may be begun now. Where it is none, the loop rests.
-    pub(super) fn room(&mut self, has_work: [bool; 2]) -> Option<usize> {
-        if self.worker.limits().paused {
-            let poll = self.worker.deps.policy.poll_interval;
-            self.rest_as(Activity::Paused, poll);
-            return None;
-        }
-        let free = self.free();
-        if has_work == [false, false] {
-            return Some(free);
-        }
-        self.worker.throttle.room(free).map_err(|until| self.rest_for_rate(until)).ok()
+    /// Rests while the route is paused.
+    pub(super) fn rest_for_pause(&mut self) {
+        let poll = self.worker.deps.policy.poll_interval;
+        self.rest_as(Activity::Paused, poll);
     }
 
     /// Rests until the rate allows another copy. News from the queue change nothing about that.
@@ -83,6 +66,7 @@ impl Run {
     fn rest_as(&mut self, activity: Activity, pause: Duration) {
         let Fill { activity, rest, .. } = Fill::nothing(activity, pause, false);
         self.rest = rest;
+        self.waiting.clear();
         self.set_activity(activity);
     }
 }

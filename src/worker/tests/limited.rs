@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 
 #[tokio::test(start_paused = true)]
 async fn a_pause_begins_nothing_and_lets_copies_in_flight_finish() {
-    let mut lab = Lab::new(&[("a", "b")]).await;
+    let mut lab = Lab::unpacked(&[("a", "b")], 4).await;
     lab.place("a").faulty.set(Some(Trouble::Slow(Duration::from_secs(10))));
     lab.announce("a", 0..40).await;
     lab.start();
@@ -43,7 +43,7 @@ async fn a_paused_route_asks_nothing_of_its_peers() {
 
 #[tokio::test(start_paused = true)]
 async fn workers_change_up_and_down_while_they_work() {
-    let mut lab = Lab::new(&[("a", "b")]).await;
+    let mut lab = Lab::unpacked(&[("a", "b")], 4).await;
     lab.place("a").faulty.set(Some(Trouble::Slow(Duration::from_secs(10))));
     lab.announce("a", 0..500).await;
     lab.start();

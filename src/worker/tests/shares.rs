@@ -33,7 +33,7 @@ impl Lab {
 
 /// 400 good entries in one lane, with 10 workers, beside the other lane: how long they take.
 async fn beside(good: Lane, other: Option<Trouble>) -> Duration {
-    let mut lab = Lab::with(&[("a", "b")], 10, false).await;
+    let mut lab = Lab::unpacked(&[("a", "b")], 10).await;
     let others = if other.is_some() { 1000..2000 } else { 1000..3200 };
     let (of_good, of_other) = match good {
         Lane::Fresh => (lab.announce("a", 0..400).await, lab.find("a", others).await),
@@ -66,7 +66,7 @@ async fn a_lane_has_its_share_beside_one_that_is_full_of_good_or_of_failing_entr
 
 #[tokio::test(start_paused = true)]
 async fn entries_that_retry_count_for_their_lane_and_wait_for_no_ready_ones() {
-    let mut lab = Lab::with(&[("a", "b")], 10, false).await;
+    let mut lab = Lab::unpacked(&[("a", "b")], 10).await;
     let retrying = lab.find("a", 0..100).await;
     retrying.iter().for_each(|blob| lab.place("a").faulty.set_for(*blob, Some(Trouble::WrongBytes)));
     lab.start();
