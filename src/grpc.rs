@@ -6,6 +6,8 @@
 //! - `status`: [`Reason`], and errors to and from [`tonic::Status`]. Nothing else makes a status from an error.
 //! - `channel`: [`Channels`] to one peer.
 //! - `server`: [`serve`] and [`base_routes`].
+//! - `direct`: chunks of blobs past the codec, without copying them.
+//! - `idle`: how long something may stand still.
 //! - `cut`: a request stream that the client cancelled is an error, never an end. Without it a cancelled upload would look
 //!   finished.
 //! - `receive`: [`read_header`] decodes an incoming `ReceiveBlob` stream, for stores and the replicator alike.
@@ -20,6 +22,8 @@ mod calls;
 mod channel;
 mod cut;
 mod deadline;
+mod direct;
+mod idle;
 mod item;
 mod pump;
 mod receive;
@@ -31,6 +35,7 @@ mod traced;
 pub use calls::{CallObserver, Calls, EndedCall, call_trace};
 pub use channel::{Channels, EndpointError, PeerEndpoint};
 pub use deadline::call_deadline;
+pub use direct::{Answering, DirectChannel, DirectService, Incoming, send, want};
 pub use item::{blob_error, item_error, item_trace, numbered};
 pub use pump::{CallLimit, CallPermit, pump};
 pub use receive::{Header, read_header};
@@ -51,6 +56,11 @@ pub const MAX_DECODED_BYTES: usize = MAX_MESSAGE_BYTES + (64 << 10);
 
 /// The largest chunk of a blob in one message, in bytes.
 pub const CHUNK_BYTES: usize = 256 << 10;
+
+/// The largest HTTP/2 frame that we take, in bytes: a chunk comes whole, in a buffer of its own, which is passed on as it is.
+/// Frames of 16, 64 and 128 KiB cost the relay of three processes 1.29, 1.27 and 1.15 CPU-seconds per GB, these 0.95, and
+/// frames of 512 KiB 0.88: a frame is one read, one allocation, and one write.
+const FRAME_BYTES: u32 = 256 << 10;
 
 /// The most refs in one `StatBlobs` or `EnqueueBlobs`.
 pub const MAX_ITEMS: usize = 10_000;

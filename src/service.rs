@@ -19,8 +19,8 @@ use crate::announce::{AnnounceError, Announced, Announcement, Announcer, Gate, R
 use crate::blob::{BlobRef, DigestFunction, RefError, Verifier};
 use crate::clock::Clock;
 use crate::grpc::{
-    CallLimit, MAX_DECODED_BYTES, MAX_ITEMS, MAX_MESSAGE_BYTES, Reason, STREAM_IDLE, call_trace, invalid_field,
-    item_trace, mismatch_status, pump, queue_status, read_header, store_status,
+    CallLimit, DirectService, MAX_DECODED_BYTES, MAX_ITEMS, MAX_MESSAGE_BYTES, Reason, STREAM_IDLE, call_trace,
+    invalid_field, item_trace, mismatch_status, pump, queue_status, read_header, store_status,
 };
 use crate::overrides::Overrides;
 use crate::pb::{reason_text, std_duration, v1};
@@ -127,7 +127,7 @@ impl Service {
         let replication = ReplicationServiceServer::new(self.clone())
             .max_decoding_message_size(MAX_DECODED_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        routes.add_service(receiver).add_service(replication)
+        routes.add_service(DirectService::requests_of(receiver, "ReceiveBlob")).add_service(replication)
     }
 
     /// Announces these, in a task of its own: a caller that goes away does not leave a write half noted.
@@ -217,7 +217,7 @@ impl BlobReceiverService for Service {
     ) -> Result<Response<v1::ReceiveBlobResponse>, Status> {
         let _permit = self.calls.enter()?;
         let trace = call_trace(&request);
-        let (header, bytes) = read_header(request.into_inner(), STREAM_IDLE).await?;
+        let (header, bytes) = read_header(request, STREAM_IDLE).await?;
         self.parts.announcer.check(&header.source_store).map_err(|error| announce_status(&error))?;
         let size = verify(header.blob, header.size, bytes).await?;
         let item = Announcement { blob: header.blob, size: Some(size), trace };

@@ -9,8 +9,8 @@ mod spans;
 use crate::blob::{BlobRef, Excerpt, RefError};
 use crate::failpoint::{self, Point};
 use crate::grpc::{
-    CHUNK_BYTES, CallLimit, MAX_DECODED_BYTES, MAX_ITEMS, MAX_MESSAGE_BYTES, Reason, STREAM_IDLE, invalid_field,
-    invalid_ref, pump, read_header, store_status,
+    Answering, CHUNK_BYTES, CallLimit, DirectService, MAX_DECODED_BYTES, MAX_ITEMS, MAX_MESSAGE_BYTES, Reason,
+    STREAM_IDLE, invalid_field, invalid_ref, pump, read_header, store_status,
 };
 use crate::pb::v1;
 use crate::store::packed::MAX_PACKED_BYTES;
@@ -95,7 +95,9 @@ impl StoreServer {
         let reader = BlobReaderServiceServer::new(self.clone())
             .max_decoding_message_size(MAX_DECODED_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        routes.add_service(receiver).add_service(reader)
+        routes
+            .add_service(DirectService::requests_of(receiver, "ReceiveBlob"))
+            .add_service(DirectService::answers_of(reader, "FetchBlob"))
     }
 
     async fn info(&self) -> Result<&StoreInfo, Status> {
@@ -137,7 +139,7 @@ impl BlobReceiverService for StoreServer {
         request: Request<Streaming<v1::ReceiveBlobRequest>>,
     ) -> Result<Response<v1::ReceiveBlobResponse>, Status> {
         let _permit = self.shared.calls.enter()?;
-        let (header, bytes) = read_header(request.into_inner(), self.shared.settings.idle_timeout).await?;
+        let (header, bytes) = read_header(request, self.shared.settings.idle_timeout).await?;
         let info = self.info().await?;
         let blob = header.blob;
         if !info.functions.contains(&blob.function()) {
@@ -206,6 +208,7 @@ impl BlobReaderService for StoreServer {
         request: Request<v1::FetchBlobRequest>,
     ) -> Result<Response<Self::FetchBlobStream>, Status> {
         let permit = self.shared.calls.enter()?;
+        let answering = Answering::to(&request);
         let request = request.into_inner();
         let blob: BlobRef = request.r#ref.parse().map_err(|error| invalid_ref("ref", &error))?;
         let range = ByteRange { offset: request.offset, length: request.length };
@@ -216,7 +219,7 @@ impl BlobReaderService for StoreServer {
         };
         let messages = fetch_messages(blob, fetched);
         let idle = self.shared.settings.idle_timeout;
-        Ok(Response::new(pump(&self.shared.tasks, permit, idle, messages).boxed()))
+        Ok(answering.with(pump(&self.shared.tasks, permit, idle, messages)))
     }
 
     async fn fetch_blobs(

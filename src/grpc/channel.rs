@@ -23,9 +23,6 @@ const STREAM_WINDOW: u32 = 1 << 20;
 /// seventeenth. Half of it is also the budget of h2 for unread small frames, beyond which it gives up the connection.
 const CONNECTION_WINDOW: u32 = 16 << 20;
 
-/// The largest HTTP/2 frame that we take, in bytes: a chunk comes in four, not in sixteen.
-const FRAME_BYTES: u32 = 64 << 10;
-
 /// How often a silent connection is asked for a sign of life, also while it is idle.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 
@@ -105,7 +102,7 @@ impl Channels {
             .keep_alive_while_idle(true)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_frame_size(FRAME_BYTES);
+            .max_frame_size(super::FRAME_BYTES);
         if peer.uri.scheme_str() == Some("https") {
             let tls = match &peer.ca_file {
                 Some(path) => {

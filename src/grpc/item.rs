@@ -1,5 +1,6 @@
 //! What is shared by methods that move many blobs in one message: an item's number, its error, and its trace context.
 
+use super::idle::Idle;
 use super::status::{Reason, store_error};
 use super::trace_context::text_context;
 use crate::blob::BlobRef;
@@ -9,7 +10,6 @@ use crate::telemetry::TraceContext;
 use futures::{Stream, stream};
 use std::collections::HashMap;
 use std::time::Duration;
-use tokio::time::timeout;
 use tonic::{Code, Status, Streaming};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
@@ -19,17 +19,17 @@ pub fn numbered<T: Send + 'static>(
     idle: Duration,
     items: impl Fn(&T) -> usize + Send + Copy + 'static,
 ) -> impl Stream<Item = Result<(u64, T), Status>> + Send + 'static {
-    stream::unfold(Some((messages, 0)), move |state| async move {
-        let (mut messages, first) = state?;
-        match timeout(idle, messages.message()).await {
-            Ok(Ok(None)) => None,
-            Ok(Ok(Some(message))) => {
+    stream::unfold(Some((messages, Idle::new(idle), 0)), move |state| async move {
+        let (mut messages, mut idle, first) = state?;
+        match idle.wait_for(messages.message()).await {
+            Some(Ok(None)) => None,
+            Some(Ok(Some(message))) => {
                 let next = first + items(&message) as u64;
-                Some((Ok((first, message)), Some((messages, next))))
+                Some((Ok((first, message)), Some((messages, idle, next))))
             }
-            Ok(Err(status)) => Some((Err(status), None)),
-            Err(_) => {
-                let seconds = idle.as_secs_f64();
+            Some(Err(status)) => Some((Err(status), None)),
+            None => {
+                let seconds = idle.limit().as_secs_f64();
                 let status = Reason::StreamIdle.status(format!("no message came for {seconds} s"));
                 Some((Err(status), None))
             }

@@ -5,6 +5,7 @@
 //! and gives up when no message was taken for too long; what is left then is a few messages and an error to be told, should
 //! the reader ever come back.
 
+use super::idle::Idle;
 use super::status::Reason;
 use futures::{Stream, StreamExt};
 use std::sync::Arc;
@@ -84,12 +85,13 @@ async fn drive<T>(
     idle: Duration,
 ) -> Result<(), Status> {
     let mut messages = std::pin::pin!(messages);
+    let mut idle = Idle::new(idle);
     while let Some(message) = messages.next().await {
-        match tokio::time::timeout(idle, sender.send(message?)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => return Ok(()),
-            Err(_) => {
-                let seconds = idle.as_secs_f64();
+        match idle.wait_for(sender.send(message?)).await {
+            Some(Ok(())) => {}
+            Some(Err(_)) => return Ok(()),
+            None => {
+                let seconds = idle.limit().as_secs_f64();
                 return Err(Reason::StreamIdle.status(format!("no message was taken for {seconds} s")));
             }
         }

@@ -1,5 +1,7 @@
 //! Decodes an incoming `ReceiveBlob` stream: one header, then chunks, then an end that the client meant.
 
+use super::direct::Incoming;
+use super::idle::Idle;
 use super::status::{Reason, invalid_ref, peer_error, store_status};
 use crate::blob::BlobRef;
 use crate::pb::v1;
@@ -7,7 +9,7 @@ use crate::store::{ByteStream, PeerError, StoreError};
 use futures::StreamExt;
 use futures::stream;
 use std::time::Duration;
-use tonic::{Status, Streaming};
+use tonic::{Request, Status, Streaming};
 use v1::receive_blob_request::Part;
 
 /// A header that makes sense.
@@ -32,10 +34,11 @@ pub struct Header {
 /// # Errors
 /// HEADER_MISSING, INVALID_REF, MESSAGE_EMPTY, STREAM_IDLE, or the stream's own status.
 pub async fn read_header(
-    mut messages: Streaming<v1::ReceiveBlobRequest>,
+    request: Request<Streaming<v1::ReceiveBlobRequest>>,
     idle: Duration,
 ) -> Result<(Header, ByteStream), Status> {
-    let first = next(&mut messages, idle).await.map_err(|error| store_status(&StoreError::Peer(error), None))?;
+    let mut messages = Messages { incoming: Incoming::of_request(request), idle: Idle::new(idle) };
+    let first = next(&mut messages).await.map_err(|error| store_status(&StoreError::Peer(error), None))?;
     let header = match first {
         Some(Part::Header(header)) => header,
         Some(Part::Chunk(_)) => {
@@ -49,7 +52,7 @@ pub async fn read_header(
     let header = Header { blob, size: header.size_bytes, replace: header.replace, source_store: header.source_store };
     let bytes = stream::unfold(Some(messages), move |messages| async move {
         let mut messages = messages?;
-        match next(&mut messages, idle).await {
+        match next(&mut messages).await {
             Ok(None) => None,
             Ok(Some(Part::Chunk(bytes))) => Some((Ok(bytes), Some(messages))),
             Ok(Some(Part::Header(_))) => {
@@ -62,10 +65,15 @@ pub async fn read_header(
     Ok((header, bytes.boxed()))
 }
 
+struct Messages {
+    incoming: Incoming<v1::ReceiveBlobRequest>,
+    idle: Idle,
+}
+
 /// The next message's part; `None` at the end.
-async fn next(messages: &mut Streaming<v1::ReceiveBlobRequest>, idle: Duration) -> Result<Option<Part>, PeerError> {
-    let Ok(message) = tokio::time::timeout(idle, messages.message()).await else {
-        let seconds = idle.as_secs_f64();
+async fn next(messages: &mut Messages) -> Result<Option<Part>, PeerError> {
+    let Some(message) = messages.idle.wait_for(messages.incoming.message()).await else {
+        let seconds = messages.idle.limit().as_secs_f64();
         return Err(Reason::StreamIdle.peer_error(format!("no message came for {seconds} s")));
     };
     match message {

@@ -38,9 +38,6 @@ const STREAM_WINDOW: u32 = 1 << 20;
 /// small frames, beyond which it gives up the connection.
 const CONNECTION_WINDOW: u32 = 8 << 20;
 
-/// The largest HTTP/2 frame, in bytes: a chunk comes in four, not in sixteen.
-const FRAME_BYTES: u32 = 64 << 10;
-
 /// How often a silent connection is asked for a sign of life.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -142,7 +139,7 @@ pub async fn serve(
         .layer(MapRequestLayer::new(notice_cuts as fn(Request<Body>) -> Request<Body>))
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_frame_size(FRAME_BYTES)
+        .max_frame_size(super::FRAME_BYTES)
         .max_concurrent_streams(STREAMS_PER_CONNECTION)
         .http2_max_local_error_reset_streams(Some(LOCAL_ERROR_RESETS))
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))

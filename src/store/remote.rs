@@ -22,8 +22,8 @@ use super::{
 use crate::blob::{BlobMeta, BlobRef, DigestFunction, Mismatch, RefError};
 use crate::failpoint::{self, Point};
 use crate::grpc::{
-    CHUNK_BYTES, Channels, EndpointError, MAX_DECODED_BYTES, MAX_ITEMS, MAX_MESSAGE_BYTES, PeerChannel, PeerEndpoint,
-    store_error,
+    CHUNK_BYTES, Channels, DirectChannel, EndpointError, Incoming, MAX_DECODED_BYTES, MAX_ITEMS, MAX_MESSAGE_BYTES,
+    PeerChannel, PeerEndpoint, send, store_error, want,
 };
 use crate::pb::v1;
 use async_trait::async_trait;
@@ -39,7 +39,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
-use tonic::{CancellationHandle, Code, Request, Response, Status, Streaming};
+use tonic::{CancellationHandle, Code, Request, Response, Status};
 use v1::blob_reader_service_client::BlobReaderServiceClient;
 use v1::blob_receiver_service_client::BlobReceiverServiceClient;
 
@@ -123,14 +123,14 @@ async fn guarded<T>(call: impl Future<Output = Result<T, Status>> + Send) -> Res
     answered.unwrap_or_else(|_| Err(Status::unknown("the answer could not be decoded")))
 }
 
-fn receiver(channel: PeerChannel) -> BlobReceiverServiceClient<PeerChannel> {
-    BlobReceiverServiceClient::new(channel)
+fn receiver(channel: PeerChannel) -> BlobReceiverServiceClient<DirectChannel> {
+    BlobReceiverServiceClient::new(DirectChannel::new(channel))
         .max_decoding_message_size(MAX_DECODED_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES)
 }
 
-fn reader(channel: PeerChannel) -> BlobReaderServiceClient<PeerChannel> {
-    BlobReaderServiceClient::new(channel)
+fn reader(channel: PeerChannel) -> BlobReaderServiceClient<DirectChannel> {
+    BlobReaderServiceClient::new(DirectChannel::new(channel))
         .max_decoding_message_size(MAX_DECODED_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES)
 }
@@ -177,7 +177,7 @@ impl Store for RemoteStore {
         let mut client = reader(self.channels.data());
         let request = v1::FetchBlobRequest { r#ref: blob.to_string(), offset: range.offset, length: range.length };
         let opening = async {
-            let mut messages = client.fetch_blob(Request::new(request)).await?.into_inner();
+            let mut messages = Incoming::of_response(client.fetch_blob(want(request)).await?);
             let first = messages.message().await?;
             Ok((messages, first))
         };
@@ -214,7 +214,7 @@ impl Store for RemoteStore {
             failed: Some(failed),
             ended: ended.clone(),
         };
-        let mut request = Request::new(outgoing);
+        let mut request = send(outgoing);
         let _cancel = CancelOnDrop(Some(request.cancellation_handle()));
         let answer = tokio::select! {
             biased;
@@ -334,7 +334,7 @@ impl Stream for Outgoing {
 }
 
 /// The chunks of a `FetchBlob` stream, `most` bytes at most.
-fn fetched_bytes(messages: Streaming<v1::FetchBlobResponse>, blob: BlobRef, most: u64) -> ByteStream {
+fn fetched_bytes(messages: Incoming<v1::FetchBlobResponse>, blob: BlobRef, most: u64) -> ByteStream {
     use v1::fetch_blob_response::Part;
     let chunks = stream::unfold(Some((messages, most)), move |state| async move {
         let (mut messages, left) = state?;
