@@ -287,7 +287,7 @@ enum Command {
 #[derive(Clone, Debug, Args)]
 struct ReplicatorArg {
     /// The replicator's address.
-    #[arg(long, value_name = "URL", default_value = REPLICATOR)]
+    #[arg(long, value_name = "URL", env = REPLICATOR_VARIABLE, default_value = REPLICATOR)]
     replicator: String,
     /// Trust the certificate authorities of this PEM file in place of the system's (https only).
     #[arg(long, value_name = "FILE")]
@@ -296,6 +296,11 @@ struct ReplicatorArg {
 
 /// Where a replicator is, unless something else is said.
 const REPLICATOR: &str = "http://127.0.0.1:7070";
+/// Says something else for a whole environment, such as a container in which the replicator has another port. With one
+/// underscore, it is no configuration; and no Service of Kubernetes makes a variable of this name.
+const REPLICATOR_VARIABLE: &str = "BLOBFERRY_REPLICATOR";
+/// The same for the store.
+const STORE_VARIABLE: &str = "BLOBFERRY_STORE";
 
 impl ReplicatorArg {
     /// The option that names it again, with a space before it; nothing where it need not be named.
@@ -313,7 +318,7 @@ impl ReplicatorArg {
 #[derive(Clone, Debug, Args)]
 struct StoreArg {
     /// The store's address.
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:7080")]
+    #[arg(long, value_name = "URL", env = STORE_VARIABLE, default_value = "http://127.0.0.1:7080")]
     store: String,
     /// Trust the certificate authorities of this PEM file in place of the system's (https only).
     #[arg(long, value_name = "FILE")]

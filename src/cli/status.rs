@@ -3,7 +3,7 @@
 mod render;
 
 use super::progress::to_stderr;
-use super::{Exit, Failure, ReplicatorArg, of_replicator, output};
+use super::{Exit, Failure, REPLICATOR, REPLICATOR_VARIABLE, ReplicatorArg, of_replicator, output};
 use crate::client::{self, Address, ClientError, Replicator};
 use crate::pb::Encoder;
 use crate::pb::v1;
@@ -140,7 +140,7 @@ fn redrawn(page: &str) -> String {
 Exit codes: 0 serving; 3 unreachable; 4 not serving, or no such service.")]
 pub(super) struct HealthArgs {
     /// The server's address.
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:7070")]
+    #[arg(long, value_name = "URL", env = REPLICATOR_VARIABLE, default_value = REPLICATOR)]
     url: String,
     /// The service to ask about; empty means the server as a whole.
     #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]

@@ -57,6 +57,26 @@ fn put_ls_stat_get_status_sync_and_health() {
 }
 
 #[test]
+fn a_variable_says_where_the_servers_are_and_an_option_wins() {
+    let world = World::new();
+    let (source, destination) = (world.store("source"), world.store("destination"));
+    let replicator = world.replicator(&[("a", &source.url()), ("b", &destination.url())], &[("a", "b")]);
+    let with = |variables: &[(&str, &str)], arguments: &[&str]| {
+        let variables = variables.iter().copied();
+        Command::new(program()).envs(variables).args(arguments).output().unwrap().status.code()
+    };
+    let nowhere = "http://127.0.0.1:1";
+    for command in [&["status"][..], &["health"], &["limits"]] {
+        assert_eq!(with(&[("BLOBFERRY_REPLICATOR", &replicator.url())], command), Some(0), "{command:?}");
+        assert_eq!(with(&[("BLOBFERRY_REPLICATOR", nowhere)], command), Some(3), "{command:?}");
+    }
+    let named = ["status", "--replicator", &replicator.url()];
+    assert_eq!(with(&[("BLOBFERRY_REPLICATOR", nowhere)], &named), Some(0));
+    assert_eq!(with(&[("BLOBFERRY_STORE", &source.url())], &["ls"]), Some(0));
+    assert_eq!(with(&[("BLOBFERRY_STORE", nowhere)], &["ls"]), Some(3));
+}
+
+#[test]
 fn a_server_of_the_wrong_kind_is_called_what_it_is() {
     let world = World::new();
     let (source, destination) = (world.store("source"), world.store("destination"));
