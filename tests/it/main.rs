@@ -20,6 +20,7 @@ mod overrides;
 #[path = "../bench/powerloss/cycles.rs"]
 mod powerloss;
 mod refusals;
+mod rolling;
 mod story;
 #[allow(dead_code, reason = "the benchmarks use the rest of it")]
 #[path = "../bench/support/mod.rs"]
