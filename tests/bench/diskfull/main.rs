@@ -24,6 +24,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use support::disk;
 use support::load::Pressure;
+use support::run;
 
 /// Fills and frees disks under load, and checks every ack.
 #[derive(Parser)]
@@ -60,23 +61,7 @@ fn main() -> ExitCode {
         println!("nothing is filled without --bench, which `cargo bench` and `make diskfull` set");
         return ExitCode::SUCCESS;
     }
-    let made = std::fs::create_dir_all(&args.dir)
-        .and_then(|()| tempfile::Builder::new().prefix("blobferry-diskfull-").tempdir_in(&args.dir));
-    let done = made.map_err(Into::into).and_then(|dir| {
-        let done = run(&args, dir.path());
-        if !matches!(done, Ok(true)) {
-            println!("the folder stays: {}", dir.keep().display());
-        }
-        done
-    });
-    match done {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("diskfull: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    run::verdict("diskfull", run::keeping(&args.dir, "diskfull", |dir| run(&args, dir)))
 }
 
 /// Whether nothing was lost.

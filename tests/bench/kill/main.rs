@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use support::check::{self, Tally};
 use support::load::{self, Addresses, Pressure};
 use support::process::{self, Process};
+use support::run;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 
@@ -66,27 +67,16 @@ fn main() -> ExitCode {
         println!("nothing is killed without --bench, which `cargo bench` and `make kill` set");
         return ExitCode::SUCCESS;
     }
-    match run(&args) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("kill: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    run::verdict("kill", run(&args))
 }
 
 /// Whether nothing was lost. Where something was, or anything failed, the folder stays.
 fn run(args: &Args) -> Result<bool> {
     let seed = args.seed.unwrap_or_else(rand::random);
-    std::fs::create_dir_all(&args.dir)?;
-    let dir = tempfile::Builder::new().prefix("blobferry-kill-").tempdir_in(&args.dir)?;
-    println!("seed {seed}, {} cycles in {}", args.cycles, dir.path().display());
-    let done = cycles(args, seed, dir.path());
-    if !matches!(done, Ok(true)) {
-        println!("the folder stays: {}", dir.keep().display());
-    }
-    done
+    run::keeping(&args.dir, "kill", |dir| {
+        println!("seed {seed}, {} cycles in {}", args.cycles, dir.display());
+        cycles(args, seed, dir)
+    })
 }
 
 fn cycles(args: &Args, seed: u64, dir: &Path) -> Result<bool> {

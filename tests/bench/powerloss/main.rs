@@ -21,6 +21,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 use support::disk;
 use support::load::Pressure;
+use support::run;
 
 /// Cuts the power again and again under load, and checks every ack.
 #[derive(Parser)]
@@ -54,23 +55,7 @@ fn main() -> ExitCode {
         println!("nothing is cut without --bench, which `cargo bench` and `make powerloss` set");
         return ExitCode::SUCCESS;
     }
-    let made = std::fs::create_dir_all(&args.dir)
-        .and_then(|()| tempfile::Builder::new().prefix("blobferry-powerloss-").tempdir_in(&args.dir));
-    let done = made.map_err(Into::into).and_then(|dir| {
-        let done = run(&args, dir.path());
-        if !matches!(done, Ok(true)) {
-            println!("the folder stays: {}", dir.keep().display());
-        }
-        done
-    });
-    match done {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("powerloss: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    run::verdict("powerloss", run::keeping(&args.dir, "powerloss", |dir| run(&args, dir)))
 }
 
 /// Whether nothing was lost where nothing may be, and something where the disk lies.

@@ -22,8 +22,8 @@ use clap::{Parser, ValueEnum};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
-use support::machine;
 use support::report::Report;
+use support::{machine, run};
 
 /// Measures the queue beside its floors.
 #[derive(Parser)]
@@ -102,27 +102,16 @@ fn main() -> ExitCode {
         println!("nothing is measured without --bench, which `cargo bench` and `make queue-bench` set");
         return ExitCode::SUCCESS;
     }
-    let done =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Into::into).and_then(|runtime| {
-            runtime.block_on(async {
-                match args.role {
-                    Some(role) => reopen::run(role).await,
-                    None => measure(&args.settings).await,
-                }
-            })
-        });
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("queue: {error:#}");
-            ExitCode::FAILURE
+    run::run("queue", async {
+        match args.role {
+            Some(role) => reopen::run(role).await,
+            None => measure(&args.settings).await,
         }
-    }
+    })
 }
 
 async fn measure(settings: &Settings) -> Result<()> {
-    std::fs::create_dir_all(&settings.dir)?;
-    let dir = tempfile::Builder::new().prefix("blobferry-queue-bench-").tempdir_in(&settings.dir)?;
+    let dir = run::folder(&settings.dir, "queue-bench")?;
     let mut report = Report::new(machine::facts(dir.path())?);
     report.print_machine();
     let large = reopen::Large::new(dir.path(), settings.entries);
@@ -134,7 +123,7 @@ async fn measure(settings: &Settings) -> Result<()> {
         }
     }
     report.finish(machine::fsync_probe(dir.path())?);
-    report.print();
+    report.print("");
     if let Some(path) = &settings.json {
         report.write(path)?;
     }

@@ -1,12 +1,14 @@
-//! What the benchmarks share: the programs that they start and end, the calls that they make to
+//! What the benchmarks share: how they begin and end, the programs that they start and end, the calls that they make to
 //! them, RocksDB's own synced writes, facts about the machine, and the report.
 
 pub(crate) mod api;
 pub(crate) mod check;
 pub(crate) mod disk;
 pub(crate) mod floor;
+pub(crate) mod leash;
 pub(crate) mod load;
 pub(crate) mod machine;
 pub(crate) mod medium;
 pub(crate) mod process;
 pub(crate) mod report;
+pub(crate) mod run;

@@ -200,14 +200,27 @@ pub(crate) fn replicator_with(
     more: &str,
     variables: Vec<(String, String)>,
 ) -> Result<Process> {
+    let file = config(dir, name, data, [from, to], workers, more)?;
+    let args = ["serve", "--config", file.to_str().context("the path is no text")?, "--set", "server.listen={}"];
+    Process::start_with(&program(), &args, &dir.join(format!("{name}.log")), variables)
+}
+
+/// Writes the configuration of such a replicator.
+pub(crate) fn config(
+    dir: &Path,
+    name: &str,
+    data: &Path,
+    [from, to]: [&str; 2],
+    workers: usize,
+    more: &str,
+) -> Result<PathBuf> {
     let file = dir.join(format!("{name}.toml"));
-    let config = format!(
+    let text = format!(
         "[server]\ndata_dir = \"{}\"\n[stores.a]\nendpoint = \"{from}\"\n[stores.b]\nendpoint = \"{to}\"\n\
          [routes.a_to_b]\nfrom = \"a\"\nto = \"b\"\nworkers = {workers}\n\
          full_sync = {{ on_start = \"off\" }}\n{more}",
         data.display()
     );
-    fs::write(&file, config)?;
-    let args = ["serve", "--config", file.to_str().context("the path is no text")?, "--set", "server.listen={}"];
-    Process::start_with(&program(), &args, &dir.join(format!("{name}.log")), variables)
+    fs::write(&file, text)?;
+    Ok(file)
 }

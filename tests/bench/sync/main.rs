@@ -21,6 +21,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use support::api::{self, Replication};
 use support::process;
+use support::run;
 
 /// Blobs that are missing at the destination in the second pass.
 const HELD_BACK: u64 = 1_000;
@@ -49,19 +50,11 @@ fn main() -> ExitCode {
         println!("nothing is compared without --bench, which `cargo bench` and `make sync` set");
         return ExitCode::SUCCESS;
     }
-    match run(&args) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("sync: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    run::run("sync", measure(&args))
 }
 
-#[tokio::main]
-async fn run(args: &Args) -> Result<()> {
-    std::fs::create_dir_all(&args.dir)?;
-    let dir = tempfile::Builder::new().prefix("blobferry-sync-").tempdir_in(&args.dir)?;
+async fn measure(args: &Args) -> Result<()> {
+    let dir = run::folder(&args.dir, "sync")?;
     let path = |name: &str| dir.path().join(name);
     for name in ["source", "destination"] {
         let began = Instant::now();
