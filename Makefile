@@ -5,13 +5,13 @@ SHELL := bash
 CARGO := scripts/cargo
 BIN := $(or $(CARGO_TARGET_DIR),target)/release/blobferry
 
-# Arguments for the demo (a folder to ferry, or --exit to leave nothing running) or the benchmark (--help tells).
+# Arguments for the demo (a folder to ferry, or --exit to leave nothing running) or the benchmarks (--help tells).
 ARGS ?=
 # How many kills `make kill` does, power cuts `make powerloss`, full disks `make diskfull`, how many blobs `make sync`
 # compares, and how many operations `make model` tries.
 N ?=
 
-.PHONY: help build demo test kill powerloss diskfull sync bench queue-bench tracing-bench model lint proto-lint proto-baseline doc clean
+.PHONY: help build demo test kill powerloss diskfull sync bench instructions queue-bench tracing-bench model lint proto-lint proto-baseline doc clean
 
 help: ## Show what can be made.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -38,8 +38,11 @@ diskfull: build ## Fill and free the queue's and the destination's disk N times 
 sync: build ## Have a full sync compare two stores of N blobs each (make sync N=1000000).
 	@$(CARGO) bench --bench sync -- --blobs $(or $(N),1000000)
 
-bench: build ## Measure speed and memory, each figure beside its floor.
+bench: build ## Measure speed and memory, each figure beside its floor; some 40 minutes (ARGS="--quick", "--rounds 5", "--only small").
 	@$(CARGO) bench --bench wire -- $(ARGS)
+
+instructions: build ## Count the instructions of the pure core, and compare them with those that are committed.
+	@tools=$$(scripts/tools) || exit 1; eval "$$tools"; $(CARGO) bench --bench core -- $(ARGS)
 
 tracing-bench: build ## Measure what traces cost (ARGS="--rounds 15").
 	@$(CARGO) bench --bench tracing -- $(ARGS)

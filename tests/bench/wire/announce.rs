@@ -4,11 +4,12 @@
 //! group commit that always finds every caller waiting would do.
 
 use crate::Settings;
+use crate::servers;
 use crate::support::api::{self, Receiver, Replication};
 use crate::support::floor::Floor;
 use crate::support::machine;
-use crate::support::process::{self, Process};
-use crate::support::report::{Comparison, Report, spread};
+use crate::support::process::Process;
+use crate::support::report::{Comparison, Expense, Report, spread};
 use anyhow::{Result, ensure};
 use rand::{RngCore as _, SeedableRng as _, rngs::SmallRng};
 use std::path::Path;
@@ -45,7 +46,8 @@ impl Way {
 }
 
 pub(crate) async fn compare(settings: &Settings, dir: &Path, report: &mut Report) -> Result<()> {
-    println!("\ndurable announcements, destination down, {:?} each", settings.announce_time);
+    let time = settings.announce_time();
+    println!("\ndurable announcements, destination down, {time:?} each");
     let ways = [
         Way { callers: 1, refs: Some(1000) },
         Way { callers: 4, refs: Some(1000) },
@@ -55,25 +57,23 @@ pub(crate) async fn compare(settings: &Settings, dir: &Path, report: &mut Report
     ];
     let mut replicator = None;
     if !settings.floors_only {
-        replicator = Some(process::replicator(dir, "announce", NOWHERE, "http://127.0.0.1:2", 32, "")?);
+        replicator = Some(servers::replicator(dir, "announce", NOWHERE, "http://127.0.0.1:2", 32)?);
     }
     let mut floor = Floor::open(&dir.join("announce-floor"))?;
     for (index, way) in ways.into_iter().enumerate() {
         let mut comparison = Comparison::new(format!("durable, {}", way.name()), "refs/s", &["RocksDB synced batches"]);
-        let mut costs = Vec::new();
-        for round in 0..settings.rounds {
+        let mut expense = Expense::of(format!("replicator, {}", way.name()), true);
+        for round in settings.rounds() {
             for turn in 0..2 {
                 if (turn + round) % 2 == 1 {
-                    comparison.floors[0].values.push(floor.run(way.batch(), settings.announce_time)?);
+                    comparison.floors[0].values.push(floor.run(way.batch(), time)?);
                 } else if let Some(replicator) = &replicator {
                     let seed = (index as u64) << 32 | u64::from(round) << 16;
                     let before = machine::usage(replicator.pid()?)?;
-                    let rate = announce(replicator, way, settings.announce_time, seed).await?;
+                    let (acked, rate) = announce(replicator, way, time, seed).await?;
                     let after = machine::usage(replicator.pid()?)?;
                     comparison.blobferry.push(rate);
-                    costs.push(
-                        (after.cpu_seconds - before.cpu_seconds) / (rate * settings.announce_time.as_secs_f64() / 1e3),
-                    );
+                    expense.add(acked, 0, after.cpu_seconds - before.cpu_seconds, after.peak);
                 }
             }
         }
@@ -84,18 +84,11 @@ pub(crate) async fn compare(settings: &Settings, dir: &Path, report: &mut Report
             spread(&comparison.floors[0].values)
         );
         report.compare(comparison);
-        report.fact(format!("CPU of the replicator, {}", way.name()), "CPU-s/1,000", costs, None);
+        report.expend(expense);
     }
     if let Some(replicator) = &mut replicator {
         let route = api::route(&mut Replication::new(api::channel(&replicator.url())?)).await?;
         ensure!(api::queued(&route).moving > 0, "nothing is queued: {route:?}");
-        let peak = machine::usage(replicator.pid()?)?.peak;
-        report.fact(
-            "peak memory of the replicator, announcements",
-            "MiB",
-            vec![peak as f64 / f64::from(1 << 20)],
-            Some(256.0),
-        );
         replicator.kill()?;
     }
     drop(floor);
@@ -103,8 +96,8 @@ pub(crate) async fn compare(settings: &Settings, dir: &Path, report: &mut Report
     Ok(())
 }
 
-/// Announces for this long from all callers; refs acknowledged per second.
-async fn announce(replicator: &Process, way: Way, time: Duration, seed: u64) -> Result<f64> {
+/// Announces for this long from all callers; refs acknowledged, in all and per second.
+async fn announce(replicator: &Process, way: Way, time: Duration, seed: u64) -> Result<(usize, f64)> {
     let mut tasks = JoinSet::new();
     let mut channel = api::channel(&replicator.url())?;
     let start = Instant::now();
@@ -135,7 +128,7 @@ async fn announce(replicator: &Process, way: Way, time: Duration, seed: u64) -> 
     while let Some(done) = tasks.join_next().await {
         acked += done??;
     }
-    Ok(acked as f64 / start.elapsed().as_secs_f64())
+    Ok((acked, acked as f64 / start.elapsed().as_secs_f64()))
 }
 
 fn random_ref(random: &mut SmallRng) -> String {

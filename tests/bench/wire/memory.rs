@@ -3,14 +3,16 @@
 //! The blob is made while it is sent, so nothing here holds it either.
 
 use crate::Settings;
+use crate::servers::{self, Data};
 use crate::support::api::{self, CHUNK, Reader, Receiver, Replication};
 use crate::support::machine;
-use crate::support::process;
-use crate::support::report::Report;
+use crate::support::process::Process;
+use crate::support::report::{Expense, Report};
 use anyhow::{Context as _, Result, ensure};
 use blobferry::blob::{BlobRef, DigestFunction, Hasher};
 use blobferry::pb::v1 as pb;
 use bytes::{Bytes, BytesMut};
+use bytesize::ByteSize;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -22,20 +24,15 @@ const PATIENCE: Duration = Duration::from_secs(600);
 const TARGET: f64 = 64.0;
 
 pub(crate) async fn watch(settings: &Settings, dir: &Path, report: &mut Report) -> Result<()> {
-    let size = settings.memory_size.as_u64();
-    println!("\nmemory while one blob of {} passes, disk stores", settings.memory_size);
-    let disk = |name: &str| {
-        let path = dir.join(format!("{name}-data"));
-        process::store(dir, name, &format!("disk://{}", path.display()))
-    };
+    let size = settings.scaled_bytes(settings.memory_size);
+    println!("\nmemory while one blob of {} passes, disk stores", ByteSize(size).display().iec());
+    let disk = |name: &str| servers::store(dir, name, &Data::Disk(dir.join(format!("{name}-data"))));
     let (mut source, mut destination) = (disk("memory-source")?, disk("memory-destination")?);
-    let mut replicator = process::replicator(dir, "memory", &source.url(), &destination.url(), 32, "")?;
+    let mut replicator = servers::replicator(dir, "memory", &source.url(), &destination.url(), 32)?;
     let pid = replicator.pid()?;
     let blob = digest(size);
-    let first = api::header(blob.to_string(), size, "");
-    let messages = std::iter::once(first).chain(chunks(size).map(api::chunk));
     let start = Instant::now();
-    Receiver::new(api::channel(&source.url())?).receive_blob(tokio_stream::iter(messages)).await?;
+    put(&source, &blob, size).await?;
     let put_rate = size as f64 / 1e6 / start.elapsed().as_secs_f64();
     // Idle all the while: nothing was announced, and its connections stand.
     let mut api = Replication::new(api::channel(&replicator.url())?);
@@ -72,17 +69,25 @@ pub(crate) async fn watch(settings: &Settings, dir: &Path, report: &mut Report) 
         if more <= TARGET { "within the target" } else { "ABOVE THE TARGET" }
     );
     report.fact("memory, one large blob: idle", "MiB", vec![mib(idle.resident)], None);
-    report.fact("memory, one large blob: peak", "MiB", vec![mib(after.peak)], None);
     report.fact("memory, one large blob: peak less idle", "MiB", vec![more], Some(TARGET));
     report.fact("one large blob, disk to disk", "MB/s", vec![size as f64 / 1e6 / took], None);
     report.fact("one large blob, client to disk", "MB/s", vec![put_rate], None);
-    let cost = (after.cpu_seconds - idle.cpu_seconds) / (size as f64 / 1e9);
-    report.fact("CPU of the replicator, one large blob", "CPU-s/GB", vec![cost], None);
+    let mut expense = Expense::of("replicator, one large blob, disk to disk", true);
+    expense.add(1, size, after.cpu_seconds - idle.cpu_seconds, after.peak);
+    report.expend(expense);
     replicator.kill()?;
     source.kill()?;
     destination.kill()?;
     std::fs::remove_dir_all(dir.join("memory-source-data"))?;
     std::fs::remove_dir_all(dir.join("memory-destination-data"))?;
+    Ok(())
+}
+
+/// Writes the blob of this size to a store.
+pub(crate) async fn put(to: &Process, blob: &BlobRef, size: u64) -> Result<()> {
+    let first = api::header(blob.to_string(), size, "");
+    let messages = std::iter::once(first).chain(chunks(size).map(api::chunk));
+    Receiver::new(api::channel(&to.url())?).receive_blob(tokio_stream::iter(messages)).await?;
     Ok(())
 }
 
@@ -100,7 +105,7 @@ fn chunks(size: u64) -> impl Iterator<Item = Bytes> + Send {
     })
 }
 
-fn digest(size: u64) -> BlobRef {
+pub(crate) fn digest(size: u64) -> BlobRef {
     let mut hasher = Hasher::new(DigestFunction::Sha256);
     chunks(size).for_each(|chunk| hasher.update(&chunk));
     hasher.finish()
