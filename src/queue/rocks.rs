@@ -39,6 +39,7 @@
 //!
 //! `recover` says what is done with a damaged database on opening, `reopen` what after a failed write.
 
+mod apply;
 mod claims;
 mod commit;
 mod database;
@@ -53,8 +54,10 @@ mod lookup;
 mod open;
 mod recover;
 mod reopen;
+mod request;
 mod row;
 mod shared;
+mod space;
 mod transfer;
 mod txn;
 
@@ -68,7 +71,7 @@ use crate::queue::{
     SyncTally,
 };
 use async_trait::async_trait;
-use commit::Request;
+use request::Request;
 use row::RouteRow;
 use shared::Shared;
 use std::fmt;

@@ -223,15 +223,15 @@ impl Claims {
         self.fill(db, &snapshot, (route, lane), max, &mut picked, |_| released.next())?;
 
         let now = keys::nanos(now);
-        let end = keys::retry(route, lane, now.saturating_add(1), 0);
-        let start = keys::retry(route, lane, picked.retry_from.0, picked.retry_from.1);
+        let end = keys::retry(route, lane, now.saturating_add(1), 0).to_vec();
+        let start = keys::retry(route, lane, picked.retry_from.0, picked.retry_from.1).to_vec();
         let mut due = rows(db, &snapshot, keys::RETRY, start, end);
         // The clock went back, or was wrong when these failed.
         let horizon = now.saturating_add(u64::try_from(max_backoff.as_nanos()).unwrap_or(u64::MAX));
-        let start = keys::retry(route, lane, horizon.saturating_add(1), 0);
+        let start = keys::retry(route, lane, horizon.saturating_add(1), 0).to_vec();
         let end = if horizon < u64::MAX { keys::lane_end(route, lane) } else { start.clone() };
         let mut beyond = rows(db, &snapshot, keys::RETRY, start, end);
-        let start = keys::ready(route, lane, picked.ready_from);
+        let start = keys::ready(route, lane, picked.ready_from).to_vec();
         let mut ready = rows(db, &snapshot, keys::READY, start, keys::lane_end(route, lane));
 
         // Half for what failed, half for what did not; what one cannot use goes to the other.
@@ -283,7 +283,9 @@ impl Claims {
                         picked.entries.push(stored.entry);
                         continue;
                     }
-                    (Some(Ok(stored)), Some((family, key, _))) if stored.index() == Some((*family, key.clone())) => {
+                    (Some(Ok(stored)), Some((family, key, _)))
+                        if stored.index().is_some_and(|(name, of)| name == *family && *of == **key) =>
+                    {
                         picked.entries.push(stored.entry);
                         continue;
                     }
@@ -422,12 +424,13 @@ impl Claims {
         };
 
         let end = keys::lane_end(route, lane);
-        let mut ready = rows(db, &snapshot, keys::READY, keys::ready(route, lane, claims.ready_from), end.clone());
+        let start = keys::ready(route, lane, claims.ready_from).to_vec();
+        let mut ready = rows(db, &snapshot, keys::READY, start, end.clone());
         if let Some(row) = self.next_ready(&mut picked, (route, lane), &mut ready) {
             times.extend(entry(row?.0)?.map(|stored| stored.entry.enqueue_time));
         }
         let (due, seq) = claims.retry_from;
-        let mut retry = rows(db, &snapshot, keys::RETRY, keys::retry(route, lane, due, seq), end);
+        let mut retry = rows(db, &snapshot, keys::RETRY, keys::retry(route, lane, due, seq).to_vec(), end);
         let mut next_due = None;
         if let Some(row) = self.next_retry((route, lane), &mut picked, &mut retry, true)
             && let Some(stored) = entry(row?.0)?

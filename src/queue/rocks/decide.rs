@@ -1,6 +1,7 @@
 //! What a request does to the queue: the table in the port's header, as plain code over a [`Txn`].
 
 use super::done::Done;
+use super::keys::Seqs;
 use super::row::{Place, Stored};
 use super::txn::Txn;
 use crate::queue::lookup::{DiscardedBy, Ending};
@@ -10,12 +11,12 @@ use std::rc::Rc;
 
 impl Txn<'_> {
     /// Pushes one blob.
-    pub(super) fn push(&mut self, push: &Push) -> Result<Pushed, QueueError> {
-        let Push { route, blob, .. } = *push;
+    pub(super) fn push(&mut self, push: Push) -> Result<Pushed, QueueError> {
+        let Push { route, blob, .. } = push;
         let known = self.refs(route, blob)?;
         let mut queued = Vec::with_capacity(2);
-        for seq in &known {
-            queued.extend(self.entry(route, *seq)?);
+        for seq in known {
+            queued.extend(self.entry(route, seq)?);
         }
         let sync = match push.origin {
             Origin::Sync(id) => Some(id),
@@ -25,12 +26,12 @@ impl Txn<'_> {
         let mut queued = queued.into_iter();
         let Some(mut first) = queued.next() else {
             let seq = self.add(push, Place::Ready)?;
-            self.set_refs(route, blob, vec![seq])?;
+            self.set_refs(route, blob, Seqs::One(seq))?;
             return Ok(Pushed::Added);
         };
         // Of two, the first could not be read: what is left waits for nothing any more.
         if first.place == Place::Waiting {
-            self.set_refs(route, blob, vec![first.entry.seq.0])?;
+            self.set_refs(route, blob, Seqs::One(first.entry.seq.0))?;
             first.alone = true;
             self.make_due(&mut first);
             self.put(first.clone());
@@ -46,11 +47,11 @@ impl Txn<'_> {
                 return Ok(Pushed::AlreadyQueued);
             }
             if let Some(mut successor) = queued.next() {
-                self.meet(push, &mut successor);
+                self.meet(&push, &mut successor);
                 self.put(successor);
             } else {
                 let seq = self.add(push, Place::Waiting)?;
-                self.set_refs(route, blob, vec![first.entry.seq.0, seq])?;
+                self.set_refs(route, blob, Seqs::Two(first.entry.seq.0, seq))?;
                 first.alone = false;
                 self.put(first);
             }
@@ -59,7 +60,7 @@ impl Txn<'_> {
 
         let parked = first.parked();
         let retrying = !parked && first.entry.failure.is_some();
-        self.meet(push, &mut first);
+        self.meet(&push, &mut first);
         let pushed = if parked {
             first.entry.forgive();
             self.make_due(&mut first);
@@ -75,7 +76,7 @@ impl Txn<'_> {
     }
 
     /// Adds an entry and gives its sequence.
-    fn add(&mut self, push: &Push, place: Place) -> Result<u64, QueueError> {
+    fn add(&mut self, push: Push, place: Place) -> Result<u64, QueueError> {
         if push.origin == Origin::Announced && self.total >= self.max_entries {
             return Err(QueueError::Full { limit: self.max_entries });
         }
@@ -91,8 +92,8 @@ impl Txn<'_> {
             attempts: 0,
             misses: Misses::default(),
             failure: None,
-            trace: push.trace.clone(),
-            visited: push.visited.clone(),
+            trace: push.trace,
+            visited: push.visited,
             syncs: match push.origin {
                 Origin::Sync(id) => vec![id],
                 Origin::Announced | Origin::Chained => Vec::new(),
@@ -134,8 +135,8 @@ impl Txn<'_> {
             return Ok(());
         };
         let refs = self.refs_of(&stored)?;
-        let successor = match refs.as_slice() {
-            [first, second] if *first == seq => self.entry(route, *second)?,
+        let successor = match refs {
+            Seqs::Two(first, second) if first == seq => self.entry(route, second)?,
             _ => None,
         };
         self.set_settled(seq);
@@ -152,11 +153,11 @@ impl Txn<'_> {
                 }
                 let ending = Ending::Confirmed { size: *size, copied: *copied };
                 self.done.push(Done { route, blob: stored.entry.blob, ending });
-                self.end(&stored.entry, successor, &refs)
+                self.end(&stored.entry, successor, refs)
             }
             Outcome::Discard => {
                 self.count_discard(&stored.entry, DiscardedBy::Configuration);
-                self.end(&stored.entry, successor, &refs)
+                self.end(&stored.entry, successor, refs)
             }
             Outcome::Retry { due, failure } => {
                 let mut stored = Rc::unwrap_or_clone(stored);
@@ -178,12 +179,12 @@ impl Txn<'_> {
     pub(super) fn discard(&mut self, stored: Stored) -> Result<(), QueueError> {
         let Entry { route, seq, .. } = stored.entry;
         let refs = self.refs_of(&stored)?;
-        let successor = match refs.as_slice() {
-            [first, second] if *first == seq.0 => self.entry(route, *second)?,
+        let successor = match refs {
+            Seqs::Two(first, second) if first == seq.0 => self.entry(route, second)?,
             _ => None,
         };
         self.count_discard(&stored.entry, DiscardedBy::Operator);
-        self.end(&stored.entry, successor, &refs)
+        self.end(&stored.entry, successor, refs)
     }
 
     fn count_discard(&mut self, entry: &Entry, by: DiscardedBy) {
@@ -196,16 +197,16 @@ impl Txn<'_> {
     }
 
     /// Removes an entry; its successor's turn has come.
-    fn end(&mut self, entry: &Entry, successor: Option<Stored>, refs: &[u64]) -> Result<(), QueueError> {
+    fn end(&mut self, entry: &Entry, successor: Option<Stored>, refs: Seqs) -> Result<(), QueueError> {
         let Entry { route, seq, blob, .. } = *entry;
         self.remove(route, seq.0);
         if let Some(mut next) = successor {
-            self.set_refs(route, blob, vec![next.entry.seq.0])?;
+            self.set_refs(route, blob, Seqs::One(next.entry.seq.0))?;
             next.alone = true;
             self.make_due(&mut next);
             self.put(next);
         } else {
-            self.set_refs(route, blob, refs.iter().copied().filter(|other| *other != seq.0).collect())?;
+            self.set_refs(route, blob, refs.without(seq.0))?;
         }
         Ok(())
     }
@@ -214,7 +215,7 @@ impl Txn<'_> {
     fn keep(&mut self, mut stored: Stored, successor: Option<Stored>) -> Result<(), QueueError> {
         if let Some(successor) = successor {
             self.remove(successor.entry.route, successor.entry.seq.0);
-            self.set_refs(stored.entry.route, stored.entry.blob, vec![stored.entry.seq.0])?;
+            self.set_refs(stored.entry.route, stored.entry.blob, Seqs::One(stored.entry.seq.0))?;
             stored.alone = true;
             if stored.parked() {
                 stored.entry.forgive();

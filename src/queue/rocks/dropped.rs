@@ -3,8 +3,8 @@
 //! one range a family sweeps up rows that belong to none.
 
 use super::RocksQueue;
-use super::commit::Request;
 use super::keys;
+use super::request::Request;
 use super::row;
 use super::txn::{Txn, family, queued};
 use crate::queue::drop::{DropEntries, Dropped};

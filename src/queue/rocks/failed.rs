@@ -2,8 +2,8 @@
 
 use super::RocksQueue;
 use super::claims::rows;
-use super::commit::Request;
-use super::keys;
+use super::keys::{self, Seqs};
+use super::request::Request;
 use super::row::{self, Place, Stored};
 use super::shared::Shared;
 use super::txn::{Txn, family};
@@ -44,20 +44,25 @@ impl Stretch {
         let mut stretches = Vec::new();
         if filter.state != Some(FailedState::Parked) {
             stretches.extend(Lane::ALL.map(|lane| {
-                let (start, end) = (keys::retry(route, lane, 0, 0), keys::lane_end(route, lane));
+                let (start, end) = (keys::retry(route, lane, 0, 0).to_vec(), keys::lane_end(route, lane));
                 Self { family: keys::RETRY, lane: Some(lane), start, end }
             }));
         }
         if filter.state != Some(FailedState::Retrying) {
             let (first, last) = filter.kind.map_or((0, u8::MAX), |kind| (kind.number(), kind.number()));
-            let mut end = keys::parked(route, last, u64::MAX);
+            let mut end = keys::parked(route, last, u64::MAX).to_vec();
             end.push(0);
-            stretches.push(Self { family: keys::PARKED, lane: None, start: keys::parked(route, first, 0), end });
+            stretches.push(Self {
+                family: keys::PARKED,
+                lane: None,
+                start: keys::parked(route, first, 0).to_vec(),
+                end,
+            });
         }
         let Some(after) = after else { return stretches };
         let (lane, mut key) = match after {
-            FailureCursor::Retrying(lane, due, seq) => (Some(lane), keys::retry(route, lane, due, seq)),
-            FailureCursor::Parked(kind, seq) => (None, keys::parked(route, kind, seq)),
+            FailureCursor::Retrying(lane, due, seq) => (Some(lane), keys::retry(route, lane, due, seq).to_vec()),
+            FailureCursor::Parked(kind, seq) => (None, keys::parked(route, kind, seq).to_vec()),
         };
         key.push(0);
         // Parked ones stand last.
@@ -125,7 +130,7 @@ impl Shared {
         let mut found = Vec::new();
         for blob in blobs {
             let value = snapshot.get_cf(refs, keys::reference(route, blob)).map_err(|error| self.read_error(&error))?;
-            for seq in value.as_deref().and_then(keys::seqs).unwrap_or_default() {
+            for seq in value.as_deref().and_then(Seqs::from_row).unwrap_or_default() {
                 let value =
                     snapshot.get_cf(entries, keys::entry(route, seq)).map_err(|error| self.read_error(&error))?;
                 let stored = value.and_then(|bytes| row::decode_entry(route, seq, &bytes).ok());

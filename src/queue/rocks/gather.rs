@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 /// The longest wait.
 const PATIENCE: Duration = Duration::from_millis(1);
 
+/// So many who wait are worth deciding while others are on their way.
+const SOME: usize = 32;
+
 /// What the last batch says about the next.
 #[derive(Debug, Default)]
 pub(super) struct Gather {
@@ -19,15 +22,22 @@ pub(super) struct Gather {
 }
 
 impl Gather {
-    /// Waits for those who are expected; `waiting` tells how many there are.
-    pub(super) fn wait(&self, waiting: impl Fn() -> usize) {
-        if waiting() >= self.expected {
+    /// How long a batch may wait for callers, in all.
+    pub(super) fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    /// Waits until some are `waiting`, if more than those in the batch are expected, and takes the time off its patience.
+    pub(super) fn wait(&self, in_batch: usize, waiting: impl Fn() -> usize, patience: &mut Duration) {
+        let expected = self.expected.saturating_sub(in_batch).min(SOME);
+        if waiting() >= expected {
             return;
         }
         let start = Instant::now();
-        while waiting() < self.expected && start.elapsed() < self.patience {
+        while waiting() < expected && start.elapsed() < *patience {
             std::thread::yield_now();
         }
+        *patience = patience.saturating_sub(start.elapsed());
     }
 
     /// A batch of so many callers was written in this time, and so many wait now.
@@ -39,7 +49,7 @@ impl Gather {
 
 #[cfg(test)]
 mod tests {
-    use super::Gather;
+    use super::{Gather, SOME};
     use std::cell::Cell;
     use std::time::Duration;
 
@@ -48,29 +58,41 @@ mod tests {
         let mut gather = Gather::default();
         gather.written(3, 2, Duration::from_secs(60));
         // However slow the machine is.
-        gather.patience = Duration::MAX;
-        let asked = Cell::new(0);
-        gather.wait(|| {
-            asked.set(asked.get() + 1);
-            asked.get()
-        });
-        assert_eq!(asked.get(), 5);
+        let mut patience = Duration::MAX;
+        let waiting = Cell::new(0);
+        let came = || {
+            waiting.set(waiting.get() + 1);
+            waiting.get()
+        };
+        gather.wait(1, came, &mut patience);
+        assert_eq!(waiting.get(), 4, "with the one in the batch all five are there");
+    }
+
+    #[test]
+    fn some_are_decided_while_others_are_on_their_way() {
+        let mut gather = Gather::default();
+        gather.written(1000, 0, Duration::from_secs(60));
+        gather.wait(1, || SOME, &mut { Duration::MAX });
     }
 
     #[test]
     fn it_does_not_wait_for_those_who_stay_away() {
         let mut gather = Gather::default();
         gather.written(2, 0, Duration::from_millis(1));
-        gather.wait(|| 1);
+        let mut patience = gather.patience();
+        gather.wait(1, || 0, &mut patience);
+        assert_eq!(patience, Duration::ZERO, "and a batch waits once");
+        gather.wait(1, || 0, &mut patience);
         // Only the one who came is expected next time.
         gather.written(1, 0, Duration::from_secs(60));
-        gather.wait(|| 1);
+        gather.wait(1, || 0, &mut { Duration::MAX });
     }
 
     #[test]
     fn a_lone_caller_never_waits() {
-        let gather = Gather { expected: 1, patience: Duration::MAX };
-        gather.wait(|| 1);
-        Gather::default().wait(|| 0);
+        let mut gather = Gather::default();
+        gather.wait(0, || 0, &mut { Duration::MAX });
+        gather.written(1, 0, Duration::from_secs(60));
+        gather.wait(1, || 0, &mut { Duration::MAX });
     }
 }

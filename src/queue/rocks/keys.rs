@@ -2,6 +2,7 @@
 
 use crate::blob::BlobRef;
 use crate::queue::{Lane, RouteId};
+use std::ops::Deref;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub(super) const ENTRY: &str = "entry";
@@ -60,23 +61,56 @@ pub(super) fn lane_end(route: RouteId, lane: Lane) -> Vec<u8> {
     [&route.0.to_be_bytes()[..], &[lane_byte(lane) + 1]].concat()
 }
 
-pub(super) fn ready(route: RouteId, lane: Lane, seq: u64) -> Vec<u8> {
-    let mut key = Vec::with_capacity(13);
-    key.extend_from_slice(&lane_prefix(route, lane));
-    key.extend_from_slice(&seq.to_be_bytes());
-    key
+/// The key or the value of an index row: short, and on the stack, because every push makes several.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Short {
+    bytes: [u8; 21],
+    len: usize,
 }
 
-pub(super) fn retry(route: RouteId, lane: Lane, due: u64, seq: u64) -> Vec<u8> {
-    let mut key = Vec::with_capacity(21);
-    key.extend_from_slice(&lane_prefix(route, lane));
-    key.extend_from_slice(&due.to_be_bytes());
-    key.extend_from_slice(&seq.to_be_bytes());
-    key
+impl Short {
+    fn of<const N: usize>(parts: [&[u8]; N]) -> Self {
+        let mut short = Self::default();
+        for part in parts {
+            short.bytes[short.len..short.len + part.len()].copy_from_slice(part);
+            short.len += part.len();
+        }
+        short
+    }
 }
 
-pub(super) fn parked(route: RouteId, kind: u8, seq: u64) -> Vec<u8> {
-    [&route.0.to_be_bytes()[..], &[kind], &seq.to_be_bytes()].concat()
+impl Deref for Short {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
+impl AsRef<[u8]> for Short {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+pub(super) fn ready(route: RouteId, lane: Lane, seq: u64) -> Short {
+    Short::of([&lane_prefix(route, lane), &seq.to_be_bytes()])
+}
+
+pub(super) fn retry(route: RouteId, lane: Lane, due: u64, seq: u64) -> Short {
+    Short::of([&lane_prefix(route, lane), &due.to_be_bytes(), &seq.to_be_bytes()])
+}
+
+pub(super) fn parked(route: RouteId, kind: u8, seq: u64) -> Short {
+    Short::of([&route.0.to_be_bytes(), &[kind], &seq.to_be_bytes()])
+}
+
+/// The value of an index row: whether the entry has failed, and its size, if known.
+pub(super) fn index_value(failed: bool, size: Option<u64>) -> Short {
+    match size {
+        Some(size) => Short::of([&[u8::from(failed)], &size.to_be_bytes()]),
+        None => Short::of([&[u8::from(failed)]]),
+    }
 }
 
 /// The sequence in a `ready` key.
@@ -117,15 +151,58 @@ pub(super) fn number(bytes: &[u8]) -> Option<u64> {
     bytes.try_into().ok().map(u64::from_be_bytes)
 }
 
-/// The one or two sequences of a `ref` row, ascending.
-pub(super) fn seqs(value: &[u8]) -> Option<Vec<u64>> {
-    let seqs: Vec<u64> = value.chunks(8).map(number).collect::<Option<_>>()?;
-    let ascending = seqs.is_sorted_by(|a, b| a < b);
-    (ascending && matches!(seqs.len(), 1 | 2)).then_some(seqs)
+/// The sequences under which a ref is queued on a route: an entry's, and a later one's that succeeds it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Seqs {
+    #[default]
+    None,
+    One(u64),
+    Two(u64, u64),
 }
 
-pub(super) fn seqs_value(seqs: &[u64]) -> Vec<u8> {
-    seqs.iter().flat_map(|seq| seq.to_be_bytes()).collect()
+impl Seqs {
+    /// What a `ref` row says; nothing where it is malformed.
+    pub(super) fn from_row(value: &[u8]) -> Option<Self> {
+        match value.len() {
+            8 => number(value).map(Self::One),
+            16 => match (number(&value[..8])?, number(&value[8..])?) {
+                (first, second) if first < second => Some(Self::Two(first, second)),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// The bytes of a `ref` row, at the end of a buffer.
+    pub(super) fn put_row(self, row: &mut Vec<u8>) {
+        for seq in self {
+            row.extend_from_slice(&seq.to_be_bytes());
+        }
+    }
+
+    /// These but one.
+    pub(super) fn without(self, seq: u64) -> Self {
+        let mut left = self.into_iter().filter(|other| *other != seq);
+        match (left.next(), left.next()) {
+            (None, _) => Self::None,
+            (Some(one), None) => Self::One(one),
+            (Some(first), Some(second)) => Self::Two(first, second),
+        }
+    }
+}
+
+impl IntoIterator for Seqs {
+    type Item = u64;
+    type IntoIter = std::iter::Flatten<std::array::IntoIter<Option<u64>, 2>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        let seqs = match self {
+            Self::None => [None, None],
+            Self::One(seq) => [Some(seq), None],
+            Self::Two(first, second) => [Some(first), Some(second)],
+        };
+        seqs.into_iter().flatten()
+    }
 }
 
 /// Where all rows of a route end, exclusive, in the families whose keys begin with it.

@@ -1,7 +1,7 @@
 //! Looking blobs up: point reads in one snapshot, never a scan.
 
 use super::RocksQueue;
-use super::keys;
+use super::keys::{self, Seqs};
 use super::row::{self, Place, Stored};
 use super::shared::Shared;
 use super::txn::family;
@@ -36,7 +36,7 @@ impl Shared {
             let mut known = Known::default();
             let value =
                 snapshot.get_cf(refs, keys::reference(*route, blob)).map_err(|error| self.read_error(&error))?;
-            for seq in value.as_deref().and_then(keys::seqs).unwrap_or_default() {
+            for seq in value.as_deref().and_then(Seqs::from_row).unwrap_or_default() {
                 let value =
                     snapshot.get_cf(entries, keys::entry(*route, seq)).map_err(|error| self.read_error(&error))?;
                 if let Some(stored) = value.and_then(|bytes| row::decode_entry(*route, seq, &bytes).ok()) {

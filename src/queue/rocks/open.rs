@@ -1,9 +1,11 @@
 //! Opening: the lock, then the database, mended where it must be, and its committer.
 
-use super::commit::{CHANNEL, Committer, WriteFn};
+use super::commit::{Committer, WriteFn};
 use super::gather::Gather;
 use super::recover::open_mended;
+use super::request::CHANNEL;
 use super::shared::Shared;
+use super::space::Space;
 use super::{RocksOptions, RocksQueue, WallClock};
 use crate::failpoint::{self, Injected, Point};
 use rocksdb::ErrorKind;
@@ -107,12 +109,12 @@ pub(super) fn open(
     let committer = Committer {
         shared: Arc::clone(&shared),
         dir: dir.to_owned(),
+        space: Space::new(dir.to_owned(), options.reserve_bytes),
         options,
         wall: Arc::clone(&wall),
         write,
         next_seq,
         total,
-        space: None,
         gather: Gather::default(),
         full_since: None,
         sender: sender.downgrade(),

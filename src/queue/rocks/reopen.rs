@@ -9,10 +9,10 @@
 //! this process works with may not be in what can be read: then this says [`Trouble::Ended`], and the process is to stop.
 
 use super::RocksOptions;
-use super::commit::Request;
 use super::database::{Loaded, Log, folder, open_loaded};
 use super::open::OpenError;
 use super::recover::check_path;
+use super::request::Request;
 use super::shared::Shared;
 use crate::backoff::Backoff;
 use crate::queue::damage::Trouble;

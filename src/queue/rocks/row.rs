@@ -1,7 +1,7 @@
 //! The bytes of rows: a format version byte, then a protobuf message, so that a later version may add fields that this
 //! one skips.
 
-use super::keys;
+use super::keys::{self, Short};
 use crate::blob::BlobRef;
 use crate::fault::FaultKind;
 use crate::queue::{Entry, Failure, Lane, LaneCounts, Misses, RouteCounts, RouteId, Seq, SyncId, SyncTally, Tally};
@@ -42,7 +42,7 @@ impl Stored {
     }
 
     /// The family and key of its index row.
-    pub(super) fn index(&self) -> Option<(&'static str, Vec<u8>)> {
+    pub(super) fn index(&self) -> Option<(&'static str, Short)> {
         let Entry { route, lane, seq, due_time, .. } = &self.entry;
         match self.place {
             Place::Waiting => None,
@@ -53,12 +53,8 @@ impl Stored {
     }
 
     /// The value of its index row: what the counters lose if the entry's own row should become unreadable.
-    pub(super) fn index_value(&self) -> Vec<u8> {
-        let mut value = vec![u8::from(self.entry.failure.is_some())];
-        if let Some(size) = self.entry.size {
-            value.extend_from_slice(&size.to_be_bytes());
-        }
-        value
+    pub(super) fn index_value(&self) -> Short {
+        keys::index_value(self.entry.failure.is_some(), self.entry.size)
     }
 }
 
@@ -259,8 +255,9 @@ fn decode<M: Message + Default>(bytes: &[u8]) -> Result<M, RowError> {
     Ok(M::decode(message)?)
 }
 
-/// An [`EntryRow`], written without the copies that a message of owned parts would take: every push encodes one.
-pub(super) fn encode_entry(stored: &Stored) -> Vec<u8> {
+/// An [`EntryRow`] at the end of a buffer, written without the copies that a message of owned parts would take: every push
+/// writes one.
+pub(super) fn put_entry(stored: &Stored, row: &mut Vec<u8>) {
     let entry = &stored.entry;
     let (place, parked_kind) = match stored.place {
         Place::Waiting => (0, 0),
@@ -268,18 +265,17 @@ pub(super) fn encode_entry(stored: &Stored) -> Vec<u8> {
         Place::Due => (2, 0),
         Place::Parked(kind) => (3, u64::from(kind)),
     };
-    let mut row = Vec::with_capacity(128);
     row.push(ROW_VERSION);
-    put_length(1, entry.blob.key_len(), &mut row);
-    entry.blob.put_key(&mut row);
+    put_length(1, entry.blob.key_len(), row);
+    entry.blob.put_key(row);
     if let Some(size) = entry.size {
-        put_key(2, WireType::Varint, &mut row);
-        encode_varint(size, &mut row);
+        put_key(2, WireType::Varint, row);
+        encode_varint(size, row);
     }
-    put_number(3, u64::from(keys::lane_byte(entry.lane)), &mut row);
-    put_time(4, entry.enqueue_time, &mut row);
-    put_time(5, entry.due_time, &mut row);
-    put_number(6, u64::from(entry.attempts), &mut row);
+    put_number(3, u64::from(keys::lane_byte(entry.lane)), row);
+    put_time(4, entry.enqueue_time, row);
+    put_time(5, entry.due_time, row);
+    put_number(6, u64::from(entry.attempts), row);
     if let Some(failure) = &entry.failure {
         let failure = FailureRow {
             kind: u32::from(failure.kind.number()),
@@ -290,27 +286,26 @@ pub(super) fn encode_entry(stored: &Stored) -> Vec<u8> {
             last: keys::nanos(failure.last),
             count: failure.count,
         };
-        prost::encoding::message::encode(7, &failure, &mut row);
+        prost::encoding::message::encode(7, &failure, row);
     }
     if let Some(TraceContext { traceparent, tracestate }) = &entry.trace {
         let trace = TraceRow { traceparent: traceparent.clone(), tracestate: tracestate.clone() };
-        prost::encoding::message::encode(8, &trace, &mut row);
+        prost::encoding::message::encode(8, &trace, row);
     }
     for store in &entry.visited {
-        put_length(9, store.len(), &mut row);
+        put_length(9, store.len(), row);
         row.extend_from_slice(store.as_bytes());
     }
     if !entry.syncs.is_empty() {
-        put_length(10, entry.syncs.iter().map(|sync| encoded_len_varint(sync.0)).sum(), &mut row);
-        entry.syncs.iter().for_each(|sync| encode_varint(sync.0, &mut row));
+        put_length(10, entry.syncs.iter().map(|sync| encoded_len_varint(sync.0)).sum(), row);
+        entry.syncs.iter().for_each(|sync| encode_varint(sync.0, row));
     }
-    put_number(11, u64::from(entry.repair), &mut row);
-    put_number(12, place, &mut row);
-    put_number(13, parked_kind, &mut row);
-    put_number(14, u64::from(stored.alone), &mut row);
-    put_number(20, u64::from(entry.misses.count), &mut row);
-    put_number(21, u64::try_from(entry.misses.lasted.as_nanos()).unwrap_or(u64::MAX), &mut row);
-    row
+    put_number(11, u64::from(entry.repair), row);
+    put_number(12, place, row);
+    put_number(13, parked_kind, row);
+    put_number(14, u64::from(stored.alone), row);
+    put_number(20, u64::from(entry.misses.count), row);
+    put_number(21, u64::try_from(entry.misses.lasted.as_nanos()).unwrap_or(u64::MAX), row);
 }
 
 fn put_key(tag: u32, wire_type: WireType, row: &mut Vec<u8>) {

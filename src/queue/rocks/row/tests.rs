@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use super::{EntryRow, FailureRow, Place, Stored, TraceRow, decode, decode_entry, encode, encode_entry};
+use super::{EntryRow, FailureRow, Place, Stored, TraceRow, decode, decode_entry, encode, put_entry};
 use crate::blob::{BlobRef, DigestFunction};
 use crate::fault::FaultKind;
 use crate::queue::rocks::keys;
@@ -111,7 +111,8 @@ fn by_message(Stored { entry, place, alone }: &Stored) -> Vec<u8> {
 proptest! {
     #[test]
     fn an_entry_is_written_as_its_message_would_be(stored in stored()) {
-        let row = encode_entry(&stored);
+        let mut row = Vec::new();
+        put_entry(&stored, &mut row);
         assert_eq!(row, by_message(&stored));
         assert_eq!(decode_entry(RouteId(3), 7, &row).unwrap(), stored);
         decode::<EntryRow>(&row).unwrap();

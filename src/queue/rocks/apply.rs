@@ -1,0 +1,61 @@
+//! What a durable batch changes in memory.
+
+use super::request::Decided;
+use super::shared::Shared;
+use super::txn::{Effects, Moved};
+use crate::queue::Claim;
+use std::collections::BTreeSet;
+
+/// Makes a batch that is durable known to claims and readers.
+pub(super) fn apply(shared: &Shared, effects: Effects, moves: &[Moved], decided: &[Decided]) {
+    let settled = || {
+        let claims = decided.iter().filter_map(|decided| match decided {
+            Decided::Settle(_, Ok(claims)) => Some(claims),
+            _ => None,
+        });
+        claims.flatten().map(Claim::entry)
+    };
+    let mut woken = BTreeSet::new();
+    let mut claims = shared.claims();
+    for entry in settled() {
+        claims.settle(entry.route, entry.lane, entry.seq.0);
+    }
+    for Moved { route, seq, before, after } in moves {
+        claims.finish(*seq, *after);
+        if before != after
+            && let Some(spot) = after
+        {
+            woken.insert(*route);
+            if let Some(due) = spot.due {
+                claims.added_retry(*route, spot.lane, due, *seq);
+            }
+        }
+    }
+    for row in &effects.aside {
+        claims.forget_bad(&row.key);
+    }
+    drop(claims);
+
+    let mut figures = shared.figures();
+    for (route, counts) in effects.counts {
+        figures.set_counts(route, counts);
+    }
+    for (sync, tally) in effects.syncs {
+        figures.set_sync(sync, tally);
+    }
+    for sync in effects.old_syncs {
+        figures.forget_sync(sync);
+    }
+    figures.routes.extend(effects.routes);
+    figures.aside = effects.aside_total;
+    for entry in settled() {
+        figures.claim(entry, false);
+    }
+    drop(figures);
+    for route in woken {
+        shared.wake(route);
+    }
+    if decided.iter().any(|decided| matches!(decided, Decided::Settle(..) | Decided::Remedy(..))) {
+        shared.settled();
+    }
+}

@@ -1,0 +1,47 @@
+//! Room on the queue's disk, and the reserve that announcements leave for settling.
+
+use crate::failpoint::{self, Point};
+use crate::queue::QueueError;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// How long a reading of the disk's free space is good for.
+const AGE: Duration = Duration::from_secs(1);
+
+/// The disk of a folder.
+pub(super) struct Space {
+    dir: PathBuf,
+    reserve: u64,
+    read: Option<(Instant, u64)>,
+}
+
+impl Space {
+    /// That of this folder; a reserve of 0 turns the check off.
+    pub(super) fn new(dir: PathBuf, reserve: u64) -> Self {
+        Self { dir, reserve, read: None }
+    }
+
+    /// Refuses announcements when the reserve is reached.
+    pub(super) fn check(&mut self) -> Result<(), QueueError> {
+        if self.reserve == 0 {
+            return Ok(());
+        }
+        let free = match self.read {
+            Some((at, free)) if at.elapsed() < AGE => free,
+            _ => {
+                let free = self.free()?;
+                self.read = Some((Instant::now(), free));
+                free
+            }
+        };
+        if free < self.reserve { Err(QueueError::NoSpace { free, reserve: self.reserve }) } else { Ok(()) }
+    }
+
+    /// Free bytes, as of now.
+    pub(super) fn free(&self) -> Result<u64, QueueError> {
+        failpoint::hit(Point::QueueSpace)?;
+        let stat = rustix::fs::statvfs(&self.dir)
+            .map_err(|error| QueueError::Read(format!("the disk's free space is unknown: {error}")))?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+}
