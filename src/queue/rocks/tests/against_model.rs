@@ -32,6 +32,9 @@ const SYNCS: u64 = 3;
 const MAX_ENTRIES: u64 = 36;
 /// Sequences that are compared with those seen before.
 const REMEMBERED: usize = 10_000;
+/// Completions that the queue remembers. The model forgets nothing, but each of the few blobs ends anew long before so many
+/// others have; and each opening reads them all.
+const COMPLETIONS: usize = 2_000;
 /// Operations until the next comparison of what has to be read.
 const READS: u64 = 8;
 /// How long the queue may take to write again after a failed write.
@@ -79,8 +82,7 @@ impl Rocks {
             reserve_bytes: 0,
             max_backoff: MAX_BACKOFF,
             cache_bytes: 8 << 20,
-            // The model forgets nothing.
-            completions: 1_000_000,
+            completions: COMPLETIONS,
         };
         let (blow, from) = (Arc::clone(&self.blow), self.dir());
         let write = move |db: &DB, batch| match blow.lock().unwrap().take() {
