@@ -8,15 +8,18 @@ use crate::fault::FaultKind;
 use crate::peer::{Needs, Peer};
 use crate::queue::failures::{Failures, Remedy};
 use crate::queue::model::ModelQueue;
-use crate::queue::{Claim, Failure, Lane, Origin, Outcome, Push, Queue, RouteId, State};
+use crate::queue::{Claim, Failure, Lane, Origin, Outcome, Push, Queue, QueueError, RouteId, State, StateWrite};
 use crate::store::faulty::FaultyStore;
 use crate::store::memory::MemoryStore;
 use crate::store::{Abilities, Put, Store};
+use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
 fn bytes(number: u64) -> Bytes {
@@ -38,6 +41,11 @@ struct Lab {
 impl Lab {
     /// Routes are `FROM_TO`; one that begins with `-` is disabled, with `!` no longer configured.
     async fn new(names: &[&str]) -> Self {
+        Self::over(names, |state| state).await
+    }
+
+    /// The same, over another state than the queue's own.
+    async fn over(names: &[&str], state: impl FnOnce(Arc<dyn State>) -> Arc<dyn State>) -> Self {
         let clock = Arc::new(SystemClock::new());
         let entropy = Arc::new(Entropy::seeded(1));
         let queue = Arc::new(ModelQueue::new(u64::MAX, Duration::from_hours(1), Arc::new(SystemTime::now)));
@@ -60,7 +68,7 @@ impl Lab {
         let table = RouteTable::new(routes.clone(), stores.keys().map(|name| name.as_str().into()));
         let parts = StoryParts {
             lookup: queue.clone(),
-            state: queue.clone(),
+            state: state(queue.clone()),
             routes: Arc::new(table),
             orphans: orphans.clone(),
             peers: peers.collect(),
@@ -338,6 +346,60 @@ async fn a_token_stands_for_what_was_announced() {
     assert_eq!(lab.story.wait(request).await.unwrap().end, WaitEnd::Confirmed);
     let unknown = WaitRequest { token: Some("A".repeat(26)), ..WaitRequest::default() };
     assert!(matches!(lab.story.wait(unknown).await, Err(StoryError::UnknownToken(_))));
+}
+
+/// A state whose reads wait at a door.
+struct HeldUp {
+    state: Arc<dyn State>,
+    door: Semaphore,
+    waiting: AtomicUsize,
+}
+
+#[async_trait]
+impl State for HeldUp {
+    async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, QueueError> {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        drop(self.door.acquire().await);
+        self.state.get(key).await
+    }
+
+    async fn list(&self, prefix: &str, limit: usize) -> Result<Vec<(String, Vec<u8>)>, QueueError> {
+        self.state.list(prefix, limit).await
+    }
+
+    async fn write(&self, writes: Vec<StateWrite>) -> Result<(), QueueError> {
+        self.state.write(writes).await
+    }
+}
+
+/// The refs of a token take memory before it is known whether there is room for those who wait.
+#[tokio::test]
+async fn so_many_tokens_are_read_at_once_and_no_more() {
+    let mut held = None;
+    let lab = Lab::over(&["a_b"], |state| {
+        let state = Arc::new(HeldUp { state, door: Semaphore::new(0), waiting: AtomicUsize::new(0) });
+        held = Some(state.clone());
+        state
+    })
+    .await;
+    let held = held.unwrap();
+    let (token, writes) = lab.story.issue_token("a", vec![blob(0)]);
+    lab.queue.write(writes).await.unwrap();
+    lab.announce("a_b", 0..1).await;
+    let mut waiting = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let (story, token) = (lab.story.clone(), Some(token.clone()));
+        waiting.spawn(async move { story.wait(WaitRequest { token, ..WaitRequest::default() }).await });
+    }
+    // There is one thread: everybody gets as far as they can.
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(held.waiting.load(Ordering::SeqCst), 2);
+    held.door.add_permits(1);
+    for waited in waiting.join_all().await {
+        assert_eq!(waited.unwrap().end, WaitEnd::TimedOut);
+    }
 }
 
 #[tokio::test]

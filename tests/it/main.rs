@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends with a panic")]
 
 mod architecture;
+mod bounds;
 mod commands;
 #[path = "../bench/diskfull/cycles.rs"]
 mod diskfull;
