@@ -1,8 +1,8 @@
 //! The committer: the only one who writes.
 //!
-//! It takes everything that waits in its channel, decides it in order, and writes it as one synced batch; then it changes
-//! memory; then it answers. A crash before the write ends leaves nothing of the batch, and nobody was answered. A crash
-//! after it leaves all of it, and callers that were not answered retry, which does no harm.
+//! It takes everything that waits in its channel, and what comes while it decides; decides it in order, and writes it as one
+//! synced batch; then it changes memory; then it answers. A crash before the write ends leaves nothing of the batch, and
+//! nobody was answered. A crash after it leaves all of it, and callers that were not answered retry, which does no harm.
 //!
 //! A write that fails is answered at once, and acks nothing. After a full disk RocksDB writes again by itself; after any
 //! other failure the database is opened again (`reopen`), and until then every request is refused at once.

@@ -1,9 +1,9 @@
 //! How long the committer waits for more before it writes.
 //!
 //! Callers that were just answered come back a moment later. A committer that writes with whoever is first has one caller
-//! in this batch, all others in the next, and so on in turn: half as fast as it could be. So it waits until as many wait
-//! as were there last time, but for a part of what the last write took, at most: whoever does not come back costs that
-//! once, and the next batch expects fewer.
+//! in this batch, all others in the next, and so on in turn: half as fast as it could be. So it waits until as many came
+//! as were there last time, and decides those who are there meanwhile, but for a part of what the last write took, at most:
+//! whoever does not come back costs that once, and the next batch expects fewer.
 
 use std::time::{Duration, Instant};
 
