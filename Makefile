@@ -51,7 +51,8 @@ queue-bench: build ## Measure the queue alone, with ten million entries too (ARG
 	@$(CARGO) bench --bench queue -- $(ARGS)
 
 model: build ## Hold the queue to its plain model for N random operations (make model N=1000000; BLOBFERRY_MODEL_SEED= repeats a run).
-	@BLOBFERRY_MODEL_OPS=$(or $(N),1000000) $(CARGO) test --lib random_operations_end_as_in_the_model -- --nocapture
+	@[ -w /dev/shm ] && export TMPDIR=/dev/shm; \
+	BLOBFERRY_MODEL_OPS=$(or $(N),1000000) $(CARGO) test --lib random_operations_end_as_in_the_model -- --nocapture
 
 lint: ## Check format and lints, as CI does.
 	@cargo fmt --check
