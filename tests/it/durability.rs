@@ -39,10 +39,16 @@ fn files(db: &Path, part: &str) -> Vec<PathBuf> {
     files.filter(|path| path.file_name().unwrap().to_str().unwrap().contains(part)).collect()
 }
 
+/// A key of the state, as it stands in a table.
+const STATE_KEY: &[u8] = b"replicator/id";
+
 /// Turns bytes in the middle of a file over.
 fn damage(path: &Path) {
+    damage_at(path, fs::metadata(path).unwrap().len() / 2);
+}
+
+fn damage_at(path: &Path, at: u64) {
     let file = fs::File::options().read(true).write(true).open(path).unwrap();
-    let at = file.metadata().unwrap().len() / 2;
     let mut bytes = [0; 24];
     let count = file.read_at(&mut bytes, at).unwrap();
     bytes.iter_mut().for_each(|byte| *byte = !*byte);
@@ -118,6 +124,34 @@ async fn a_damaged_log_is_cut_back_shown_and_made_up_for() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_queue_that_cannot_be_read_is_begun_anew_shown_and_made_up_for() {
     mends_itself("MANIFEST-", pb::QueueIncidentKind::BegunAnew).await;
+}
+
+/// A queue that opens, but cannot be read where the start reads it: the start failed, and the next, and so on.
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_that_a_start_meets_is_mended_by_opening_once_more() {
+    let world = World::new();
+    let (a, b) = (world.store("a"), world.store("b"));
+    let mut server = world.replicator_with("replicator", &config(&a.url(), &b.url(), "off"));
+    server.kill();
+    // What was in the log is put into tables, each family into its own.
+    server.again();
+    server.kill();
+    let tables = files(&world.path("replicator-data").join("queue").join("db"), ".sst");
+    let holds = |table: &&PathBuf| fs::read(table).unwrap().windows(STATE_KEY.len()).any(|bytes| bytes == STATE_KEY);
+    let of_state: Vec<_> = tables.iter().filter(holds).collect();
+    assert!(!of_state.is_empty(), "{tables:?}");
+    for table in of_state {
+        // The rows come first; what opening reads, last.
+        damage_at(table, 0);
+    }
+
+    server.again();
+    let status = status(&replication(&server).await).await;
+    assert!(server.said().contains("opened once more"), "{}", server.said());
+    assert_eq!(status.state(), pb::ReplicatorState::Degraded, "{}", status.summary);
+    assert_eq!(status.queue.unwrap().incidents.len(), 1);
+    let blobs = fill(&a, 0..1).await;
+    announce(&mut replication(&server).await, "", &blobs).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
