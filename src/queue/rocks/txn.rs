@@ -202,6 +202,9 @@ impl<'a> Txn<'a> {
     /// read now is read again where it is needed, and fails there.
     pub(super) fn read_ahead(&mut self, refs: impl Iterator<Item = (RouteId, BlobRef)>) {
         let mut wanted: Vec<_> = refs.filter(|of| !self.refs.contains_key(of)).collect();
+        if wanted.len() < 2 {
+            return;
+        }
         wanted.sort_unstable();
         wanted.dedup();
         let Ok(family) = family(self.db, keys::REF) else { return };
