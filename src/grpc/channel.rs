@@ -16,11 +16,9 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 /// Connections for blobs, to each peer.
 const DATA_CHANNELS: usize = 4;
 
-/// What a peer may send on one stream before we have read it, in bytes: four chunks, enough for 100 MB/s at 10 ms.
-const STREAM_WINDOW: u32 = 1 << 20;
-
-/// What a peer may send on one connection before we have read it, in bytes: sixteen stalled streams do not block a
-/// seventeenth. Half of it is also the budget of h2 for unread small frames, beyond which it gives up the connection.
+/// What a peer may send on one connection before we have read it, in bytes: three stalled streams do not block a fourth, and
+/// four connections hold at most 64 MiB. Half of it is also the budget of h2 for unread small frames, beyond which it gives
+/// up the connection.
 const CONNECTION_WINDOW: u32 = 16 << 20;
 
 /// How often a silent connection is asked for a sign of life, also while it is idle.
@@ -100,7 +98,7 @@ impl Channels {
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .keep_alive_while_idle(true)
-            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_stream_window_size(super::STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_frame_size(super::FRAME_BYTES);
         if peer.uri.scheme_str() == Some("https") {

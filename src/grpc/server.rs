@@ -31,9 +31,6 @@ const STREAMS_PER_CONNECTION: u32 = 1024;
 /// is no limit.
 const LOCAL_ERROR_RESETS: usize = 1024;
 
-/// What a client may send on one stream before it is read, in bytes: four chunks.
-const STREAM_WINDOW: u32 = 1 << 20;
-
 /// What a client may send on one connection before it is read, in bytes. Half of it is also the budget of h2 for unread
 /// small frames, beyond which it gives up the connection.
 const CONNECTION_WINDOW: u32 = 8 << 20;
@@ -137,7 +134,7 @@ pub async fn serve(
     let serving = Server::builder()
         .layer(settings.calls)
         .layer(MapRequestLayer::new(notice_cuts as fn(Request<Body>) -> Request<Body>))
-        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_stream_window_size(super::STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(super::FRAME_BYTES)
         .max_concurrent_streams(STREAMS_PER_CONNECTION)
