@@ -269,13 +269,29 @@ impl Shared {
         })
     }
 
-    /// A small blob, verified.
-    fn read_small(&self, blob: BlobRef) -> Result<Packed, StoreError> {
-        let (size, (bytes, rest)) = match self.index.get(&blob)? {
-            Some(Record { size, .. }) if size > MAX_PACKED_BYTES => return Ok(Packed::TooLarge { size }),
-            _ => self.read(blob, ByteRange::default())?,
+    /// Small blobs, verified; for each a result, in their order.
+    fn read_packed(&self, blobs: &[BlobRef]) -> Vec<Result<Packed, StoreError>> {
+        let records = self.index.get_many(blobs);
+        let is_small = |record: &Result<Option<Record>, StoreError>| matches!(record, Ok(Some(Record { place: Place::Small, size })) if *size <= MAX_PACKED_BYTES);
+        let small: Vec<BlobRef> =
+            blobs.iter().zip(&records).filter(|(_, record)| is_small(record)).map(|(blob, _)| *blob).collect();
+        let mut bytes = self.index.bytes_many(&small).into_iter();
+        let read = |(blob, record): (&BlobRef, Result<Option<Record>, StoreError>)| {
+            if is_small(&record) {
+                let bytes = bytes.next().unwrap_or(Ok(None))?;
+                let size = record?.map(|record| record.size).unwrap_or_default();
+                return Ok(Packed::Whole(whole(*blob, size, bytes)?));
+            }
+            match record?.ok_or(StoreError::Missing(*blob))? {
+                Record { size, .. } if size > MAX_PACKED_BYTES => Ok(Packed::TooLarge { size }),
+                // A file although it is small.
+                _ => {
+                    let (size, (bytes, rest)) = self.read(*blob, ByteRange::default())?;
+                    Ok(if rest.is_some() { Packed::TooLarge { size } } else { Packed::Whole(bytes) })
+                }
+            }
         };
-        Ok(if rest.is_some() { Packed::TooLarge { size } } else { Packed::Whole(bytes) })
+        blobs.iter().zip(records).map(read).collect()
     }
 
     /// The bytes of a small blob, or the first chunk of a file, of the range. A read of the whole blob is verified.
@@ -286,19 +302,35 @@ impl Shared {
             let reader = self.files.read(blob, size, start, end)?;
             return Ok((size, read_chunk(reader)?));
         }
-        let corrupt = |detail: String| StoreError::Corrupt { blob, detail };
-        let bytes = self.index.bytes(&blob)?.ok_or_else(|| corrupt("its bytes are gone".to_owned()))?;
-        if bytes.len() as u64 != size {
-            return Err(corrupt(format!("{} bytes lie in the place of {size}", bytes.len())));
+        let bytes = self.index.bytes(&blob)?.map(Bytes::from);
+        if start == 0 && end == size {
+            return Ok((size, (whole(blob, size, bytes)?, None)));
         }
-        if start == 0 && end == size && blob.function().ref_of(&bytes) != blob {
-            return Err(corrupt("its bytes have another digest".to_owned()));
-        }
+        let bytes = sized(blob, size, bytes)?;
         let (Ok(start), Ok(end)) = (usize::try_from(start), usize::try_from(end)) else {
-            return Err(corrupt(format!("a small blob of {size} bytes")));
+            return Err(StoreError::Corrupt { blob, detail: format!("a small blob of {size} bytes") });
         };
-        Ok((size, (Bytes::from(bytes).slice(start..end), None)))
+        Ok((size, (bytes.slice(start..end), None)))
     }
+}
+
+/// The bytes that lie in the place of a small blob, if they are as many as its record says.
+fn sized(blob: BlobRef, size: u64, bytes: Option<Bytes>) -> Result<Bytes, StoreError> {
+    let corrupt = |detail: String| StoreError::Corrupt { blob, detail };
+    let bytes = bytes.ok_or_else(|| corrupt("its bytes are gone".to_owned()))?;
+    if bytes.len() as u64 != size {
+        return Err(corrupt(format!("{} bytes lie in the place of {size}", bytes.len())));
+    }
+    Ok(bytes)
+}
+
+/// The same, if they are the blob's.
+fn whole(blob: BlobRef, size: u64, bytes: Option<Bytes>) -> Result<Bytes, StoreError> {
+    let bytes = sized(blob, size, bytes)?;
+    if blob.function().ref_of(&bytes) != blob {
+        return Err(StoreError::Corrupt { blob, detail: "its bytes have another digest".to_owned() });
+    }
+    Ok(bytes)
 }
 
 #[async_trait]
@@ -404,7 +436,8 @@ impl Store for DiskStore {
 
     async fn fetch_packed(&self, wants: Vec<Want>) -> Vec<Result<Packed, StoreError>> {
         let (shared, count) = (self.shared.clone(), wants.len());
-        let read = move || Ok(wants.into_iter().map(|want| shared.read_small(want.blob)).collect::<Vec<_>>());
+        let blobs: Vec<BlobRef> = wants.into_iter().map(|want| want.blob).collect();
+        let read = move || Ok(shared.read_packed(&blobs));
         self.io.run(read).await.unwrap_or_else(|error| {
             let again = || StoreError::io("reading", std::io::Error::other(error.to_string()));
             (0..count).map(|_| Err(again())).collect()

@@ -19,8 +19,11 @@ use std::thread::JoinHandle;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-/// A batch takes no more from this many blobs on, 16 MiB of small ones; receivers that wait for the next one, at most.
-const BATCH: usize = 256;
+/// A batch takes no more from this many blobs on; receivers that wait for the next one, at most.
+const BATCH: usize = 1024;
+
+/// Nor from this many bytes on.
+const BATCH_BYTES: usize = 4 << 20;
 
 /// A blob whose bytes were verified, to be made visible.
 pub(super) struct Entry {
@@ -36,6 +39,14 @@ pub(super) struct Entry {
 struct Waiting {
     entries: Vec<Entry>,
     answer: oneshot::Sender<Vec<Result<bool, StoreError>>>,
+}
+
+impl Waiting {
+    /// Its blobs, and their bytes.
+    fn weight(&self) -> (usize, usize) {
+        let bytes = self.entries.iter().map(|entry| entry.bytes.as_ref().map_or(0, Bytes::len));
+        (self.entries.len(), bytes.sum())
+    }
 }
 
 /// The thread that writes, and the way to it. Dropped, it finishes what it was given.
@@ -101,11 +112,13 @@ impl Drop for Committer {
 fn run(index: &Index, mut receiver: mpsc::Receiver<Waiting>) {
     let mut batch = Vec::with_capacity(BATCH);
     while let Some(first) = receiver.blocking_recv() {
-        let mut weight = first.entries.len();
+        let (mut blobs, mut bytes) = first.weight();
         batch.push(first);
-        while weight < BATCH {
+        while blobs < BATCH && bytes < BATCH_BYTES {
             let Ok(next) = receiver.try_recv() else { break };
-            weight += next.entries.len();
+            let more = next.weight();
+            blobs += more.0;
+            bytes += more.1;
             batch.push(next);
         }
         // Whoever stopped waiting must not commit.

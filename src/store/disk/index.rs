@@ -11,6 +11,7 @@
 use crate::blob::{BlobMeta, BlobRef};
 use crate::failpoint::{self, Point};
 use crate::store::StoreError;
+use bytes::Bytes;
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode, ErrorKind,
     Options, ReadOptions, WriteBatch, WriteOptions,
@@ -176,6 +177,20 @@ impl Index {
         let read = |(blob, value): (&BlobRef, Result<Option<rocksdb::DBPinnableSlice<'_>>, rocksdb::Error>)| {
             let value = value.map_err(|error| read_error(Some(blob), &error))?;
             Ok(value.and_then(|value| readable(&blob.to_key(), &value)))
+        };
+        blobs.iter().zip(values).map(read).collect()
+    }
+
+    /// The bytes of each of these small blobs, in their order.
+    pub(super) fn bytes_many(&self, blobs: &[BlobRef]) -> Vec<Result<Option<Bytes>, StoreError>> {
+        let Some(small) = self.db.cf_handle(SMALL) else {
+            return blobs.iter().map(|blob| Ok(self.bytes(blob)?.map(Bytes::from))).collect();
+        };
+        let keys: Vec<Vec<u8>> = blobs.iter().map(BlobRef::to_key).collect();
+        let values = self.db.batched_multi_get_cf(small, &keys, false);
+        let read = |(blob, value): (&BlobRef, Result<Option<rocksdb::DBPinnableSlice<'_>>, rocksdb::Error>)| {
+            let value = value.map_err(|error| read_error(Some(blob), &error))?;
+            Ok(value.map(|value| Bytes::copy_from_slice(&value)))
         };
         blobs.iter().zip(values).map(read).collect()
     }
