@@ -35,16 +35,19 @@ impl Liar {
     }
 }
 
+/// Blobs of this size travel alone, and of this one in a pack.
+const SIZES: [usize; 2] = [100_000, 1_000];
+
 /// Announces one blob while a side lies about it, and gives the kind that Status names; then the side turns honest, and the
 /// blob arrives.
-async fn caught(at_source: bool, lie: impl Fn(BlobRef) -> Trouble) -> pb::FaultKind {
+async fn caught(at_source: bool, size: usize, lie: impl Fn(BlobRef) -> Trouble) -> pb::FaultKind {
     let world = World::new();
     let honest = world.store("honest");
     let liar = Liar::start().await;
     let (source, destination) =
         if at_source { (liar.url.clone(), honest.url()) } else { (honest.url(), liar.url.clone()) };
     let replicator = world.replicator(&[("a", &source), ("b", &destination)], &[("a", "b")]);
-    let (blob, bytes) = blob(1, 100_000);
+    let (blob, bytes) = blob(1, size);
     let connect =
         async |url: &str| tonic::transport::Channel::from_shared(url.to_owned()).unwrap().connect().await.unwrap();
     send(&mut pb::blob_receiver_service_client::BlobReceiverServiceClient::new(connect(&source).await), blob, &bytes)
@@ -80,11 +83,14 @@ async fn caught(at_source: bool, lie: impl Fn(BlobRef) -> Trouble) -> pb::FaultK
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_source_that_lies_is_named_and_nothing_wrong_arrives() {
     use pb::FaultKind::{MissingAtSource, ShortRead, SourceBytesCorrupt, SourceSizeMismatch};
-    assert_eq!(caught(true, |_| Trouble::WrongBytes).await, SourceBytesCorrupt);
-    assert_eq!(caught(true, |_| Trouble::StatedSize(99_999)).await, SourceSizeMismatch);
-    assert_eq!(caught(true, |_| Trouble::ExtraByte).await, SourceSizeMismatch);
-    assert_eq!(caught(true, |_| Trouble::ShortRead).await, ShortRead);
-    assert_eq!(caught(true, |_| Trouble::Missing).await, MissingAtSource);
+    for size in SIZES {
+        assert_eq!(caught(true, size, |_| Trouble::WrongBytes).await, SourceBytesCorrupt);
+        assert_eq!(caught(true, size, |_| Trouble::Missing).await, MissingAtSource);
+    }
+    // Whatever a source makes of a blob for a pack is a whole blob, or none.
+    assert_eq!(caught(true, SIZES[0], |_| Trouble::StatedSize(99_999)).await, SourceSizeMismatch);
+    assert_eq!(caught(true, SIZES[0], |_| Trouble::ExtraByte).await, SourceSizeMismatch);
+    assert_eq!(caught(true, SIZES[0], |_| Trouble::ShortRead).await, ShortRead);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -96,10 +102,13 @@ async fn a_destination_that_confirms_something_else_settles_nothing() {
         Trouble::Confirm(Disposition::Enqueued),
         Trouble::Confirm(Disposition::Consumed),
     ];
-    for lie in lies {
-        assert_eq!(caught(false, |_| lie.clone()).await, pb::FaultKind::DestinationConfirmedOther, "{lie:?}");
+    for size in SIZES {
+        for lie in &lies {
+            let kind = caught(false, size, |_| lie.clone()).await;
+            assert_eq!(kind, pb::FaultKind::DestinationConfirmedOther, "{lie:?} {size}");
+        }
+        assert_eq!(caught(false, size, |_| Trouble::Reject).await, pb::FaultKind::DestinationRejected);
     }
-    assert_eq!(caught(false, |_| Trouble::Reject).await, pb::FaultKind::DestinationRejected);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -18,6 +18,7 @@ mod liars;
 mod main_job;
 mod outages;
 mod overrides;
+mod packs;
 #[path = "../bench/powerloss/cycles.rs"]
 mod powerloss;
 mod refusals;
