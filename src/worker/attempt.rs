@@ -161,7 +161,9 @@ pub(super) async fn attempt_pack(
     };
     let start = Instant::now();
     let (source, destination) = (&**spec.from.store(), &**spec.to.store());
-    let ends = copy_pack(source, destination, items.collect(), job, &progress).await;
+    let pack = traced::begin_pack(tracer, spec, &spans, claims.len());
+    let ends = pack.within(copy_pack(source, destination, items.collect(), job, &progress)).await;
+    traced::end_pack(&pack, &ends);
     progress.settling();
     slot.charge.known(Some(progress.bytes()));
     drop(slot);

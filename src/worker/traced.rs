@@ -3,10 +3,14 @@
 //! It is joined to the span in which its entry was queued, whose context is stored with the entry: by a link, or as its child
 //! where `tracing.copy_parent` says so. It is recorded where that was. An entry without a context was announced when
 //! nothing was recorded, and is not recorded later either; one that a sync found is for the sampler to decide.
+//!
+//! A pack has a span for each of its entries that is recorded, and one, `process pack ROUTE`, for itself: a trace of its own,
+//! since it belongs to none of theirs more than to another. It and the entries' spans link to each other. The calls to the
+//! peers are its children; what the peers do for a single blob is in that blob's trace, whose context goes with the blob.
 
 use super::RouteSpec;
 use crate::config::CopyParent;
-use crate::copy::{Copied, CopyError};
+use crate::copy::{Copied, CopyError, PackEnd};
 use crate::queue::{Entry, Lane, Outcome};
 use crate::telemetry::{Parent, Span, TraceContext, Tracer, passing_on};
 use futures::future::Either;
@@ -46,6 +50,41 @@ pub(super) fn begin(tracer: &Tracer, spec: &RouteSpec, entry: &Entry, queue_wait
         attributes
     });
     span
+}
+
+/// Begins the span of a pack of so many blobs, if any of its entries' spans is recorded.
+pub(super) fn begin_pack(tracer: &Tracer, spec: &RouteSpec, entries: &[Span], blobs: usize) -> Span {
+    let contexts: Vec<TraceContext> = entries.iter().filter_map(Span::context).collect();
+    let pack = tracer.start_linked(SpanKind::Consumer, &contexts, || format!("process pack {}", spec.name).into());
+    pack.set(|| {
+        [
+            KeyValue::new("messaging.system", "blobferry"),
+            KeyValue::new("messaging.operation.name", "process"),
+            KeyValue::new("messaging.operation.type", "process"),
+            KeyValue::new("messaging.destination.name", spec.name.to_string()),
+            KeyValue::new("messaging.batch.message_count", i64::try_from(blobs).unwrap_or(i64::MAX)),
+            KeyValue::new("blobferry.source", spec.from.name().to_string()),
+            KeyValue::new("blobferry.destination", spec.to.name().to_string()),
+        ]
+    });
+    if let Some(context) = pack.context() {
+        entries.iter().for_each(|entry| entry.link(&context));
+    }
+    pack
+}
+
+/// Says that an entry of a pack is to be copied on its own.
+pub(super) fn end_alone(span: &Span) {
+    span.set(|| [KeyValue::new("blobferry.outcome", "alone")]);
+}
+
+/// Says how a pack went: in error where nothing of it came through, with the first of its faults.
+pub(super) fn end_pack(pack: &Span, ends: &[PackEnd]) {
+    let errors = || ends.iter().filter_map(|end| if let PackEnd::Ended(Err(error)) = end { Some(error) } else { None });
+    pack.set(|| [KeyValue::new("blobferry.failed", i64::try_from(errors().count()).unwrap_or(i64::MAX))]);
+    if let Some(error) = errors().next().filter(|_| errors().count() == ends.len()) {
+        pack.fail(error.kind.as_str(), || error.to_string());
+    }
 }
 
 /// Runs what is done for an entry so that its calls to peers carry on the trace: that of its span, or, where that is not

@@ -27,10 +27,23 @@ const RECEIVE: &str = "blobferry.v1.BlobReceiverService/ReceiveBlob";
 const FETCH: &str = "blobferry.v1.BlobReaderService/FetchBlob";
 
 /// A span as it arrived, and the service that sent it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 struct Seen {
     service: String,
     span: Span,
+}
+
+impl std::fmt::Debug for Seen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Span { name, kind, trace_id, span_id, parent_span_id, .. } = &self.span;
+        let (trace, span, parent) = (hex(trace_id), hex(span_id), hex(parent_span_id));
+        write!(f, "{} {name} (kind {kind}, trace {trace}, span {span}, parent {parent}", self.service)?;
+        self.span.links.iter().try_for_each(|link| write!(f, ", link {}", hex(&link.span_id)))?;
+        for attribute in &self.span.attributes {
+            write!(f, ", {}={}", attribute.key, text(attribute.value.as_ref()).unwrap_or_default())?;
+        }
+        f.write_str(")")
+    }
 }
 
 impl Seen {
@@ -286,8 +299,8 @@ async fn one_blobs_story_is_one_trace_where_that_is_configured() {
 async fn a_caller_that_is_not_recorded_is_not_recorded_here_and_its_context_goes_on() {
     let world = World::new();
     let collector = Collector::start().await;
-    let source = world.traced_store("source", &collector.url);
-    let destination = world.traced_store("destination", &collector.url);
+    let mut source = world.traced_store("source", &collector.url);
+    let mut destination = world.traced_store("destination", &collector.url);
     let tracing = format!("otlp_endpoint = \"{}\"", collector.url);
     let mut replicator = world.traced_replicator(&source, &destination, &tracing);
     let (blob, bytes) = blob(1, LARGE);
@@ -297,9 +310,12 @@ async fn a_caller_that_is_not_recorded_is_not_recorded_here_and_its_context_goes
     let operator = replication(&replicator).await;
     until("it is copied", async || (queued(&route(&mut operator.clone()).await) == 0).then_some(())).await;
     collector.span("source", RECEIVE, SpanKind::Server).await;
-    // Flushed, so that nothing is still on its way.
-    replicator.signal(Signal::TERM);
-    assert!(replicator.wait().success());
+    // Nothing is still on its way then.
+    drop(operator);
+    for server in [&mut replicator, &mut source, &mut destination] {
+        server.signal(Signal::TERM);
+        assert!(server.wait().success());
+    }
     let of_the_blob = |seen: &Seen| hex(&seen.span.trace_id) == TRACE || seen.span.name.contains("a_to_b");
     let recorded: Vec<Seen> = collector.all().into_iter().filter(of_the_blob).collect();
     assert!(recorded.is_empty(), "{recorded:#?}");
@@ -542,4 +558,115 @@ async fn pythons_collector_understands_the_story() {
             (&copied["span"], &call["span"])
         );
     }
+}
+
+const FETCH_PACK: &str = "blobferry.v1.BlobReaderService/FetchBlobs";
+const RECEIVE_PACK: &str = "blobferry.v1.BlobReceiverService/ReceiveBlobs";
+
+/// A trace of its own for each blob.
+fn trace_of(seed: u64) -> String {
+    format!("{:032x}", 0xb10b_0000 + seed)
+}
+
+async fn packed_stories_with(copy_parent: &str) {
+    let world = World::new();
+    let collector = Collector::start().await;
+    let mut source = world.traced_store("source", &collector.url);
+    let mut destination = world.traced_store("destination", &collector.url);
+    let tracing = format!("otlp_endpoint = \"{}\"\ncopy_parent = \"{copy_parent}\"", collector.url);
+    let mut replicator = world.traced_replicator(&source, &destination, &tracing);
+    let mut operator = replication(&replicator).await;
+    pause(&mut operator).await;
+    let mut to_source = receiver(&source).await;
+    // Every other one is recorded by its caller; the first is at no source.
+    let is_sampled = |seed: u64| seed.is_multiple_of(2);
+    let mut items = Vec::new();
+    for seed in 0..40 {
+        let (blob, bytes) = blob(seed, 2_000);
+        if seed > 0 {
+            send(&mut to_source, blob, &bytes).await.unwrap();
+        }
+        let traceparent = format!("00-{}-{CALLER}-{:02x}", trace_of(seed), u8::from(is_sampled(seed)));
+        items.push(pb::EnqueueItem { r#ref: blob.to_string(), traceparent, ..Default::default() });
+    }
+    let mut request = Request::new(pb::EnqueueBlobsRequest { items, ..Default::default() });
+    request.metadata_mut().insert("traceparent", traceparent(false).parse().unwrap());
+    operator.enqueue_blobs(request).await.unwrap();
+    let sent = collector.spans(20, "blobferry", "send a_to_b", SpanKind::Producer).await;
+    replicator.kill();
+    replicator.again();
+    let mut operator = replication(&replicator).await;
+    resume(&mut operator).await;
+    // The one that is missing is tried again and again.
+    until("the others are copied", async || (queued(&route(&mut operator.clone()).await) == 1).then_some(())).await;
+    // At their ends they send what they still have.
+    drop((operator, to_source));
+    for server in [&mut replicator, &mut source, &mut destination] {
+        server.signal(Signal::TERM);
+        assert!(server.wait().success());
+    }
+
+    let all = collector.all();
+    let with = |service: &str, name: &str, kind: SpanKind| -> Vec<&Seen> {
+        all.iter().filter(|seen| seen.is(service, name, kind)).collect()
+    };
+    let attempts = with("blobferry", "process a_to_b", SpanKind::Consumer);
+    let batches = with("blobferry", "process pack a_to_b", SpanKind::Consumer);
+    assert!(!batches.is_empty(), "{all:#?}");
+    for seed in (0..40).filter(|seed| is_sampled(*seed)) {
+        let of_blob = blob(seed, 2_000).0.to_string();
+        let sent = sent.iter().find(|sent| hex(&sent.span.trace_id) == trace_of(seed)).unwrap();
+        assert_eq!(hex(&sent.span.parent_span_id), CALLER);
+        assert_eq!(sent.attribute("messaging.message.id").as_ref(), Some(&of_blob));
+        let mut mine = attempts.iter().filter(|seen| seen.attribute("messaging.message.id").as_ref() == Some(&of_blob));
+        let attempt = mine.next().unwrap_or_else(|| panic!("no attempt at {of_blob} in {all:#?}"));
+        match copy_parent {
+            "child" => assert!(attempt.is_child_of(sent), "{attempt:?}"),
+            _ => assert!(attempt.links_to(sent) && attempt.span.parent_span_id.is_empty(), "{attempt:?}"),
+        }
+        let batch = batches.iter().find(|batch| batch.links_to(attempt));
+        if let Some(batch) = batch {
+            assert!(attempt.links_to(batch), "{attempt:?}");
+            assert_ne!(batch.span.trace_id, attempt.span.trace_id);
+        }
+        if seed == 0 {
+            assert_eq!(attempt.error().as_deref(), Some("missing_at_source"));
+            assert_eq!(attempt.attribute("blobferry.outcome").as_deref(), Some("retry"));
+            continue;
+        }
+        assert_eq!((attempt.error(), mine.count()), (None, 0));
+        assert_eq!(attempt.attribute("blobferry.outcome").as_deref(), Some("confirmed"));
+        assert_eq!(attempt.attribute("messaging.message.body.size").as_deref(), Some("2000"));
+        if batch.is_none() {
+            // It went alone.
+            continue;
+        }
+        for (store, method) in [("source", FETCH_PACK), ("destination", RECEIVE_PACK)] {
+            let served = with(store, method, SpanKind::Server);
+            let of_item = served.iter().find(|seen| seen.is_child_of(attempt));
+            let of_item = of_item.unwrap_or_else(|| panic!("{store} has no span of {of_blob} in {all:#?}"));
+            assert_eq!(of_item.attribute("blobferry.ref").as_ref(), Some(&of_blob));
+            assert_eq!(of_item.attribute("rpc.response.status_code").as_deref(), Some("OK"));
+            assert!(served.iter().any(|call| of_item.links_to(call)), "{of_item:?}");
+        }
+    }
+    for batch in &batches {
+        assert!(batch.attribute("messaging.batch.message_count").is_some());
+        let calls = with("blobferry", FETCH_PACK, SpanKind::Client);
+        let call = calls.iter().find(|call| call.is_child_of(batch)).unwrap();
+        assert!(with("source", FETCH_PACK, SpanKind::Server).iter().any(|served| served.is_child_of(call)));
+    }
+    // Of the others, nothing at all.
+    let unrecorded = |seen: &Seen| (0..40).any(|seed| !is_sampled(seed) && hex(&seen.span.trace_id) == trace_of(seed));
+    assert!(!all.iter().any(unrecorded), "{all:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn packed_blobs_have_a_story_each_and_their_batch_links_to_them() {
+    packed_stories_with("link").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn packed_blobs_stay_in_the_traces_of_their_callers_where_that_is_configured() {
+    packed_stories_with("child").await;
 }

@@ -64,6 +64,7 @@ impl Worker {
                     continue;
                 }
                 PackEnd::Alone { size } => {
+                    traced::end_alone(&span);
                     let size = size.or(entry.size);
                     verdict.alone.push(Waiter { claim, size });
                     continue;
