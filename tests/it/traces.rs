@@ -216,7 +216,9 @@ async fn a_story_with(copy_parent: &str) {
     send(&mut receiver(&source).await, blob, &bytes).await.unwrap();
     pause(&mut replication(&replicator).await).await;
     announce_traced(&mut receiver(&replicator).await, blob, &bytes, true).await;
+    // `kill -9` takes along what has not been sent.
     let sent = collector.span("blobferry", "send a_to_b", SpanKind::Producer).await;
+    let announced = collector.span("blobferry", RECEIVE, SpanKind::Server).await;
 
     // A restart between the announcement and the copy, and a destination that fails at first.
     replicator.kill();
@@ -228,7 +230,6 @@ async fn a_story_with(copy_parent: &str) {
     until("it is copied", async || (queued(&route(&mut operator.clone()).await) == 0).then_some(())).await;
 
     // caller -> ReceiveBlob at the replicator -> send
-    let announced = collector.span("blobferry", RECEIVE, SpanKind::Server).await;
     assert_eq!((hex(&announced.span.trace_id), hex(&announced.span.parent_span_id)), (TRACE.into(), CALLER.into()));
     assert_eq!(announced.attribute("rpc.system.name").as_deref(), Some("grpc"));
     assert_eq!(announced.attribute("rpc.method").as_deref(), Some(RECEIVE));
