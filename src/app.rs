@@ -41,8 +41,9 @@ pub use watchdog::QueueEnded;
 use crate::announce::{Announcer, Backlog, Gate, Route, RouteTable};
 use crate::clock::from_unix_ms;
 use crate::config::{Config, OnStart, RouteConfig};
-use crate::grpc::{Calls, ServeSettings, base_routes, serve};
-use crate::http;
+use crate::grpc::{Calls, ServeSettings, base_routes, method_names, serve};
+use crate::http::{self, MetricsParts};
+use crate::metrics::CallMetrics;
 use crate::overrides::Overrides;
 use crate::peer::{Needs, Peer, adopted_key, store_id_key};
 use crate::queue::rocks::KnownRoute;
@@ -87,6 +88,7 @@ pub struct App {
     service: Service,
     start_syncs: Vec<StartSync>,
     http: Option<TcpListener>,
+    calls: Arc<CallMetrics>,
 }
 
 impl App {
@@ -146,10 +148,11 @@ impl App {
             draining: draining.clone(),
             tasks: tasks.clone(),
         });
+        let calls = Arc::new(CallMetrics::new(method_names()));
         let serve = ServeSettings {
             max_connections: config.server.max_connections,
             drain_timeout: config.server.drain_timeout,
-            calls: Calls { tracer: parts.tracer.clone(), observer: None },
+            calls: Calls { tracer: parts.tracer.clone(), observer: Some(calls.clone()) },
         };
         let start_syncs = config.enabled_routes().map(|(name, route)| StartSync {
             syncs: syncs.clone(),
@@ -175,6 +178,7 @@ impl App {
             service,
             start_syncs,
             http: None,
+            calls,
         })
     }
 
@@ -189,6 +193,19 @@ impl App {
     pub fn reports(&self) -> impl Fn() -> Vec<(Arc<str>, Report)> + Send + Sync + 'static {
         let workers = self.workers.clone();
         move || workers.iter().map(|worker| (worker.spec().name.clone(), worker.report())).collect()
+    }
+
+    fn metrics_parts(&self) -> MetricsParts {
+        let copies = self.workers.iter().map(|worker| (worker.spec().name.clone(), worker.metrics().clone()));
+        MetricsParts {
+            observer: self.observer.clone(),
+            copies: copies.collect(),
+            syncs: self.syncs.clone(),
+            commits: self.parts.commits.clone(),
+            calls: self.calls.clone(),
+            storage: self.parts.storage.clone(),
+            tracer: self.parts.tracer.clone(),
+        }
     }
 
     /// Replicates and serves until `shutdown` is cancelled, then drains.
@@ -250,7 +267,7 @@ impl App {
         if let Some(listener) = self.http.take() {
             http_address = Some(listener.local_addr().context("the HTTP listener has no address")?);
             // It ends with the gRPC server: until then probes are told that it drains.
-            let serving = http::serve(listener, http::routes(self.observer.clone())?, server_stop.clone());
+            let serving = http::serve(listener, http::routes(self.metrics_parts())?, server_stop.clone());
             server.spawn("HTTP server", async move {
                 serving.await;
                 Ok(())

@@ -13,13 +13,14 @@
 //! - `receive`: [`read_header`] decodes an incoming `ReceiveBlob` stream, for stores and the replicator alike.
 //! - `item`: one blob among the many of a message.
 //! - `pump`: response streams that a stalled reader cannot hold open for ever.
-//! - `calls`: every call that a server answers, from its first byte to its last: its span, and [`CallObserver`]s.
+//! - `calls`: every call that a server answers, from its first byte to its last: its span, and [`CallObserver`]s. `counted` is one.
 //! - `traced`: [`PeerChannel`], whose calls are spans and carry the trace on, where somebody is being traced.
 //! - `deadline`: [`call_deadline`], how long the caller waits.
 //! - `trace_context`: W3C trace context in and out of headers.
 
 mod calls;
 mod channel;
+mod counted;
 mod cut;
 mod deadline;
 mod direct;
@@ -32,7 +33,7 @@ mod status;
 mod trace_context;
 mod traced;
 
-pub use calls::{CallObserver, Calls, EndedCall, call_trace};
+pub use calls::{CallObserver, Calls, EndedCall, call_trace, method_names};
 pub use channel::{Channels, EndpointError, PeerEndpoint};
 pub use deadline::call_deadline;
 pub use direct::{Answering, DirectChannel, DirectService, Incoming, send, want};

@@ -6,24 +6,33 @@
 //! | `/livez` | 200 while the process answers |
 //! | `/readyz` | 200 while announcements can be made durable, 503 and why otherwise; as the health of `BlobReceiverService` |
 //! | `/status.json` | what `Status` answers for all routes, in the JSON form of protobuf |
+//! | `/metrics` | figures for Prometheus: classic text, or OpenMetrics where `Accept` asks for it |
+//!
+//! A store has `/`, `/livez`, `/readyz` and `/metrics`.
 //!
 //! Other paths are 404, other methods than GET and HEAD 405. Nothing can be changed here, and nobody is asked who they are:
 //! like the gRPC port it belongs on a network that one trusts.
 
+mod metrics;
 mod server;
+mod store;
 
+pub use metrics::MetricsParts;
 pub use server::serve;
+pub use store::{StoreParts, store_routes};
 
+use crate::metrics::Format;
 use crate::pb::{Encoder, JsonError};
 use crate::service::status_message;
 use crate::status::Observer;
 use axum::Router;
 use axum::extract::State;
-use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
-use axum::http::{HeaderValue, StatusCode};
+use axum::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, VARY, X_CONTENT_TYPE_OPTIONS};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::middleware::map_response;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use metrics::Scraper;
 use std::sync::Arc;
 
 /// What a browser may load for our pages: what comes from here.
@@ -36,23 +45,28 @@ const TEXT: &str = "text/plain; charset=utf-8";
 struct Pages {
     observer: Arc<Observer>,
     encoder: Encoder,
+    scraper: Scraper,
 }
 
 /// The pages of a replicator.
 ///
 /// # Errors
 /// If the descriptors that were compiled in are broken.
-pub fn routes(observer: Arc<Observer>) -> Result<Router, JsonError> {
-    let pages = Arc::new(Pages { observer, encoder: Encoder::new()? });
+pub fn routes(parts: MetricsParts) -> Result<Router, JsonError> {
+    let observer = parts.observer.clone();
+    let pages = Arc::new(Pages { observer, encoder: Encoder::new()?, scraper: Scraper::new(parts) });
     let router = Router::new()
         .route("/", get(index))
         .route("/livez", get(live))
         .route("/readyz", get(ready))
         .route("/status.json", get(status))
-        .fallback(unknown)
-        .layer(map_response(guarded))
-        .with_state(pages);
-    Ok(router)
+        .route("/metrics", get(scrape));
+    Ok(framed(router).with_state(pages))
+}
+
+/// What is the same on every HTTP port.
+fn framed<S: Clone + Send + Sync + 'static>(router: Router<S>) -> Router<S> {
+    router.fallback(unknown).layer(map_response(guarded))
 }
 
 async fn index() -> Response {
@@ -64,7 +78,11 @@ async fn live() -> Response {
 }
 
 async fn ready(State(pages): State<Arc<Pages>>) -> Response {
-    match pages.observer.refusal() {
+    ready_answer(pages.observer.refusal())
+}
+
+fn ready_answer(refusal: Option<String>) -> Response {
+    match refusal {
         None => answer(StatusCode::OK, TEXT, "ready\n"),
         Some(why) => answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("not ready: {why}\n")),
     }
@@ -79,6 +97,23 @@ async fn status(State(pages): State<Arc<Pages>>) -> Response {
             answer(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n"))
         }
     }
+}
+
+async fn scrape(State(pages): State<Arc<Pages>>, headers: HeaderMap) -> Response {
+    let format = accepted(&headers);
+    metrics_answer(format, pages.scraper.scrape(format).await)
+}
+
+/// The format that a scraper wants. Several headers of one name are one list.
+fn accepted(headers: &HeaderMap) -> Format {
+    let accept: Vec<&str> = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
+    Format::accepted(&accept.join(","))
+}
+
+fn metrics_answer(format: Format, text: String) -> Response {
+    let mut response = answer(StatusCode::OK, format.content_type(), text);
+    response.headers_mut().insert(VARY, HeaderValue::from_static("accept"));
+    response
 }
 
 async fn unknown() -> Response {

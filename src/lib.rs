@@ -11,6 +11,7 @@ pub mod config;
 pub mod failpoint;
 pub mod fault;
 pub mod limits;
+pub mod metrics;
 pub mod pb;
 pub mod telemetry;
 // Floor 1: ports

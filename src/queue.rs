@@ -22,6 +22,7 @@ pub mod failures;
 pub mod lookup;
 pub mod model;
 pub mod rocks;
+pub mod storage;
 #[cfg(test)]
 mod suite;
 

@@ -47,6 +47,7 @@ use crate::backoff::{Backoff, Patience};
 use crate::blob::BlobRef;
 use crate::clock::{Clock, Entropy};
 use crate::limits::{Limits, Throttle};
+use crate::metrics::CopyMetrics;
 use crate::peer::Peer;
 use crate::queue::failures::Failures;
 use crate::queue::{Queue, RouteId};
@@ -159,7 +160,8 @@ struct Evidence {
 impl Worker {
     /// A worker that does nothing before it is [run](Self::run).
     pub fn new(spec: RouteSpec, deps: Deps) -> Arc<Self> {
-        let board = Board::new(deps.clock.clone());
+        let metrics = Arc::new(CopyMetrics::new(spec.from.name().clone(), spec.to.name().clone()));
+        let board = Board::new(deps.clock.clone(), metrics);
         let throttle = Throttle::new(deps.clock.clone());
         throttle.set(&spec.limits.borrow());
         let budget = Budget::new(spec.bytes_in_flight);
@@ -179,6 +181,11 @@ impl Worker {
     /// The copy in progress that this blob is a part of, if there is one.
     pub fn copy_of(&self, blob: BlobRef) -> Option<InProgress> {
         self.board.copy_of(blob)
+    }
+
+    /// What it has counted since it was made.
+    pub fn metrics(&self) -> &Arc<CopyMetrics> {
+        self.board.metrics()
     }
 
     /// Remembers what it has waited for up to now. To be called about every second, for [`Report::waits`].

@@ -3,11 +3,13 @@
 use crate::clock::{Clock, Entropy, SystemClock};
 use crate::config::{Config, StoreConfig};
 use crate::grpc::PeerEndpoint;
+use crate::metrics::CommitMetrics;
 use crate::queue::damage::Condition;
 use crate::queue::drop::DropEntries;
 use crate::queue::failures::Failures;
 use crate::queue::lookup::Lookup;
 use crate::queue::rocks::{KnownRoute, RocksOptions, RocksQueue};
+use crate::queue::storage::Storage;
 use crate::queue::{Queue, State};
 use crate::store::Store;
 use crate::store::remote::RemoteStore;
@@ -40,6 +42,10 @@ pub struct Parts {
     pub lookup: Arc<dyn Lookup>,
     /// Tells what is wrong with the queue; the same queue.
     pub condition: Arc<dyn Condition>,
+    /// What the queue's committer has done.
+    pub commits: Arc<CommitMetrics>,
+    /// Tells of the database below the queue; absent where there is none.
+    pub storage: Option<Arc<dyn Storage>>,
     /// Keeps small facts; the same database as the queue.
     pub state: Arc<dyn State>,
     /// A store for each configured name.
@@ -78,6 +84,7 @@ impl Parts {
             max_backoff: config.retry.max,
             ..RocksOptions::default()
         };
+        let commits = options.metrics.clone();
         let wall = clock.clone();
         let (data_dir, folder) = (config.server.data_dir.clone(), dir.clone());
         let opening = tokio::task::spawn_blocking(move || {
@@ -96,6 +103,8 @@ impl Parts {
             drop: queue.clone(),
             lookup: queue.clone(),
             condition: queue.clone(),
+            commits,
+            storage: Some(queue.clone()),
             state: queue.clone(),
             stores,
             known_routes: queue.routes(),

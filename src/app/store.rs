@@ -1,7 +1,9 @@
 //! The `store` command's server: a store of its own, served for replicators and writers.
 
 use super::crew::Crew;
-use crate::grpc::{ServeSettings, base_routes, serve};
+use crate::grpc::{ServeSettings, base_routes, method_names, serve};
+use crate::http::{self, StoreParts, store_routes};
+use crate::metrics::CallMetrics;
 use crate::store::Store;
 use crate::store::disk::DiskStore;
 use crate::store::memory::MemoryStore;
@@ -53,6 +55,7 @@ pub struct StoreApp {
     settings: ServeSettings,
     /// Cancelled when the store can write no more.
     ended: CancellationToken,
+    http: Option<TcpListener>,
 }
 
 impl StoreApp {
@@ -67,14 +70,21 @@ impl StoreApp {
                 let opened = DiskStore::open(folder).await;
                 let store = opened.with_context(|| format!("cannot open the store at {data_url}"))?;
                 let ended = store.ended();
-                Ok(Self { store: Arc::new(store), settings, ended })
+                Ok(Self { store: Arc::new(store), settings, ended, http: None })
             }
         }
     }
 
     /// Serves this store.
     pub fn of(store: Arc<dyn Store>, settings: ServeSettings) -> Self {
-        Self { store, settings, ended: CancellationToken::new() }
+        Self { store, settings, ended: CancellationToken::new(), http: None }
+    }
+
+    /// Serves the HTTP port on this listener, too.
+    #[must_use]
+    pub fn with_http(mut self, listener: TcpListener) -> Self {
+        self.http = Some(listener);
+        self
     }
 
     /// Serves until `shutdown` is cancelled; calls in progress may then end within the drain timeout.
@@ -89,15 +99,31 @@ impl StoreApp {
         for name in SERVICE_NAMES {
             health.set_service_status(name, ServingStatus::Serving).await;
         }
-        let stop = CancellationToken::new();
-        let mut server = Crew::new();
-        let serving = serve(listener, routes, self.settings.clone(), stop.clone());
+        let (stop, stop_pages) = (CancellationToken::new(), CancellationToken::new());
+        let (mut server, mut pages) = (Crew::new(), Crew::new());
+        let mut settings = self.settings.clone();
+        let mut http_address = None;
+        if let Some(listener) = self.http {
+            http_address = Some(listener.local_addr().context("the HTTP listener has no address")?);
+            let calls = Arc::new(CallMetrics::new(method_names()));
+            settings.calls.observer = Some(calls.clone());
+            let tracer = settings.calls.tracer.clone();
+            let parts = StoreParts { calls, tracer, ended: self.ended.clone(), draining: stop.clone() };
+            let serving = http::serve(listener, store_routes(parts), stop_pages.clone());
+            pages.spawn("HTTP server", async move {
+                serving.await;
+                Ok(())
+            });
+        }
+        let serving = serve(listener, routes, settings, stop.clone());
         server.spawn("gRPC server", async move { Ok(serving.await?) });
-        tracing::info!(%address, "serving a store");
+        let http = http_address.map(tracing::field::display);
+        tracing::info!(%address, http, "serving a store");
         let fault = tokio::select! {
             () = shutdown.cancelled() => None,
             () = self.ended.cancelled() => Some(anyhow!("its writer has ended; start again, nothing that was stored is lost")),
             ended = server.next() => return ended.map_or(Ok(()), Err),
+            ended = pages.next() => return ended.map_or(Ok(()), Err),
         };
         tracing::info!("draining");
         for name in SERVICE_NAMES {
@@ -110,6 +136,9 @@ impl StoreApp {
         if !ended {
             server.abort().await;
         }
+        // Until here, probes were told that it drains.
+        stop_pages.cancel();
+        pages.ended_by(tokio::time::Instant::now() + std::time::Duration::from_secs(3)).await;
         tracing::info!(drained = ended, "stopped");
         fault.or(error).map_or(Ok(()), Err)
     }

@@ -86,6 +86,8 @@ impl World {
             drop,
             lookup,
             condition,
+            commits: Arc::default(),
+            storage: None,
             state: queue.clone(),
             stores: stores
                 .iter()

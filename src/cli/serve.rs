@@ -103,6 +103,9 @@ pub(super) struct StoreArgs {
     /// Where gRPC listens; port 0 picks a free one.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7080")]
     listen: SocketAddr,
+    /// Where the HTTP port listens, with /metrics, /livez and /readyz; port 0 picks a free one. Without it there is none.
+    #[arg(long, value_name = "ADDR")]
+    http_listen: Option<SocketAddr>,
     /// Where the blobs are: disk:///PATH or memory://
     #[arg(long, value_name = "URL", required = true)]
     data: String,
@@ -231,7 +234,16 @@ pub(super) async fn store(args: StoreArgs, stop: CancellationToken) -> Result<Ex
         let settings = ServeSettings { calls, ..ServeSettings::default() };
         let store = StoreApp::build(&args.data, settings).await.map_err(failed)?;
         let (listener, address) = bind(args.listen, "give another address with --listen").await?;
-        output::line(&format!("store at http://{address}"))?;
+        let mut said = format!("store at http://{address}");
+        let store = match args.http_listen {
+            None => store,
+            Some(http) => {
+                let (listener, address) = bind(http, "give another address with --http-listen").await?;
+                said.push_str(&format!(" with metrics at http://{address}"));
+                store.with_http(listener)
+            }
+        };
+        output::line(&said)?;
         store.run(listener, stop).await.map_err(failed)?;
         Ok(Exit::Ok)
     };

@@ -98,6 +98,11 @@ static METHODS: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
     names
 });
 
+/// The methods that calls are told apart by: all that are served anywhere, and `_OTHER`.
+pub fn method_names() -> impl Iterator<Item = &'static str> {
+    METHODS.iter().map(String::as_str).chain([OTHER])
+}
+
 fn known(path: &str) -> &'static str {
     METHODS.get(path.trim_start_matches('/')).map_or(OTHER, String::as_str)
 }

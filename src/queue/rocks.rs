@@ -51,6 +51,7 @@ mod gather;
 mod keys;
 mod log_scan;
 mod lookup;
+mod measure;
 mod open;
 mod recover;
 mod reopen;
@@ -65,6 +66,7 @@ pub use open::OpenError;
 pub use transfer::{TransferError, Transferred, export, import};
 
 use crate::failpoint::{self, Point};
+use crate::metrics::CommitMetrics;
 use crate::queue::damage::{Condition, Trouble};
 use crate::queue::{
     Claim, Lane, Oldest, Outcome, Push, Pushed, Queue, QueueError, RouteCounts, RouteId, State, StateWrite, SyncId,
@@ -98,6 +100,8 @@ pub struct RocksOptions {
     pub cache_bytes: usize,
     /// Confirmed and discarded entries that are remembered, about; 0: none.
     pub completions: usize,
+    /// Counts what the committer does.
+    pub metrics: Arc<CommitMetrics>,
 }
 
 impl Default for RocksOptions {
@@ -108,6 +112,7 @@ impl Default for RocksOptions {
             max_backoff: Duration::from_secs(24 * 60 * 60),
             cache_bytes: 64 << 20,
             completions: 65_536,
+            metrics: Arc::default(),
         }
     }
 }

@@ -21,6 +21,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
@@ -130,7 +131,13 @@ pub(super) struct Slot {
     newest: Mutex<Option<SyncRecord>>,
     // Ends the running sync.
     cancel: Mutex<CancellationToken>,
+    // How many have ended so since the start, in the order of ENDS.
+    ended: [AtomicU64; ENDS.len()],
 }
+
+/// How a sync can end.
+const ENDS: [SyncState; 4] =
+    [SyncState::Completed, SyncState::CompletedWithFailures, SyncState::Failed, SyncState::Cancelled];
 
 impl Slot {
     fn newest(&self) -> Option<SyncRecord> {
@@ -187,7 +194,7 @@ impl FullSyncs {
         for route in routes {
             let newest = read_list(&parts, &route.name, 1).await?.pop();
             let (newest, cancel) = (Mutex::new(newest), Mutex::default());
-            let slot = Slot { starting: tokio::sync::Mutex::new(()), newest, cancel, route };
+            let slot = Slot { starting: tokio::sync::Mutex::new(()), newest, cancel, route, ended: Default::default() };
             slots.insert(slot.route.name.clone(), Arc::new(slot));
         }
         let needs = Needs::open(&*parts.state, slots.keys().map(String::as_str)).await?;
@@ -272,6 +279,13 @@ impl FullSyncs {
     /// The sync that runs on a route.
     pub fn running(&self, route: &str) -> Option<SyncRecord> {
         self.last(route).filter(|record| record.state == SyncState::Running)
+    }
+
+    /// How the route's syncs have ended since this process started, and how many did so.
+    pub fn ended(&self, route: &str) -> Vec<(SyncState, u64)> {
+        let slot = self.inner.slots.get(route);
+        let counts = slot.into_iter().flat_map(|slot| ENDS.iter().zip(&slot.ended));
+        counts.map(|(state, count)| (*state, count.load(Ordering::Relaxed))).collect()
     }
 
     /// The syncs of a route, newest first, `limit` at most. Unreadable records are logged and left out.
@@ -468,6 +482,9 @@ impl Inner {
         // A panic must not leave it running for ever in the eyes of those who watch it.
         if AssertUnwindSafe(self.write_end(&record)).catch_unwind().await.is_err() {
             tracing::error!(sync = %record.id, "the end of a full sync could not be written: it panicked");
+        }
+        if let Some(index) = ENDS.iter().position(|end| *end == record.state) {
+            slot.ended[index].fetch_add(1, Ordering::Relaxed);
         }
         // Last, so that whoever sees the end finds it durable, and the next sync's marker is not deleted.
         slot.set_newest(record);

@@ -106,6 +106,11 @@ impl Worker {
         }
         let outcome = charge(&self.deps.policy, entry, error, peer, self.deps.clock.now(), self.deps.entropy.jitter());
         let parked = matches!(outcome, Outcome::Park { .. });
+        match outcome {
+            Outcome::Retry { .. } => self.metrics().retried(),
+            Outcome::Park { .. } => self.metrics().parked(),
+            Outcome::Confirmed { .. } | Outcome::Discard => {}
+        }
         let attempt = entry.attempts.saturating_add(1);
         tracing::warn!(route = %self.spec.name, blob = %entry.blob, %peer, attempt, parked, %error, "copy failed");
         Verdict { outcome: Some(outcome), question }

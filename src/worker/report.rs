@@ -5,6 +5,7 @@ use crate::blob::BlobRef;
 use crate::clock::Clock;
 use crate::copy::{CopyError, Progress, Stage};
 use crate::fault::FaultKind;
+use crate::metrics::CopyMetrics;
 use crate::queue::{Entry, Lane, Seq};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Add;
@@ -142,6 +143,7 @@ pub(super) struct Confirmed {
 /// Where a worker writes down what it does.
 pub(super) struct Board {
     clock: Arc<dyn Clock>,
+    metrics: Arc<CopyMetrics>,
     state: Mutex<State>,
 }
 
@@ -194,13 +196,16 @@ impl Drop for ShownCopy {
     fn drop(&mut self) {
         let mut state = self.board.state();
         if let Some(shown) = state.in_progress.remove(&self.seq) {
-            state.pace.ended(waits(&shown.progress));
+            let waits = waits(&shown.progress);
+            state.pace.ended(waits);
+            self.board.metrics.fetch.observe(waits.get(Wait::Source));
+            self.board.metrics.write.observe(waits.get(Wait::Destination));
         }
     }
 }
 
 impl Board {
-    pub(super) fn new(clock: Arc<dyn Clock>) -> Arc<Self> {
+    pub(super) fn new(clock: Arc<dyn Clock>, metrics: Arc<CopyMetrics>) -> Arc<Self> {
         let state = State {
             activity: Activity::Stopped,
             in_progress: BTreeMap::new(),
@@ -212,7 +217,7 @@ impl Board {
             lags: Lags::default(),
             pace: Pace::default(),
         };
-        Arc::new(Self { clock, state: Mutex::new(state) })
+        Arc::new(Self { clock, metrics, state: Mutex::new(state) })
     }
 
     pub(super) fn activity(&self) -> Activity {
@@ -262,11 +267,20 @@ impl Board {
             let bytes = if copied { size } else { 0 };
             state.copied_bytes = state.copied_bytes.saturating_add(bytes);
             state.meter.add(monotonic, bytes);
-            if lane == Lane::Fresh {
-                // A clock that was set back makes no lag.
-                state.lags.add(now.duration_since(enqueue_time).unwrap_or_default());
+            // A clock that was set back makes no lag.
+            let lag = now.duration_since(enqueue_time).unwrap_or_default();
+            match lane {
+                Lane::Fresh => {
+                    state.lags.add(lag);
+                    self.metrics.fresh_lag.observe(lag);
+                }
+                Lane::Backfill => self.metrics.backfill_lag.observe(lag),
             }
         }
+    }
+
+    pub(super) fn metrics(&self) -> &Arc<CopyMetrics> {
+        &self.metrics
     }
 
     pub(super) fn copy_failed(&self, blob: BlobRef, peer: &Arc<str>, error: &CopyError, charged: bool) {
@@ -275,6 +289,7 @@ impl Board {
 
     /// So many more attempts failed, uncharged, as the last one did.
     pub(super) fn copies_failed(&self, count: u64, peer: &Arc<str>, error: &CopyError) {
+        self.metrics.failed(error.kind, peer, count);
         let errors = &mut self.state().errors;
         if let Some(group) =
             errors.iter_mut().find(|group| (group.kind, group.code, &group.peer) == (error.kind, error.code, peer))
@@ -297,6 +312,7 @@ impl Board {
         charged: bool,
     ) {
         let now = self.clock.now();
+        self.metrics.failed(kind, &peer, 1);
         let errors = &mut self.state().errors;
         let known = errors.iter().position(|group| (group.kind, group.code, &group.peer) == (kind, code, &peer));
         let mut group = match known {
@@ -434,6 +450,7 @@ impl Lags {
 mod tests {
     use super::{Board, LAG_SAMPLES, Lags, MAX_ERRORS, Meter};
     use crate::clock::{Clock, ManualClock};
+    use crate::metrics::CopyMetrics;
     use std::sync::Arc;
     use std::time::Duration;
 
@@ -470,7 +487,7 @@ mod tests {
     #[test]
     fn errors_are_grouped_and_the_oldest_cause_is_forgotten() {
         let clock = Arc::new(ManualClock::default());
-        let board = Board::new(clock.clone());
+        let board = Board::new(clock.clone(), Arc::new(CopyMetrics::new("a".into(), "b".into())));
         for peer in 0..30 {
             for _ in 0..3 {
                 clock.advance(Duration::from_secs(1));

@@ -16,6 +16,7 @@ mod harness;
 mod http;
 mod liars;
 mod main_job;
+mod metrics;
 mod outages;
 mod overrides;
 mod packs;

@@ -79,6 +79,7 @@ impl Committer {
         self.reopening = None;
         self.full_since = None;
         self.reopened = self.reopened.saturating_add(1);
+        self.options.metrics.reopened();
         self.shared.resume(db, loaded);
         tracing::warn!("the queue was opened again");
     }
@@ -105,6 +106,7 @@ impl Committer {
 
     /// Decides these and who comes meanwhile, and writes them.
     fn commit(&mut self, mut waiting: Vec<Request>, requests: &mut mpsc::Receiver<Request>) {
+        let began = Instant::now();
         let shared = Arc::clone(&self.shared);
         let trouble = match shared.trouble() {
             Some(Trouble::Reopening(why) | Trouble::Ended(why)) => Some(QueueError::Write(why)),
@@ -150,8 +152,10 @@ impl Committer {
                 apply(&shared, effects, &moves, &decided);
                 self.gather.written(decided.len(), requests.len(), start.elapsed());
                 decided.into_iter().for_each(Decided::confirm);
+                self.options.metrics.committed(weight as u64, began.elapsed());
             }
             Err(error) => {
+                self.options.metrics.failed();
                 tracing::error!(%error, requests = decided.len(), "a batch was not written; nothing of it is acked");
                 let mut claims = shared.claims();
                 for moved in &moves {
@@ -181,7 +185,9 @@ impl Committer {
 
     fn write_batch(&mut self, db: &DB, batch: WriteBatch) -> Result<(), QueueError> {
         failpoint::hit(Point::QueueBeforeWrite)?;
+        let start = Instant::now();
         (self.write)(db, batch).map_err(|error| self.write_error(&error))?;
+        self.options.metrics.sync.observe(start.elapsed());
         // A fault here stands for a write that did reach the disk and yet failed.
         Ok(failpoint::hit(Point::QueueAfterWrite)?)
     }

@@ -30,6 +30,7 @@ fn options() -> RocksOptions {
         max_backoff: MAX_BACKOFF,
         cache_bytes: 8 << 20,
         completions: 100,
+        metrics: Arc::default(),
     }
 }
 

@@ -83,6 +83,7 @@ impl Rocks {
             max_backoff: MAX_BACKOFF,
             cache_bytes: 8 << 20,
             completions: COMPLETIONS,
+            metrics: Arc::default(),
         };
         let (blow, from) = (Arc::clone(&self.blow), self.dir());
         let write = move |db: &DB, batch| match blow.lock().unwrap().take() {

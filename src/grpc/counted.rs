@@ -1,0 +1,14 @@
+//! Calls, counted.
+
+use super::calls::{CallObserver, EndedCall};
+use crate::metrics::CallMetrics;
+
+impl CallObserver for CallMetrics {
+    fn began(&self, method: &'static str) {
+        Self::began(self, method);
+    }
+
+    fn ended(&self, call: &EndedCall) {
+        Self::ended(self, call.method, call.code.into(), call.took);
+    }
+}
