@@ -11,7 +11,7 @@ ARGS ?=
 # compares, and how many operations `make model` tries.
 N ?=
 
-.PHONY: help build demo test kill powerloss diskfull sync bench instructions queue-bench tracing-bench model lint proto-lint proto-baseline doc clean
+.PHONY: help build demo test kill powerloss diskfull sync bench instructions queue-bench tracing-bench model image-check lint proto-lint proto-baseline doc clean
 
 help: ## Show what can be made.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -53,6 +53,9 @@ queue-bench: build ## Measure the queue alone, with ten million entries too (ARG
 model: build ## Hold the queue to its plain model for N random operations (make model N=1000000; BLOBFERRY_MODEL_SEED= repeats a run).
 	@[ -w /dev/shm ] && export TMPDIR=/dev/shm; \
 	BLOBFERRY_MODEL_OPS=$(or $(N),1000000) $(CARGO) test --lib random_operations_end_as_in_the_model -- --nocapture
+
+image-check: ## Build the Dockerfile on a stand-in for its base image, and probe the result (as root; needs buildah, debootstrap).
+	@scripts/image-check
 
 lint: ## Check format and lints, as CI does.
 	@cargo fmt --check
