@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What a blob that is streamed holds, in bytes. One alone may fill the window of its stream, twice as much; all of them
 /// share the windows of the source's connections, and have this much each when there are as many as the default allows.
-const STREAM_BYTES: u64 = 2 << 20;
+const STREAM_BYTES: u64 = 4 << 20;
 
 /// What an entry of a pack, and its place in messages, takes beside its bytes, about.
 pub(super) const ITEM_BYTES: u64 = 1 << 10;

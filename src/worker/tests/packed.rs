@@ -116,10 +116,9 @@ async fn small_blobs_wait_for_no_large_ones() {
 #[tokio::test(start_paused = true)]
 async fn bytes_in_flight_hold_back_large_blobs_and_no_packs() {
     let mut lab = Lab::with(&[("a", "b")], 16, false).await;
-    // Two streams, or one that counts in full.
     for worker in &mut lab.workers {
         let mut spec = worker.spec.clone();
-        spec.bytes_in_flight = 8 << 20;
+        spec.bytes_in_flight = 12 << 20;
         *worker = super::Worker::new(spec, worker.deps.clone());
     }
     let mut large = Vec::new();
