@@ -152,7 +152,7 @@ impl App {
         let serve = ServeSettings {
             max_connections: config.server.max_connections,
             drain_timeout: config.server.drain_timeout,
-            calls: Calls { tracer: parts.tracer.clone(), observer: Some(calls.clone()) },
+            calls: Calls { tracer: parts.tracer.clone(), observer: None },
         };
         let start_syncs = config.enabled_routes().map(|(name, route)| StartSync {
             syncs: syncs.clone(),
@@ -186,6 +186,8 @@ impl App {
     #[must_use]
     pub fn with_http(mut self, listener: TcpListener) -> Self {
         self.http = Some(listener);
+        // Without it nobody could read what is counted of calls.
+        self.serve.calls.observer = Some(self.calls.clone());
         self
     }
 
