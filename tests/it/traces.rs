@@ -671,3 +671,30 @@ async fn packed_blobs_have_a_story_each_and_their_batch_links_to_them() {
 async fn packed_blobs_stay_in_the_traces_of_their_callers_where_that_is_configured() {
     packed_stories_with("child").await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_demo_sends_the_traces_of_its_servers() {
+    let world = World::new();
+    let collector = Collector::start().await;
+    let files = world.path("files");
+    std::fs::create_dir(&files).unwrap();
+    for seed in 0..5 {
+        std::fs::write(files.join(format!("{seed}")), blob(seed, 5_000).1).unwrap();
+    }
+    let data = world.path("demo");
+    let mut demo = tokio::process::Command::new(program());
+    demo.args(["demo", "--exit", "--otlp", &collector.url, "--data"]).arg(&data).arg(&files).kill_on_drop(true);
+    let output = tokio::time::timeout(PATIENCE, demo.output()).await.unwrap().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let sent = collector.all().len();
+    assert!(said.contains(&format!("traces: {sent} spans sent, 0 spans lost")), "{sent} came; {said}");
+    for (service, name, kind) in [
+        ("blobferry", "send source_to_destination", SpanKind::Producer),
+        ("blobferry", "process source_to_destination", SpanKind::Consumer),
+        ("source-store", FETCH_PACK, SpanKind::Server),
+        ("destination-store", RECEIVE_PACK, SpanKind::Server),
+    ] {
+        assert!(collector.all().iter().any(|seen| seen.is(service, name, kind)), "{service} {name}");
+    }
+}

@@ -169,7 +169,9 @@ fn median(mut of: Vec<f64>) -> f64 {
 async fn run(dir: &Path, kind: Kind, otlp: &str, blobs: &[(blobferry::blob::BlobRef, bytes::Bytes)]) -> Result<Cost> {
     let variables = || -> Vec<(String, String)> {
         let own = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
-        let traced = [("OTEL_EXPORTER_OTLP_ENDPOINT", otlp), ("OTEL_BSP_MAX_QUEUE_SIZE", "1000000")];
+        // Nothing is dropped: what is sent is to be paid for.
+        let queue = ("OTEL_BSP_MAX_QUEUE_SIZE", "1000000");
+        let traced = [("OTEL_EXPORTER_OTLP_ENDPOINT", otlp), queue, ("OTEL_BSP_SCHEDULE_DELAY", "1000")];
         if kind == Kind::Off { Vec::new() } else { traced.into_iter().map(own).collect() }
     };
     let source = process::store_with(dir, "source", "memory://", variables())?;
@@ -205,7 +207,7 @@ async fn run(dir: &Path, kind: Kind, otlp: &str, blobs: &[(blobferry::blob::Blob
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     // The last spans leave within the batch processor's delay.
-    tokio::time::sleep(Duration::from_secs(6)).await;
+    tokio::time::sleep(Duration::from_millis(2500)).await;
     let thousands = blobs.len() as f64 / 1000.0;
     Ok(Cost {
         replicator: (cpu(&replicator)? - before) / thousands,
