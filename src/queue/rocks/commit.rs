@@ -67,7 +67,6 @@ impl Committer {
                 }
             }
             self.commit(waiting, &mut requests);
-            self.gather.linger(|| !requests.is_empty() || requests.is_closed());
         }
     }
 

@@ -10,9 +10,6 @@ use std::time::{Duration, Instant};
 /// The longest wait.
 const PATIENCE: Duration = Duration::from_millis(1);
 
-/// The longest time without sleeping after a batch.
-const LINGER: Duration = Duration::from_micros(100);
-
 /// So many who wait are worth deciding while others are on their way.
 const SOME: usize = 32;
 
@@ -28,15 +25,6 @@ impl Gather {
     /// How long a batch may wait for callers, in all.
     pub(super) fn patience(&self) -> Duration {
         self.patience
-    }
-
-    /// Waits for the first of the next batch, where there was a batch: a thread that sleeps takes some time to wake, which a
-    /// lone caller would lose each time. Not for long: whoever sleeps takes nothing from others.
-    pub(super) fn linger(&self, waiting: impl Fn() -> bool) {
-        let start = Instant::now();
-        while !waiting() && start.elapsed() < self.patience.min(LINGER) {
-            std::thread::yield_now();
-        }
     }
 
     /// Waits until some are `waiting`, if more than those in the batch are expected, and takes the time off its patience.
