@@ -5,6 +5,7 @@
 mod architecture;
 mod bounds;
 mod commands;
+mod deploy;
 #[path = "../bench/diskfull/cycles.rs"]
 mod diskfull;
 mod durability;
