@@ -12,6 +12,7 @@ mod durability;
 mod failpoints;
 mod failures;
 mod faults;
+mod figures;
 mod foreign;
 mod harness;
 mod http;

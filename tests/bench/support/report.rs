@@ -70,7 +70,7 @@ pub(crate) struct Fact {
 }
 
 impl Target {
-    fn is_met(self, value: f64) -> bool {
+    pub(crate) fn is_met(self, value: f64) -> bool {
         match self {
             Self::AtLeast(least) => value >= least,
             Self::AtMost(most) => value <= most,
@@ -99,7 +99,7 @@ impl Comparison {
 }
 
 impl Floor {
-    fn ratios(&self, blobferry: &[f64]) -> Vec<f64> {
+    pub(crate) fn ratios(&self, blobferry: &[f64]) -> Vec<f64> {
         blobferry.iter().zip(&self.values).map(|(ours, floor)| ours / floor).collect()
     }
 }
@@ -245,7 +245,7 @@ impl Report {
 }
 
 /// Median, least and most.
-fn summary(values: &[f64]) -> Option<[f64; 3]> {
+pub(crate) fn summary(values: &[f64]) -> Option<[f64; 3]> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let (first, last) = (*sorted.first()?, *sorted.last()?);
