@@ -38,7 +38,7 @@ diskfull: build ## Fill and free the queue's and the destination's disk N times 
 sync: build ## Have a full sync compare two stores of N blobs each (make sync N=1000000).
 	@$(CARGO) bench --bench sync -- --blobs $(or $(N),1000000)
 
-bench: build ## Measure speed and memory, each figure beside its floor; some 40 minutes (ARGS="--quick", "--rounds 5", "--only small").
+bench: build ## Measure speed and memory, each figure beside its floor, for at most 90 minutes (ARGS="--quick", "--rounds 5", "--only small").
 	@$(CARGO) bench --bench wire -- $(ARGS)
 
 instructions: build ## Count the instructions of the pure core, and compare them with those that are committed.
