@@ -1,7 +1,8 @@
 //! `ReceiveBlobs` at a replicator: announcements with bytes, many in a message.
 //!
 //! The blobs of a message that proved to be what they say are queued in one durable write, and then answered. While that is
-//! under way the next message is read; no third.
+//! under way the next messages are read and verified: of them only the refs are kept, so that a stream holds the bytes of
+//! one message. A client that does not read its answers is soon read no further, until the stream ends as idle.
 
 use super::{Service, announce_status, encode};
 use crate::announce::Announcement;
@@ -17,10 +18,16 @@ use crate::store::packed::MAX_PACKED_BYTES;
 use crate::telemetry::TraceContext;
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use std::sync::Arc;
+use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming};
 
-/// Messages of one stream that are worked at.
-const AT_ONCE: usize = 2;
+/// Messages of one stream that wait to be queued, or for their answers to be read. A write waits for the disk, and all that
+/// came meanwhile goes into the next one: the more there is, the fewer of them it takes.
+const AT_ONCE: usize = 8;
+
+/// Blobs of one stream that wait to be queued: a whole message of them, however small they are.
+const WAITING: usize = MAX_ITEMS;
 
 pub(super) type ReceiveBlobsStream = BoxStream<'static, Result<v1::ReceiveBlobsResponse, Status>>;
 
@@ -41,41 +48,60 @@ impl Service {
             });
             std::future::ready(Some(message))
         });
-        let answers = messages.map(move |message| {
-            let (service, call_trace) = (service.clone(), call_trace.clone());
+        let waiting = Arc::new(Semaphore::new(WAITING));
+        let checking = service.clone();
+        let packs = messages.then(move |message| {
+            let (service, call_trace, waiting) = (checking.clone(), call_trace.clone(), waiting.clone());
             async move {
                 let (first, store, blobs) = message?;
-                service.take_pack(&store, first, blobs, call_trace.as_ref()).await
+                let pack = service.check_pack(store, first, blobs, call_trace.as_ref())?;
+                let blobs = u32::try_from(pack.announcements.len()).unwrap_or(u32::MAX);
+                let room = waiting.acquire_many_owned(blobs).await;
+                let room = room.map_err(|_| Reason::Internal.status("the stream has ended"))?;
+                Ok::<_, Status>((pack, room))
+            }
+        });
+        let answers = packs.map(move |pack| {
+            let service = service.clone();
+            async move {
+                let (pack, _room) = pack?;
+                service.announce_pack(pack).await
             }
         });
         let answers = answers.buffered(AT_ONCE);
         Ok(Response::new(pump(&self.parts.tasks, permit, STREAM_IDLE, answers).boxed()))
     }
 
-    async fn take_pack(
+    /// Verifies the blobs of a message, of which no bytes are left then.
+    fn check_pack(
         &self,
-        source_store: &str,
+        source_store: String,
         first: u64,
         blobs: Vec<v1::PackedBlob>,
         call_trace: Option<&TraceContext>,
-    ) -> Result<v1::ReceiveBlobsResponse, Status> {
+    ) -> Result<Pack, Status> {
         let count = blobs.len();
         if count > MAX_ITEMS {
             let message = format!("{count} blobs in one message; at most {MAX_ITEMS} may be");
             return Err(Reason::TooManyItems.status(message));
         }
-        self.parts.announcer.check(source_store).map_err(|error| announce_status(&error))?;
+        self.parts.announcer.check(&source_store).map_err(|error| announce_status(&error))?;
         let mut checked = Vec::with_capacity(count);
         let mut announcements = Vec::with_capacity(count);
-        for packed in &blobs {
-            let verified = verify(packed);
+        for packed in blobs {
+            let verified = verify(&packed);
             if let Ok((blob, size)) = verified {
                 let trace = item_trace(&packed.traceparent, &packed.tracestate).or_else(|| call_trace.cloned());
                 announcements.push(Announcement { blob, size: Some(size), trace });
             }
             checked.push(verified);
         }
-        let announced = self.announce(source_store, announcements, Vec::new()).await?;
+        Ok(Pack { source_store, first, checked, announcements })
+    }
+
+    async fn announce_pack(&self, pack: Pack) -> Result<v1::ReceiveBlobsResponse, Status> {
+        let Pack { source_store, first, checked, announcements } = pack;
+        let announced = self.announce(&source_store, announcements, Vec::new()).await?;
         let mut pushed = announced.pushed.iter();
         let results = (first..).zip(checked).map(|(item, checked)| match checked {
             Ok((blob, size)) => {
@@ -98,6 +124,17 @@ impl Service {
         let results = results.collect();
         Ok(v1::ReceiveBlobsResponse { results, backlogs: encode::backlogs(&announced.routes) })
     }
+}
+
+/// A message whose blobs were verified.
+struct Pack {
+    source_store: String,
+    // The number in the stream of its first blob.
+    first: u64,
+    // For each blob its ref and size, or what is wrong with it.
+    checked: Vec<Result<(BlobRef, u64), Status>>,
+    // Of those that are right.
+    announcements: Vec<Announcement>,
 }
 
 /// The ref and size of a blob whose bytes are what the ref says.
