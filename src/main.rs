@@ -11,6 +11,11 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+/// Half of the work of moving small blobs is buffers that come and go; glibc gives their memory back to the kernel each time,
+/// and asks for it again. RocksDB's C++ allocates from it too.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// How long work on blocking threads may hold up the end of the program.
 const BLOCKING_GRACE: Duration = Duration::from_secs(5);
 
