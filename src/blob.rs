@@ -236,6 +236,17 @@ impl fmt::Debug for Excerpt {
     }
 }
 
+/// What each byte is as a digit of lowercase hex; 255 where it is none. Every message names refs, so they are read by table.
+const DIGITS: [u8; 256] = {
+    let mut digits = [u8::MAX; 256];
+    let mut digit = 0;
+    while digit < 16 {
+        digits[b"0123456789abcdef"[digit as usize] as usize] = digit;
+        digit += 1;
+    }
+    digits
+};
+
 impl FromStr for BlobRef {
     type Err = RefError;
 
@@ -254,19 +265,19 @@ impl FromStr for BlobRef {
             return Err(RefError::WrongLength { function, expected, found: hex.len() });
         }
         let mut digest = [0; MAX_DIGEST];
-        for (position, byte) in hex.bytes().enumerate() {
-            let digit = match byte {
-                b'0'..=b'9' => byte - b'0',
-                b'a'..=b'f' => byte - b'a' + 10,
-                _ => {
-                    let found = hex.get(position..).and_then(|rest| rest.chars().next());
-                    let found = Excerpt::of(&found.unwrap_or(char::REPLACEMENT_CHARACTER).to_string());
-                    return Err(RefError::NotLowercaseHex { position, found });
-                }
-            };
-            digest[position / 2] = digest[position / 2] << 4 | digit;
+        let mut all = 0;
+        for (byte, pair) in digest.iter_mut().zip(hex.as_bytes().chunks_exact(2)) {
+            let (high, low) = (DIGITS[usize::from(pair[0])], DIGITS[usize::from(pair[1])]);
+            all |= high | low;
+            *byte = high << 4 | low & 15;
         }
-        Ok(Self { function, digest })
+        if all < 16 {
+            return Ok(Self { function, digest });
+        }
+        let position = hex.bytes().position(|byte| DIGITS[usize::from(byte)] > 15).unwrap_or(hex.len());
+        let found = hex.get(position..).and_then(|rest| rest.chars().next());
+        let found = Excerpt::of(&found.unwrap_or(char::REPLACEMENT_CHARACTER).to_string());
+        Err(RefError::NotLowercaseHex { position, found })
     }
 }
 
