@@ -338,6 +338,10 @@ pub struct Oldest {
     pub fresh: Option<SystemTime>,
     /// Backfill, ready or claimed.
     pub backfill: Option<SystemTime>,
+    /// Retrying, by sequence; absent also where it is not known, because very many are.
+    pub retrying: Option<SystemTime>,
+    /// Parked, by sequence.
+    pub parked: Option<SystemTime>,
     /// When the next retrying entry is due.
     pub next_due: Option<SystemTime>,
 }

@@ -76,6 +76,10 @@ pub struct RouteStatus {
     pub backlog: Backlog,
     /// The age of the oldest backfill entry that is ready or claimed.
     pub oldest_backfill_age: Option<Duration>,
+    /// The age of the oldest retrying entry, where it is known.
+    pub oldest_retrying_age: Option<Duration>,
+    /// The age of the oldest parked entry.
+    pub oldest_parked_age: Option<Duration>,
     /// When the next retrying entry is due.
     pub next_retry_time: Option<SystemTime>,
     /// What holds it back most; absent: not known.

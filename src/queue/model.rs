@@ -301,6 +301,11 @@ impl Queue for ModelQueue {
                 };
                 *time = earlier(*time, item.entry.enqueue_time);
             }
+            if item.line == Line::Parked {
+                oldest.parked.get_or_insert(item.entry.enqueue_time);
+            } else if item.entry.failure.is_some() && item.line == Line::Timed && !inner.claimed.contains(seq) {
+                oldest.retrying.get_or_insert(item.entry.enqueue_time);
+            }
             if !held && item.line == Line::Timed {
                 oldest.next_due = earlier(oldest.next_due, item.entry.due_time);
             }

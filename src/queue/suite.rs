@@ -765,16 +765,28 @@ pub(crate) async fn oldest_is_told(make: Make) {
     bench.clock.advance(10);
     bench.announce(2).await;
     bench.find(3, 7, false).await;
-    let expected = Oldest { fresh: Some(start), backfill: Some(after(10)), next_due: None };
+    let expected = Oldest { fresh: Some(start), backfill: Some(after(10)), ..Oldest::default() };
     assert_eq!(oldest().await, expected);
     let claim = bench.claim(Lane::Fresh).await;
     assert_eq!(oldest().await, expected);
     bench.retry_in(claim, 60).await;
-    assert_eq!(oldest().await, Oldest { fresh: Some(after(10)), next_due: Some(after(70)), ..expected });
+    let retrying = Oldest { fresh: Some(after(10)), retrying: Some(start), next_due: Some(after(70)), ..expected };
+    assert_eq!(oldest().await, retrying);
     drop(bench.claim(Lane::Fresh).await);
     assert_eq!(oldest().await.fresh, Some(after(10)));
     bench.park(bench.claim(Lane::Fresh).await).await;
-    assert_eq!(oldest().await.fresh, None);
+    assert_eq!(oldest().await, Oldest { fresh: None, parked: Some(after(10)), ..retrying });
+    // The one that is parked later was pushed before, and has another cause.
+    bench.clock.advance(60);
+    let claim = bench.claim(Lane::Fresh).await;
+    assert_eq!(oldest().await.retrying, None, "it is claimed");
+    let short = Failure { kind: FaultKind::ShortRead, ..failure(&bench.clock) };
+    bench.settle(claim, Outcome::Park { failure: short }).await;
+    assert_eq!(oldest().await, Oldest { fresh: None, parked: Some(start), ..expected });
+    bench.announce(2).await;
+    assert_eq!(oldest().await.parked, Some(start));
+    bench.retry_in(bench.claim(Lane::Fresh).await, 60).await;
+    bench.clock.advance(1);
     // Further ahead than anything may be is now.
     bench.clock.go_back(MAX_BACKOFF.as_secs());
     assert_eq!(oldest().await.next_due, Some(bench.clock.now()));

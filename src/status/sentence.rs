@@ -97,6 +97,7 @@ pub fn route_status(facts: RouteFacts<'_>, peers: &[PeerStatus], now: SystemTime
         RouteState::Copying | RouteState::Syncing if open.waiting() > 0 => trend.eta(backlog.tally.entries),
         _ => None,
     };
+    let age = |time| now.duration_since(time).unwrap_or_default();
     let mut detail = match state {
         RouteState::Disabled => format!(" by the configuration{}", kept(&counts, backlog)),
         RouteState::Orphaned if Backlog::with_parked(&counts) > 0 => {
@@ -127,7 +128,9 @@ pub fn route_status(facts: RouteFacts<'_>, peers: &[PeerStatus], now: SystemTime
         state,
         counts,
         backlog,
-        oldest_backfill_age: oldest.backfill.map(|time| now.duration_since(time).unwrap_or_default()),
+        oldest_backfill_age: oldest.backfill.map(age),
+        oldest_retrying_age: oldest.retrying.map(age),
+        oldest_parked_age: oldest.parked.map(age),
         next_retry_time: oldest.next_due,
         limiting,
         trend,

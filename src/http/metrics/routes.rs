@@ -126,6 +126,18 @@ fn write_ages(text: &mut Text, status: &ReplicatorStatus) {
         "Age of the oldest backfill entry that is ready or claimed; 0: none is.",
     );
     each(text, status, backfill, |route| Some(route.oldest_backfill_age.unwrap_or_default().as_secs_f64()));
+    let retrying = (
+        "blobferry_route_retrying_age_seconds",
+        Gauge,
+        "Age of the oldest retrying entry; 0: none retries; absent: not known, because very many do.",
+    );
+    each(text, status, retrying, |route| {
+        let none = [&route.counts.fresh, &route.counts.backfill].iter().all(|lane| lane.retrying.entries == 0);
+        let age = route.oldest_retrying_age.or(none.then_some(Duration::ZERO));
+        age.map(|age| age.as_secs_f64())
+    });
+    let parked = ("blobferry_route_parked_age_seconds", Gauge, "Age of the oldest parked entry; 0: none is parked.");
+    each(text, status, parked, |route| Some(route.oldest_parked_age.unwrap_or_default().as_secs_f64()));
     let retry = (
         "blobferry_route_next_retry_timestamp_seconds",
         Gauge,

@@ -5,6 +5,7 @@ use super::shared::Shared;
 use super::txn::{Effects, Moved};
 use crate::queue::Claim;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// Makes a batch that is durable known to claims and readers.
 pub(super) fn apply(shared: &Shared, effects: Effects, moves: &[Moved], decided: &[Decided]) {
@@ -20,8 +21,11 @@ pub(super) fn apply(shared: &Shared, effects: Effects, moves: &[Moved], decided:
     for entry in settled() {
         claims.settle(entry.route, entry.lane, entry.seq.0);
     }
-    for Moved { route, seq, before, after } in moves {
+    for Moved { route, seq, before, after, row } in moves {
         claims.finish(*seq, *after);
+        if let Some(row) = row {
+            claims.written(Arc::clone(row));
+        }
         if before != after
             && let Some(spot) = after
         {

@@ -8,8 +8,10 @@
 use super::keys;
 use super::row::{self, Place, Stored};
 use crate::queue::{Entry, Lane, RouteId};
+use foldhash::{HashMap, HashSet};
 use rocksdb::{DB, IteratorMode, ReadOptions, Snapshot};
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 /// Where an entry's claimable row is.
@@ -70,6 +72,14 @@ struct Busy {
     passed: bool,
 }
 
+/// A claimed entry.
+#[derive(Debug)]
+struct Held {
+    enqueue_time: SystemTime,
+    /// Its row, so that settling it need not read that again; absent where the row is not known for sure.
+    row: Option<Arc<Stored>>,
+}
+
 /// A lane's cursors and claims.
 #[derive(Debug, Default)]
 struct LaneClaims {
@@ -77,7 +87,7 @@ struct LaneClaims {
     ready_from: u64,
     /// The same for `retry` rows, as due time and sequence.
     retry_from: (u64, u64),
-    claimed: BTreeMap<u64, SystemTime>,
+    claimed: BTreeMap<u64, Held>,
     released: BTreeMap<u64, SystemTime>,
     /// Whether `ready` rows get the larger half of the next claims; changes each time.
     ready_turn: bool,
@@ -95,7 +105,7 @@ pub(super) struct Claims {
 /// What a scan found; nothing has changed until [`Claims::take`].
 #[derive(Debug, Default)]
 pub(super) struct Picked {
-    pub(super) entries: Vec<Entry>,
+    pub(super) entries: Vec<Arc<Stored>>,
     pub(super) bad: Vec<BadRow>,
     gone: Vec<u64>,
     passed: Vec<u64>,
@@ -132,6 +142,12 @@ impl Claims {
         self.lanes.get(&(route, lane)).is_some_and(|claims| claims.claimed.contains_key(&seq))
     }
 
+    /// The sequences of a route's claimed entries.
+    pub(super) fn claimed(&self, route: RouteId) -> HashSet<u64> {
+        let lanes = Lane::ALL.into_iter().filter_map(|lane| self.lanes.get(&(route, lane)));
+        lanes.flat_map(|claims| claims.claimed.keys().copied()).collect()
+    }
+
     /// Sequences below which a route's lanes have no `ready` row.
     pub(super) fn ready_lows(&self, route: RouteId) -> [u64; 2] {
         Lane::ALL.map(|lane| self.ready_low(route, lane))
@@ -147,8 +163,21 @@ impl Claims {
     /// Puts a claim back, first in line.
     pub(super) fn release(&mut self, route: RouteId, lane: Lane, seq: u64) {
         let claims = self.lane(route, lane);
-        if let Some(enqueue_time) = claims.claimed.remove(&seq) {
+        if let Some(Held { enqueue_time, .. }) = claims.claimed.remove(&seq) {
             claims.released.insert(seq, enqueue_time);
+        }
+    }
+
+    /// The row of a claimed entry, where it is known.
+    pub(super) fn row(&self, route: RouteId, lane: Lane, seq: u64) -> Option<Arc<Stored>> {
+        self.lanes.get(&(route, lane))?.claimed.get(&seq)?.row.clone()
+    }
+
+    /// An entry that was and stays claimed was written.
+    pub(super) fn written(&mut self, row: Arc<Stored>) {
+        let Entry { route, lane, seq, .. } = row.entry;
+        if let Some(held) = self.lane(route, lane).claimed.get_mut(&seq.0) {
+            held.row = Some(row);
         }
     }
 
@@ -196,11 +225,12 @@ impl Claims {
     }
 
     /// Goes on with a database that was opened again: claims are kept, everything else is read anew from where `ready` rows
-    /// begin by its own account. Nobody stays first in line, for a batch of unknown fate may have moved whoever was. No
-    /// batch may be under way.
+    /// begin by its own account. Nobody stays first in line, and no row is known, for a batch of unknown fate may have moved
+    /// whoever was, or written it. No batch may be under way.
     pub(super) fn resume(&mut self, mut loaded: Self) {
         for ((route, lane), claims) in self.lanes.drain() {
-            loaded.lane(route, lane).claimed = claims.claimed;
+            let claimed = claims.claimed.into_iter().map(|(seq, held)| (seq, Held { row: None, ..held }));
+            loaded.lane(route, lane).claimed = claimed.collect();
         }
         *self = loaded;
     }
@@ -280,13 +310,13 @@ impl Claims {
                 let read = value.as_deref().map(|bytes| row::decode_entry(route, seq, bytes));
                 let problem = match (read, &index) {
                     (Some(Ok(stored)), None) if Spot::of(&stored).is_some_and(|spot| spot.lane == lane) => {
-                        picked.entries.push(stored.entry);
+                        picked.entries.push(Arc::new(stored));
                         continue;
                     }
                     (Some(Ok(stored)), Some((family, key, _)))
                         if stored.index().is_some_and(|(name, of)| name == *family && *of == **key) =>
                     {
-                        picked.entries.push(stored.entry);
+                        picked.entries.push(Arc::new(stored));
                         continue;
                     }
                     (_, None) => {
@@ -396,9 +426,10 @@ impl Claims {
         for seq in &picked.gone {
             claims.released.remove(seq);
         }
-        for entry in &picked.entries {
-            claims.released.remove(&entry.seq.0);
-            claims.claimed.insert(entry.seq.0, entry.enqueue_time);
+        for row in &picked.entries {
+            let Entry { seq, enqueue_time, .. } = row.entry;
+            claims.released.remove(&seq.0);
+            claims.claimed.insert(seq.0, Held { enqueue_time, row: Some(Arc::clone(row)) });
         }
     }
 
@@ -416,7 +447,7 @@ impl Claims {
         let snapshot = db.snapshot();
         let mut picked = Picked::default();
         let mut times: BTreeSet<SystemTime> =
-            claims.claimed.values().chain(claims.released.values()).copied().collect();
+            claims.claimed.values().map(|held| held.enqueue_time).chain(claims.released.values().copied()).collect();
         let entry = |seq: u64| -> Result<Option<Stored>, rocksdb::Error> {
             let Some(family) = db.cf_handle(keys::ENTRY) else { return Ok(None) };
             let value = snapshot.get_cf(family, keys::entry(route, seq))?;

@@ -67,6 +67,7 @@ impl Committer {
                 }
             }
             self.commit(waiting, &mut requests);
+            self.gather.linger(|| requests.len());
         }
     }
 
@@ -299,8 +300,7 @@ fn check_route(txn: &Txn<'_>, route: RouteId) -> Result<(), QueueError> {
 
 fn settle(txn: &mut Txn<'_>, claim: &Claim, outcome: Outcome) -> Result<(), QueueError> {
     failpoint::hit(Point::QueueDecideSettle)?;
-    let entry = claim.entry();
-    txn.settle(entry.route, entry.seq.0, &outcome)?;
+    txn.settle(claim.entry(), &outcome)?;
     if let Outcome::Confirmed { chained, .. } = outcome {
         for push in chained {
             check_route(txn, push.route)?;

@@ -33,6 +33,9 @@ const STEPS: [Step; FORMAT as usize - 1] = [];
 /// What a ref takes in a write buffer, about, in bytes.
 const REF_BYTES: usize = 112;
 
+/// The largest part of a filter or an index, in bytes.
+const METADATA_BYTES: usize = 256 << 10;
+
 /// How the log is read on opening.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Log {
@@ -210,10 +213,10 @@ fn family_options(name: &str, cache: &Cache, sizes: Sizes) -> Options {
     blocks.set_cache_index_and_filter_blocks(true);
     blocks.set_pin_l0_filter_and_index_blocks_in_cache(true);
     if matches!(name, keys::REF | keys::ENTRY) {
-        // Whole filters and indexes of a large backlog would not fit into the cache and be read anew each time; in parts, a
-        // look-up reads a few KiB at most.
+        // Whole filters and indexes of a very large backlog would not fit into the cache, and be read anew each time: they
+        // are cut into parts. Those of a young file are one part, or each look-up in it would search twice.
         blocks.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
-        blocks.set_metadata_block_size(4 << 10);
+        blocks.set_metadata_block_size(METADATA_BYTES);
         blocks.set_pin_top_level_index_and_filter(true);
     }
     let mut options = Options::default();

@@ -5,9 +5,9 @@ use super::keys::Seqs;
 use super::row::{Place, Stored};
 use super::txn::Txn;
 use crate::queue::lookup::{DiscardedBy, Ending};
-use crate::queue::{Entry, Lane, Misses, Origin, Outcome, Push, Pushed, QueueError, RouteId, Seq};
+use crate::queue::{Entry, Lane, Misses, Origin, Outcome, Push, Pushed, QueueError, Seq};
 use std::cmp::min;
-use std::rc::Rc;
+use std::sync::Arc;
 
 impl Txn<'_> {
     /// Pushes one blob.
@@ -128,8 +128,9 @@ impl Txn<'_> {
     }
 
     /// Ends a claim. Chained pushes follow apart.
-    pub(super) fn settle(&mut self, route: RouteId, seq: u64, outcome: &Outcome) -> Result<(), QueueError> {
-        let Some(stored) = self.peek(route, seq)? else {
+    pub(super) fn settle(&mut self, claimed: &Entry, outcome: &Outcome) -> Result<(), QueueError> {
+        let (route, seq) = (claimed.route, claimed.seq.0);
+        let Some(stored) = self.peek_claimed(route, claimed.lane, seq)? else {
             tracing::error!(route = route.0, seq, "a claimed entry is gone; nothing is settled");
             self.set_settled(seq);
             return Ok(());
@@ -160,14 +161,14 @@ impl Txn<'_> {
                 self.end(&stored.entry, successor, refs)
             }
             Outcome::Retry { due, failure } => {
-                let mut stored = Rc::unwrap_or_clone(stored);
+                let mut stored = Arc::unwrap_or_clone(stored);
                 stored.entry.charge(failure, self.shared.max_backoff());
                 stored.place = Place::Due;
                 stored.entry.due_time = *due;
                 self.keep(stored, successor)
             }
             Outcome::Park { failure } => {
-                let mut stored = Rc::unwrap_or_clone(stored);
+                let mut stored = Arc::unwrap_or_clone(stored);
                 stored.entry.charge(failure, self.shared.max_backoff());
                 stored.place = Place::Parked(failure.kind.number());
                 self.keep(stored, successor)

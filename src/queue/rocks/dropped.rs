@@ -12,7 +12,7 @@ use crate::queue::{LaneCounts, QueueError, RouteCounts, RouteId, Tally};
 use async_trait::async_trait;
 use rocksdb::{DB, Direction, IteratorMode, ReadOptions, WriteBatch};
 use std::collections::{BTreeMap, BTreeSet};
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// Rows that one step looks at, at most: claimed ones are passed by.
 const MAX_LOOKS: usize = 50_000;
@@ -94,7 +94,7 @@ impl Txn<'_> {
                 tally.entries += one.entries;
                 tally.bytes = tally.bytes.saturating_add(one.bytes);
                 tally.unknown_size += one.unknown_size;
-                self.discard(Rc::unwrap_or_clone(stored))?;
+                self.discard(Arc::unwrap_or_clone(stored))?;
             }
             seqs = Some((seqs.map_or(seq, |(first, _)| first), seq));
         }

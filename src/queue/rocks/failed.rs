@@ -141,6 +141,52 @@ impl Shared {
         Ok(found)
     }
 
+    /// When the failed entry with the lowest sequence was pushed, among the retrying and among the parked.
+    pub(super) fn oldest_failed(&self, route: RouteId) -> Result<[Option<SystemTime>; 2], QueueError> {
+        let db = self.db()?;
+        let claims = self.claims();
+        let (claimed, snapshot) = (claims.claimed(route), db.snapshot());
+        drop(claims);
+        let failed = |error: rocksdb::Error| self.read_error(&error);
+
+        let (mut retrying, mut looks) = (None, 0);
+        for lane in Lane::ALL {
+            let start = keys::retry(route, lane, 0, 0).to_vec();
+            for row in rows(&db, &snapshot, keys::RETRY, start, keys::lane_end(route, lane)) {
+                let (key, value) = row.map_err(failed)?;
+                let Some((_, seq)) = keys::due_seq_of_retry(&key) else { continue };
+                looks += 1;
+                let has_failed = row::read_index_value(&value).is_some_and(|(failed, _)| failed);
+                if has_failed && retrying.is_none_or(|oldest| seq < oldest) && !claimed.contains(&seq) {
+                    retrying = Some(seq);
+                }
+                if looks > MAX_LOOKS {
+                    break;
+                }
+            }
+        }
+        let retrying = retrying.filter(|_| looks <= MAX_LOOKS);
+
+        // The first of each kind is its oldest.
+        let (mut parked, mut kind) = (None::<u64>, Some(0));
+        while let Some(next) = kind {
+            let (start, end) = (keys::parked(route, next, 0).to_vec(), keys::route_end(route));
+            let first = rows(&db, &snapshot, keys::PARKED, start, end).next().transpose().map_err(failed)?;
+            let found = first.and_then(|(key, _)| keys::kind_seq_of_parked(&key));
+            parked = found.map(|(_, seq)| seq).into_iter().chain(parked).min();
+            kind = found.and_then(|(kind, _)| kind.checked_add(1));
+        }
+
+        let entries = family(&db, keys::ENTRY)?;
+        let time = |seq: Option<u64>| -> Result<Option<SystemTime>, QueueError> {
+            let Some(seq) = seq else { return Ok(None) };
+            let value = snapshot.get_cf(entries, keys::entry(route, seq)).map_err(failed)?;
+            let stored = value.and_then(|bytes| row::decode_entry(route, seq, &bytes).ok());
+            Ok(stored.map(|stored| stored.entry.enqueue_time))
+        };
+        Ok([time(retrying)?, time(parked)?])
+    }
+
     fn drop_claimed(&self, found: &mut Vec<Failed>) {
         let claims = self.claims();
         found.retain(|Failed { entry, .. }| !claims.is_claimed(entry.route, entry.lane, entry.seq.0));

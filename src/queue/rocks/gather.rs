@@ -27,6 +27,18 @@ impl Gather {
         self.patience
     }
 
+    /// Stays awake for the first of several who were just answered: a thread that sleeps takes longer to wake than they take
+    /// to come back. Whoever runs meanwhile is given way to.
+    pub(super) fn linger(&self, waiting: impl Fn() -> usize) {
+        if self.expected < 2 {
+            return;
+        }
+        let start = Instant::now();
+        while waiting() == 0 && start.elapsed() < self.patience {
+            std::thread::yield_now();
+        }
+    }
+
     /// Waits until some are `waiting`, if more than those in the batch are expected, and takes the time off its patience.
     pub(super) fn wait(&self, in_batch: usize, waiting: impl Fn() -> usize, patience: &mut Duration) {
         let expected = self.expected.saturating_sub(in_batch).min(SOME);
@@ -66,6 +78,23 @@ mod tests {
         };
         gather.wait(1, came, &mut patience);
         assert_eq!(waiting.get(), 4, "with the one in the batch all five are there");
+    }
+
+    #[test]
+    fn it_stays_awake_for_several_until_the_first_is_there() {
+        // However slow the machine is.
+        let mut gather = Gather { expected: 2, patience: Duration::MAX };
+        let asked = Cell::new(0);
+        gather.linger(|| {
+            asked.set(asked.get() + 1);
+            usize::from(asked.get() > 3)
+        });
+        assert_eq!(asked.get(), 4);
+        // They stay away, and it does not wait for long.
+        gather.written(2, 0, Duration::from_millis(1));
+        gather.linger(|| 0);
+        gather.written(1, 0, Duration::from_secs(60));
+        gather.linger(|| unreachable!("nobody stays awake for one"));
     }
 
     #[test]

@@ -299,14 +299,14 @@ impl Shared {
             picked
         };
         let mut figures = self.figures();
-        for entry in &entries {
-            figures.claim(entry, true);
+        for row in &entries {
+            figures.claim(&row.entry, true);
         }
         drop(figures);
-        let claims = entries.into_iter().map(|entry| {
+        let claims = entries.into_iter().map(|row| {
             // A claim may outlive the queue.
             let shared = Arc::downgrade(self);
-            Claim::new(entry, move |entry| {
+            Claim::new(row.entry.clone(), move |entry| {
                 if let Some(shared) = shared.upgrade() {
                     shared.release(entry);
                 }
@@ -316,6 +316,7 @@ impl Shared {
     }
 
     pub(super) fn oldest(&self, route: RouteId, now: SystemTime) -> Result<Oldest, QueueError> {
+        let [retrying, parked] = self.oldest_failed(route)?;
         let db = self.db()?;
         let claims = self.claims();
         let read = |lane| claims.oldest(&db, route, lane).map_err(|error| self.read_error(&error));
@@ -324,7 +325,8 @@ impl Shared {
         let due = fresh_due.into_iter().chain(backfill_due).min();
         // Further ahead than the longest backoff is due.
         let beyond = |due: &SystemTime| due.duration_since(now).is_ok_and(|ahead| ahead > self.max_backoff);
-        Ok(Oldest { fresh, backfill, next_due: due.map(|due| if beyond(&due) { now } else { due }) })
+        let next_due = due.map(|due| if beyond(&due) { now } else { due });
+        Ok(Oldest { fresh, backfill, retrying, parked, next_due })
     }
 
     pub(super) fn get(&self, key: &str) -> Result<Option<Vec<u8>>, QueueError> {

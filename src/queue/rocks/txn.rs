@@ -15,10 +15,11 @@ use super::row::{self, RouteRow, Stored};
 use super::shared::Shared;
 use crate::blob::BlobRef;
 use crate::failpoint::{self, Point};
-use crate::queue::{Entry, QueueError, RouteCounts, RouteId, StateWrite, SyncId, Tally};
+use crate::queue::{Entry, Lane, QueueError, RouteCounts, RouteId, StateWrite, SyncId, Tally};
+use foldhash::{HashMap, HashMapExt as _, HashSet, HashSetExt as _};
 use rocksdb::{ColumnFamily, DB};
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::rc::Rc;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 /// Something as it is in the database, and as it will be.
@@ -31,7 +32,7 @@ struct Slot<T> {
 /// How to take back a change, newest first.
 #[derive(Debug)]
 enum Undo {
-    Entry((RouteId, u64), Option<Rc<Stored>>),
+    Entry((RouteId, u64), Option<Arc<Stored>>),
     Refs((RouteId, BlobRef), Seqs),
     Settled(u64),
 }
@@ -72,7 +73,7 @@ pub(super) struct Txn<'a> {
     pub(super) done: Vec<Done>,
     pub(super) dropped: DroppedRows,
     first_seq: u64,
-    entries: HashMap<(RouteId, u64), Slot<Option<Rc<Stored>>>>,
+    entries: HashMap<(RouteId, u64), Slot<Option<Arc<Stored>>>>,
     refs: HashMap<(RouteId, BlobRef), Slot<Seqs>>,
     settled: HashSet<u64>,
     routes: Vec<(RouteId, RouteRow)>,
@@ -82,12 +83,14 @@ pub(super) struct Txn<'a> {
 }
 
 /// Where an entry can be claimed, before and after a batch.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Moved {
     pub(super) route: RouteId,
     pub(super) seq: u64,
     pub(super) before: Option<Spot>,
     pub(super) after: Option<Spot>,
+    /// What is written in its row's place.
+    pub(super) row: Option<Arc<Stored>>,
 }
 
 /// A column family, all of which exist from opening on.
@@ -240,11 +243,11 @@ impl<'a> Txn<'a> {
 
     /// An entry; none where it is unreadable too, which claiming it will find and report.
     pub(super) fn entry(&mut self, route: RouteId, seq: u64) -> Result<Option<Stored>, QueueError> {
-        Ok(self.peek(route, seq)?.map(Rc::unwrap_or_clone))
+        Ok(self.peek(route, seq)?.map(Arc::unwrap_or_clone))
     }
 
     /// The same, not to be changed.
-    pub(super) fn peek(&mut self, route: RouteId, seq: u64) -> Result<Option<Rc<Stored>>, QueueError> {
+    pub(super) fn peek(&mut self, route: RouteId, seq: u64) -> Result<Option<Arc<Stored>>, QueueError> {
         if let Some(slot) = self.entries.get(&(route, seq)) {
             return Ok(slot.after.clone());
         }
@@ -253,29 +256,44 @@ impl<'a> Txn<'a> {
             .db
             .get_cf(family(self.db, keys::ENTRY)?, keys::entry(route, seq))
             .map_err(|error| self.shared.read_error(&error))?;
-        let stored = value.and_then(|bytes| row::decode_entry(route, seq, &bytes).ok()).map(Rc::new);
+        let stored = value.and_then(|bytes| row::decode_entry(route, seq, &bytes).ok()).map(Arc::new);
         self.entries.insert((route, seq), Slot { before: stored.clone(), after: stored.clone() });
         Ok(stored)
     }
 
+    /// A claimed entry, whose row is known in memory as a rule.
+    pub(super) fn peek_claimed(
+        &mut self,
+        route: RouteId,
+        lane: Lane,
+        seq: u64,
+    ) -> Result<Option<Arc<Stored>>, QueueError> {
+        if !self.entries.contains_key(&(route, seq))
+            && let Some(row) = self.shared.claims().row(route, lane, seq)
+        {
+            self.entries.insert((route, seq), Slot { before: Some(Arc::clone(&row)), after: Some(row) });
+        }
+        self.peek(route, seq)
+    }
+
     /// An entry that was just read from the database, as this batch has it.
-    pub(super) fn entry_read(&mut self, read: Stored) -> Option<Rc<Stored>> {
+    pub(super) fn entry_read(&mut self, read: Stored) -> Option<Arc<Stored>> {
         let key = (read.entry.route, read.entry.seq.0);
-        let read = Rc::new(read);
+        let read = Arc::new(read);
         let slot = self.entries.entry(key).or_insert_with(|| Slot { before: Some(read.clone()), after: Some(read) });
         slot.after.clone()
     }
 
     /// Adds or replaces an entry that was read before, or is new.
     pub(super) fn put(&mut self, stored: Stored) {
-        self.set((stored.entry.route, stored.entry.seq.0), Some(Rc::new(stored)));
+        self.set((stored.entry.route, stored.entry.seq.0), Some(Arc::new(stored)));
     }
 
     pub(super) fn remove(&mut self, route: RouteId, seq: u64) {
         self.set((route, seq), None);
     }
 
-    fn set(&mut self, key: (RouteId, u64), stored: Option<Rc<Stored>>) {
+    fn set(&mut self, key: (RouteId, u64), stored: Option<Arc<Stored>>) {
         let slot = self.entries.entry(key).or_insert(Slot { before: None, after: None });
         match (&slot.after, &stored) {
             (None, Some(_)) => self.total += 1,
@@ -342,6 +360,7 @@ impl<'a> Txn<'a> {
             seq: *seq,
             before: slot.before.as_deref().filter(|_| !self.settled.contains(seq)).and_then(Spot::of),
             after: slot.after.as_deref().and_then(Spot::of),
+            row: slot.after.clone().filter(|_| slot.before.is_some() && slot.before != slot.after),
         });
         moved.collect()
     }

@@ -9,9 +9,10 @@ use crate::queue::rocks::keys::{self, Seqs};
 use crate::queue::rocks::row::{self, RouteRow, Stored};
 use crate::queue::rocks::shared::Shared;
 use crate::queue::{LaneCounts, QueueError, RouteCounts, RouteId, SyncId, SyncTally, Tally};
+use foldhash::HashMap;
 use rocksdb::{DB, WriteBatch};
-use std::collections::{BTreeMap, HashMap};
-use std::rc::Rc;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Bytes of a batch for each entry that it changes, about.
 const BYTES: usize = 256;
@@ -76,7 +77,7 @@ fn tally_of<'a>(counts: &'a mut RouteCounts, stored: &Stored) -> &'a mut Tally {
 
 impl Txn<'_> {
     /// Turns the changes into a batch.
-    pub(in crate::queue::rocks) fn finish(mut self) -> Result<Finished, QueueError> {
+    pub(in crate::queue::rocks) fn finish(&mut self) -> Result<Finished, QueueError> {
         let db = self.db;
         let mut batch = WriteBatch::with_capacity_bytes(1024 + BYTES * self.entries.len());
         let mut sums = Sums { shared: self.shared, counts: BTreeMap::new(), syncs: BTreeMap::new() };
@@ -154,7 +155,7 @@ impl Txn<'_> {
             }
         }
         for (_, slot) in &rows {
-            let index = |stored: &Option<Rc<Stored>>| {
+            let index = |stored: &Option<Arc<Stored>>| {
                 let stored = stored.as_deref()?;
                 Some((stored.index()?, stored.index_value()))
             };
