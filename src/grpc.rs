@@ -15,6 +15,7 @@
 //! - `pump`: response streams that a stalled reader cannot hold open for ever.
 //! - `calls`: every call that a server answers, from its first byte to its last: its span, and [`CallObserver`]s. `counted` is one.
 //! - `traced`: [`PeerChannel`], whose calls are spans and carry the trace on, where somebody is being traced.
+//! - `window`: how much may be sent on a stream before it is read.
 //! - `deadline`: [`call_deadline`], how long the caller waits.
 //! - `trace_context`: W3C trace context in and out of headers.
 
@@ -32,8 +33,9 @@ mod server;
 mod status;
 mod trace_context;
 mod traced;
+mod window;
 
-pub use calls::{CallObserver, Calls, EndedCall, call_trace, method_names};
+pub use calls::{CallObserver, Calls, EndedCall, call_trace, is_servers_fault, method_names};
 pub use channel::{Channels, EndpointError, PeerEndpoint};
 pub use deadline::call_deadline;
 pub use direct::{Answering, DirectChannel, DirectService, Incoming, send, want};
@@ -57,12 +59,6 @@ pub const MAX_DECODED_BYTES: usize = MAX_MESSAGE_BYTES + (64 << 10);
 
 /// The largest chunk of a blob in one message, in bytes.
 pub const CHUNK_BYTES: usize = 256 << 10;
-
-/// What may be sent on one stream before it is read, in bytes. h2 gives room back when half of it was read, so that about
-/// three quarters of it are on their way at a time: with a round trip of 100 ms four streams carry 120 MB/s. More than that
-/// costs: the less lies around unread, the more of it the processor's caches still hold. In the relay of three processes on
-/// loopback, windows of 0.5, 1, 2 and 4 MiB took 0.70, 0.95, 1.08 and 1.08 CPU-seconds per GB.
-const STREAM_WINDOW: u32 = 4 << 20;
 
 /// The largest HTTP/2 frame that we take, in bytes: a chunk comes whole, in a buffer of its own, which is passed on as it is.
 /// Frames of 16, 64 and 128 KiB cost the relay of three processes 1.29, 1.27 and 1.15 CPU-seconds per GB, these 0.95, and

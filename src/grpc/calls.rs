@@ -254,7 +254,7 @@ impl Drop for Call {
 }
 
 /// Whether a server's span of this outcome is in error; the others are the client's doing.
-const fn is_servers_fault(code: Code) -> bool {
+pub const fn is_servers_fault(code: Code) -> bool {
     matches!(
         code,
         Code::Unknown

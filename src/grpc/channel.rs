@@ -6,6 +6,7 @@
 //! call.
 
 use super::traced::PeerChannel;
+use super::window::{self, Distance};
 use http::Uri;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
-/// Connections for blobs, to each peer.
+/// Connections for blobs, to each peer; as many again to a neighbour.
 const DATA_CHANNELS: usize = 4;
 
 /// What a peer may send on one connection before we have read it, in bytes: three stalled streams do not block a fourth, and
@@ -74,6 +75,9 @@ pub enum EndpointError {
 pub struct Channels {
     control: Channel,
     data: Vec<Channel>,
+    // The same, with a smaller window.
+    near: Vec<Channel>,
+    distance: Distance,
     next: AtomicUsize,
     peer: Arc<Uri>,
 }
@@ -98,7 +102,7 @@ impl Channels {
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .keep_alive_while_idle(true)
-            .initial_stream_window_size(super::STREAM_WINDOW)
+            .initial_stream_window_size(window::FAR)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_frame_size(super::FRAME_BYTES);
         if peer.uri.scheme_str() == Some("https") {
@@ -118,8 +122,16 @@ impl Channels {
             };
             endpoint = endpoint.tls_config(tls.timeout(peer.connect_timeout)).map_err(unusable)?;
         }
-        let data = (0..DATA_CHANNELS).map(|_| endpoint.connect_lazy()).collect();
-        Ok(Self { control: endpoint.connect_lazy(), data, next: AtomicUsize::new(0), peer: Arc::new(peer.uri.clone()) })
+        let near = endpoint.clone().initial_stream_window_size(window::NEAR);
+        let channels = |endpoint: &Endpoint| (0..DATA_CHANNELS).map(|_| endpoint.connect_lazy()).collect();
+        Ok(Self {
+            control: endpoint.connect_lazy(),
+            data: channels(&endpoint),
+            near: channels(&near),
+            distance: Distance::default(),
+            next: AtomicUsize::new(0),
+            peer: Arc::new(peer.uri.clone()),
+        })
     }
 
     /// The channel for calls that move no blob.
@@ -127,10 +139,24 @@ impl Channels {
         PeerChannel::new(self.control.clone(), self.peer.clone())
     }
 
-    /// The next channel for a blob.
+    /// The next channel for much at a time: packs, pages.
     pub fn data(&self) -> PeerChannel {
+        self.next_of(&self.data)
+    }
+
+    /// The next channel for a blob of any size.
+    pub fn blob(&self) -> PeerChannel {
+        self.next_of(if self.distance.is_near() { &self.near } else { &self.data })
+    }
+
+    /// The peer answered something small on the control channel, after this time: it tells how far away it is.
+    pub fn answered(&self, took: Duration) {
+        self.distance.answered(took);
+    }
+
+    fn next_of(&self, channels: &[Channel]) -> PeerChannel {
         let next = self.next.fetch_add(1, Ordering::Relaxed);
-        PeerChannel::new(self.data[next % self.data.len()].clone(), self.peer.clone())
+        PeerChannel::new(channels[next % channels.len()].clone(), self.peer.clone())
     }
 }
 

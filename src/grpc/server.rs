@@ -5,7 +5,9 @@
 
 use super::calls::Calls;
 use super::cut::notice_cuts;
+use super::window;
 use crate::pb;
+use futures::{FutureExt as _, StreamExt as _};
 use http::Request;
 use std::io;
 use std::pin::Pin;
@@ -14,8 +16,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Sleep;
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::body::Body;
 use tonic::service::Routes;
@@ -129,26 +132,34 @@ pub async fn serve(
     let incoming =
         futures::stream::unfold((listener, connections.clone(), cut), |(listener, connections, cut)| async {
             let connection = accept(&listener, &connections, &cut).await?;
-            Some((Ok::<_, io::Error>(connection), (listener, connections, cut)))
+            Some((connection, (listener, connections, cut)))
         });
-    let serving = Server::builder()
-        .layer(settings.calls)
-        .layer(MapRequestLayer::new(notice_cuts as fn(Request<Body>) -> Request<Body>))
-        .initial_stream_window_size(super::STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_frame_size(super::FRAME_BYTES)
-        .max_concurrent_streams(STREAMS_PER_CONNECTION)
-        .http2_max_local_error_reset_streams(Some(LOCAL_ERROR_RESETS))
-        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .add_routes(routes)
-        .serve_with_incoming_shutdown(incoming, shutdown.clone().cancelled_owned());
+    let (to_near, near) = mpsc::channel(1);
+    let (to_far, far) = mpsc::channel(1);
+    let accepting = async {
+        let incoming = incoming.map(Connection::begun).buffer_unordered(max);
+        let handing_on = incoming.filter_map(std::future::ready).for_each(|(connection, window)| {
+            let to = if window == window::NEAR { &to_near } else { &to_far };
+            // Where who serves them has stopped, they are closed.
+            to.send(Ok(connection)).map(drop)
+        });
+        tokio::select! {
+            () = handing_on => {}
+            () = shutdown.cancelled() => {}
+        }
+        Ok(())
+    };
+    let serve_each = |window, incoming| {
+        let (routes, calls) = (routes.clone(), settings.calls.clone());
+        serve_connections(window, incoming, (routes, calls), shutdown.clone())
+    };
+    let serving = async { tokio::try_join!(accepting, serve_each(window::NEAR, near), serve_each(window::FAR, far)) };
     let deadline = async {
         shutdown.cancelled().await;
         tokio::time::sleep(settings.drain_timeout).await;
     };
     tokio::select! {
-        served = serving => served?,
+        served = serving => drop(served?),
         () = deadline => tracing::warn!("calls were still in progress at the end of the drain; their connections are cut"),
     }
     drop(guard);
@@ -158,6 +169,28 @@ pub async fn serve(
         tracing::warn!("some connections are still closing");
     }
     Ok(())
+}
+
+/// Serves connections with this window for each stream until `shutdown` is cancelled and the calls in progress have ended.
+async fn serve_connections(
+    window: u32,
+    incoming: mpsc::Receiver<io::Result<Connection>>,
+    (routes, calls): (Routes, Calls),
+    shutdown: CancellationToken,
+) -> Result<(), tonic::transport::Error> {
+    Server::builder()
+        .layer(calls)
+        .layer(MapRequestLayer::new(notice_cuts as fn(Request<Body>) -> Request<Body>))
+        .initial_stream_window_size(window)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(super::FRAME_BYTES)
+        .max_concurrent_streams(STREAMS_PER_CONNECTION)
+        .http2_max_local_error_reset_streams(Some(LOCAL_ERROR_RESETS))
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(ReceiverStream::new(incoming), shutdown.cancelled_owned())
+        .await
 }
 
 /// The next connection; `None` only if the cap was closed, which it never is.
@@ -196,6 +229,12 @@ impl Connection {
             preface: Some((Box::pin(tokio::time::sleep(PREFACE_TIMEOUT)), PREFACE_BYTES)),
             _permit: permit,
         }
+    }
+
+    /// Waits for the first bytes, and says which window to offer; nothing where none come in time.
+    async fn begun(self) -> Option<(Self, u32)> {
+        let window = tokio::time::timeout(PREFACE_TIMEOUT, window::to_offer(&self.stream)).await.ok()?.ok()?;
+        Some((self, window))
     }
 }
 

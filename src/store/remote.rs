@@ -38,7 +38,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::oneshot;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tonic::{CancellationHandle, Code, Request, Response, Status};
 use v1::blob_reader_service_client::BlobReaderServiceClient;
 use v1::blob_receiver_service_client::BlobReceiverServiceClient;
@@ -141,7 +141,9 @@ impl Store for RemoteStore {
         at(Point::RemoteInfo).await?;
         let mut client = receiver(self.channels.control());
         let request = self.control_request(v1::GetPeerInfoRequest {});
+        let asked = Instant::now();
         let answer = self.answer("GetPeerInfo", None, client.get_peer_info(request)).await?;
+        self.channels.answered(asked.elapsed());
         let info = peer_info(answer.into_inner())?;
         let largest = info.max_message_bytes.map_or(usize::MAX, |max| usize::try_from(max).unwrap_or(usize::MAX));
         let chunk_bytes = largest.saturating_sub(CHUNK_OVERHEAD).clamp(1, CHUNK_BYTES);
@@ -159,7 +161,9 @@ impl Store for RemoteStore {
             let mut client = reader(self.channels.control());
             let refs = part.iter().map(ToString::to_string).collect();
             let request = self.control_request(v1::StatBlobsRequest { refs });
+            let asked_at = Instant::now();
             let answer = self.answer("StatBlobs", None, client.stat_blobs(request)).await?;
+            self.channels.answered(asked_at.elapsed());
             let asked: HashSet<&BlobRef> = part.iter().collect();
             for meta in answer.into_inner().blobs {
                 let blob = parse_ref("StatBlobs", &meta.r#ref)?;
@@ -174,7 +178,7 @@ impl Store for RemoteStore {
 
     async fn fetch(&self, blob: BlobRef, range: ByteRange) -> Result<Fetched, StoreError> {
         at(Point::RemoteFetch).await?;
-        let mut client = reader(self.channels.data());
+        let mut client = reader(self.channels.blob());
         let request = v1::FetchBlobRequest { r#ref: blob.to_string(), offset: range.offset, length: range.length };
         let opening = async {
             let mut messages = Incoming::of_response(client.fetch_blob(want(request)).await?);
@@ -198,7 +202,7 @@ impl Store for RemoteStore {
 
     async fn receive(&self, put: Put, bytes: ByteStream) -> Result<Received, StoreError> {
         at(Point::RemoteReceive).await?;
-        let mut client = receiver(self.channels.data());
+        let mut client = receiver(self.channels.blob());
         let (failed, failure) = oneshot::channel();
         let ended = Arc::new(AtomicBool::new(false));
         let outgoing = Outgoing {

@@ -1,7 +1,7 @@
 //! The spans of blobs that come or go packed. A call with many blobs belongs to the trace of none of them, so each that its
 //! sender traces has a span of its own, linked to the call's.
 
-use crate::grpc::{blob_error, item_trace};
+use crate::grpc::{blob_error, is_servers_fault, item_trace};
 use crate::store::code_name;
 use crate::telemetry::{Parent, Span, TraceContext, Tracer};
 use opentelemetry::KeyValue;
@@ -62,7 +62,9 @@ impl ItemSpans {
         for (span, result) in self.0.iter().zip(results) {
             let code = result.as_ref().map_or_else(Status::code, |_| Code::Ok);
             span.set(|| [KeyValue::new("rpc.response.status_code", code_name(code))]);
-            if let Err(status) = result {
+            if let Err(status) = result
+                && is_servers_fault(code)
+            {
                 span.fail(code_name(code), || blob_error(status).message);
             }
         }
