@@ -44,7 +44,7 @@ bench: build ## Measure speed and memory, each figure beside its floor, for at m
 instructions: build ## Count the instructions of the pure core, and compare them with those that are committed.
 	@tools=$$(scripts/tools) || exit 1; eval "$$tools"; $(CARGO) bench --bench core -- $(ARGS)
 
-tracing-bench: build ## Measure what traces cost (ARGS="--rounds 15").
+tracing-bench: build ## Measure what traces and metrics cost (ARGS="--rounds 15").
 	@$(CARGO) bench --bench tracing -- $(ARGS)
 
 queue-bench: build ## Measure the queue alone, with ten million entries too (ARGS="--entries 1000000").

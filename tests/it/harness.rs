@@ -208,6 +208,11 @@ impl World {
 
     /// A replicator with this configuration, but for its address and its folder.
     pub(crate) fn replicator_with(&self, name: &str, config: &str) -> Server {
+        self.replicator_in(name, config, &[])
+    }
+
+    /// The same, with these environment variables.
+    pub(crate) fn replicator_in(&self, name: &str, config: &str, env: &[(&str, &str)]) -> Server {
         let file = self.path(&format!("{name}.toml"));
         // What a test announces is to be found by nobody else; whoever tests that says when.
         let off = |line: &str| match line.strip_prefix("[routes.") {
@@ -221,7 +226,7 @@ impl World {
             format!("{config}\n[server]\ndata_dir = \"{data}\"\n[retry]\ninitial = \"50ms\"\nmax = \"500ms\"\n");
         fs::write(&file, config).unwrap();
         let args = ["serve", "--config", file.to_str().unwrap(), "--set", "server.listen={}"];
-        Server::start(program(), &args, 4, &self.path(&format!("{name}.log")))
+        Server::start_in(program(), &args, 4, &self.path(&format!("{name}.log")), env)
     }
 }
 

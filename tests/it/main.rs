@@ -30,4 +30,5 @@ mod story;
 #[allow(dead_code, reason = "the benchmarks use the rest of it")]
 #[path = "../bench/support/mod.rs"]
 mod support;
+mod tls;
 mod traces;

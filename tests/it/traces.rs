@@ -82,8 +82,20 @@ fn text(value: Option<&AnyValue>) -> Option<String> {
     }
 }
 
+/// What a collector was sent.
 #[derive(Clone, Default)]
-struct Sink(Arc<Mutex<Vec<Seen>>>);
+pub(crate) struct Sink(Arc<Mutex<Vec<Seen>>>);
+
+impl Sink {
+    pub(crate) fn server(&self) -> TraceServiceServer<Self> {
+        TraceServiceServer::new(self.clone())
+    }
+
+    /// Whether a span of this name came in this trace.
+    pub(crate) fn has(&self, trace: &str, name: &str) -> bool {
+        self.0.lock().unwrap().iter().any(|seen| seen.span.name == name && hex(&seen.span.trace_id) == trace)
+    }
+}
 
 #[tonic::async_trait]
 impl TraceService for Sink {
@@ -120,7 +132,7 @@ impl Collector {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let serving = tonic::transport::Server::builder()
-            .add_service(TraceServiceServer::new(sink.clone()))
+            .add_service(sink.server())
             .serve_with_incoming(TcpIncoming::from(listener));
         let mut tasks = JoinSet::new();
         tasks.spawn(async move { serving.await.unwrap() });

@@ -27,6 +27,8 @@ pub(crate) struct Process {
     running: Option<Running>,
     /// `host:port`; the same after [`Process::again`].
     pub(crate) address: String,
+    /// The same of its HTTP port, where it has one.
+    pub(crate) http: Option<String>,
 }
 
 struct Running {
@@ -55,6 +57,7 @@ impl Process {
             variables,
             running: None,
             address: "127.0.0.1:0".to_owned(),
+            http: None,
         };
         process.again()?;
         Ok(process)
@@ -65,8 +68,10 @@ impl Process {
         let deadline = Instant::now() + START;
         loop {
             let (line, running) = first_line(self.spawn()?, deadline)?;
-            if let Some(url) = line.split_whitespace().find_map(|word| word.strip_prefix("http://")) {
-                url.clone_into(&mut self.address);
+            let mut addresses = line.split_whitespace().filter_map(|word| word.strip_prefix("http://"));
+            if let Some(address) = addresses.next() {
+                address.clone_into(&mut self.address);
+                self.http = addresses.next().map(str::to_owned);
                 self.running = Some(running);
                 return Ok(());
             }

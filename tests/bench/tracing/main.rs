@@ -1,8 +1,9 @@
-//! `make tracing-bench`: what traces cost, in CPU-seconds of the replicator and of both stores for 1,000 blobs of 4 KiB.
+//! `make tracing-bench`: what traces and scraped metrics cost, in CPU-seconds of the replicator and of both stores for 1,000
+//! blobs of 4 KiB.
 //!
 //! Every blob is announced with a trace context of its own, as traced writers do; in a share of them the sampled flag is set.
-//! Per round, one run each without a collector, with one and 1% of the blobs sampled, and with one and all of them sampled,
-//! in an order that turns from round to round. What counts is the median of the rounds' ratios to the run without. The
+//! Per round, one run each without a collector, with one and 1% of the blobs sampled, with one and all of them sampled, and
+//! without one while the replicator's `/metrics` are read each second (Prometheus does every 15 s or so), in an order that turns from round to round. What counts is the median of the rounds' ratios to the run without. The
 //! collector is in this process, so that its own work is not counted. Every run has fresh stores in memory and a fresh queue;
 //! what is measured begins with the first announcement and ends when the last blob is confirmed and the spans are sent.
 
@@ -23,7 +24,8 @@ use std::time::Duration;
 use support::api::{self, Receiver, Replication};
 use support::machine;
 use support::process::{self, Process};
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
@@ -56,10 +58,15 @@ enum Kind {
     Off,
     One,
     All,
+    Scraped,
 }
 
 impl Kind {
-    const EACH: [Self; 3] = [Self::Off, Self::One, Self::All];
+    const EACH: [Self; 4] = [Self::Off, Self::One, Self::All, Self::Scraped];
+
+    const fn is_traced(self) -> bool {
+        matches!(self, Self::One | Self::All)
+    }
 
     fn is_sampled(self, blob: usize) -> bool {
         // Where there is no collector the callers are the same as at 1%.
@@ -125,9 +132,9 @@ async fn measure(args: &Args) -> Result<()> {
     let blobs: Vec<_> = (0..args.blobs).map(|seed| api::blob(seed as u64, SIZE)).collect();
     let mut rounds = Vec::new();
     for round in 0..args.rounds as usize {
-        let mut costs = [Cost::default(); 3];
-        for turn in 0..3 {
-            let kind = Kind::EACH[(round + turn) % 3];
+        let mut costs = [Cost::default(); Kind::EACH.len()];
+        for turn in 0..Kind::EACH.len() {
+            let kind = Kind::EACH[(round + turn) % Kind::EACH.len()];
             let dir = tempfile::Builder::new().prefix("tracing-bench-").tempdir_in(&args.dir)?;
             let before = sink.0.load(Ordering::Relaxed);
             let mut cost = run(dir.path(), kind, &otlp, &blobs).await.with_context(|| format!("{kind:?}"))?;
@@ -135,7 +142,8 @@ async fn measure(args: &Args) -> Result<()> {
             costs[kind as usize] = cost;
         }
         let line = costs.map(|cost| format!("{:.3} + {:.3} s, {} spans", cost.replicator, cost.stores, cost.spans));
-        println!("round {:2}: off {}; 1% {}; 100% {}", round + 1, line[0], line[1], line[2]);
+        let [off, one, all, scraped] = line;
+        println!("round {:2}: off {off}; 1% {one}; 100% {all}; scraped {scraped}", round + 1);
         rounds.push(costs);
     }
     println!("\nCPU-seconds for 1,000 blobs of 4 KiB, the median of {} rounds:", args.rounds);
@@ -149,12 +157,14 @@ async fn measure(args: &Args) -> Result<()> {
             median(rounds.iter().map(|costs| of(&costs[kind as usize]) / of(&costs[Kind::Off as usize])).collect())
         };
         println!(
-            "  {name:10}  off {:.3}   1% {:.3} (ratio {:.3})   100% {:.3} (ratio {:.3})",
+            "  {name:10}  off {:.3}   1% {:.3} (ratio {:.3})   100% {:.3} (ratio {:.3})   scraped {:.3} (ratio {:.3})",
             figure(Kind::Off),
             figure(Kind::One),
             ratio(Kind::One),
             figure(Kind::All),
             ratio(Kind::All),
+            figure(Kind::Scraped),
+            ratio(Kind::Scraped),
         );
     }
     Ok(())
@@ -172,7 +182,7 @@ async fn run(dir: &Path, kind: Kind, otlp: &str, blobs: &[(blobferry::blob::Blob
         // Nothing is dropped: what is sent is to be paid for.
         let queue = ("OTEL_BSP_MAX_QUEUE_SIZE", "1000000");
         let traced = [("OTEL_EXPORTER_OTLP_ENDPOINT", otlp), queue, ("OTEL_BSP_SCHEDULE_DELAY", "1000")];
-        if kind == Kind::Off { Vec::new() } else { traced.into_iter().map(own).collect() }
+        if kind.is_traced() { traced.into_iter().map(own).collect() } else { Vec::new() }
     };
     let source = process::store_with(dir, "source", "memory://", variables())?;
     let destination = process::store_with(dir, "destination", "memory://", variables())?;
@@ -184,6 +194,10 @@ async fn run(dir: &Path, kind: Kind, otlp: &str, blobs: &[(blobferry::blob::Blob
     let mut operator = Replication::new(api::channel(&replicator.url())?);
     let cpu = |server: &Process| Ok::<_, anyhow::Error>(machine::usage(server.pid()?)?.cpu_seconds);
     let stores = |source: &Process, destination: &Process| Ok::<_, anyhow::Error>(cpu(source)? + cpu(destination)?);
+    let mut scraping = JoinSet::new();
+    if kind == Kind::Scraped {
+        scraping.spawn(scrape(replicator.http.clone().context("it has no HTTP port")?));
+    }
     let (before, before_stores) = (cpu(&replicator)?, stores(&source, &destination)?);
     for (call, part) in blobs.chunks(CALL).enumerate() {
         let items = part.iter().enumerate().map(|(at, (blob, bytes))| {
@@ -208,12 +222,29 @@ async fn run(dir: &Path, kind: Kind, otlp: &str, blobs: &[(blobferry::blob::Blob
     }
     // The last spans leave within the batch processor's delay.
     tokio::time::sleep(Duration::from_millis(2500)).await;
+    // It ends only with an error.
+    if let Some(ended) = scraping.try_join_next() {
+        ended??;
+    }
     let thousands = blobs.len() as f64 / 1000.0;
     Ok(Cost {
         replicator: (cpu(&replicator)? - before) / thousands,
         stores: (stores(&source, &destination)? - before_stores) / thousands,
         spans: 0,
     })
+}
+
+/// Reads the metrics each second.
+async fn scrape(address: String) -> Result<()> {
+    loop {
+        let mut stream = TcpStream::connect(&address).await?;
+        let request = format!("GET /metrics HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut page = String::new();
+        stream.read_to_string(&mut page).await?;
+        ensure!(page.starts_with("HTTP/1.1 200"), "no metrics: {page}");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
 }
 
 /// Writes all blobs to a store, in calls that belong to no recorded trace.
