@@ -6,8 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What a blob that is streamed holds, in bytes. One alone may fill the window of its stream, twice as much; all of them
-/// share the windows of the source's connections, and have this much each when there are as many as the default allows.
+/// What a blob that is streamed holds, in bytes, at most: the larger window of its stream.
 const STREAM_BYTES: u64 = 4 << 20;
 
 /// What an entry of a pack, and its place in messages, takes beside its bytes, about.

@@ -2,8 +2,8 @@
 //! blobs of 4 KiB.
 //!
 //! Every blob is announced with a trace context of its own, as traced writers do; in a share of them the sampled flag is set.
-//! Per round, one run each without a collector, with one and 1% of the blobs sampled, with one and all of them sampled, and
-//! without one while the replicator's `/metrics` are read each second (Prometheus does every 15 s or so), in an order that turns from round to round. What counts is the median of the rounds' ratios to the run without. The
+//! Per round, one run each with neither collector nor HTTP port, with a collector and 1% of the blobs sampled, with one and
+//! all of them sampled, and with the replicator's `/metrics` read each second (Prometheus does every 15 s or so), in an order that turns from round to round. What counts is the median of the rounds' ratios to the run without. The
 //! collector is in this process, so that its own work is not counted. Every run has fresh stores in memory and a fresh queue;
 //! what is measured begins with the first announcement and ends when the last blob is confirmed and the spans are sent.
 
@@ -42,7 +42,7 @@ struct Args {
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// Blobs in a run.
-    #[arg(long, default_value_t = 20_000)]
+    #[arg(long, default_value_t = 60_000)]
     blobs: usize,
     /// Where queues lie while it runs.
     #[arg(long, value_name = "DIR", default_value = env!("CARGO_TARGET_TMPDIR"))]
@@ -182,7 +182,10 @@ async fn run(dir: &Path, kind: Kind, otlp: &str, blobs: &[(blobferry::blob::Blob
         // Nothing is dropped: what is sent is to be paid for.
         let queue = ("OTEL_BSP_MAX_QUEUE_SIZE", "1000000");
         let traced = [("OTEL_EXPORTER_OTLP_ENDPOINT", otlp), queue, ("OTEL_BSP_SCHEDULE_DELAY", "1000")];
-        if kind.is_traced() { traced.into_iter().map(own).collect() } else { Vec::new() }
+        // Without the HTTP port nothing is counted.
+        let unmeasured = (kind != Kind::Scraped).then_some(("BLOBFERRY__SERVER__HTTP_LISTEN", ""));
+        let traced = traced.into_iter().filter(|_| kind.is_traced());
+        traced.chain(unmeasured).map(own).collect()
     };
     let source = process::store_with(dir, "source", "memory://", variables())?;
     let destination = process::store_with(dir, "destination", "memory://", variables())?;
