@@ -10,7 +10,7 @@ use super::txn::{Txn, family};
 use crate::blob::BlobRef;
 use crate::failpoint::{self, Point};
 use crate::queue::failures::{Failed, FailedState, FailureCursor, FailureFilter, FailurePage, Failures, Remedy};
-use crate::queue::{Lane, QueueError, RouteId, Seq};
+use crate::queue::{Lane, LaneCounts, QueueError, RouteId, Seq, Tally};
 use async_trait::async_trait;
 use std::cmp::min;
 use std::time::SystemTime;
@@ -143,6 +143,11 @@ impl Shared {
 
     /// When the failed entry with the lowest sequence was pushed, among the retrying and among the parked.
     pub(super) fn oldest_failed(&self, route: RouteId) -> Result<[Option<SystemTime>; 2], QueueError> {
+        // Where there is none, nothing is walked over to find out.
+        let counts = self.figures().counts(route);
+        let has =
+            |of: fn(&LaneCounts) -> &Tally| [&counts.fresh, &counts.backfill].iter().any(|lane| of(lane).entries > 0);
+        let (may_retry, may_be_parked) = (has(|lane| &lane.retrying), has(|lane| &lane.parked));
         let db = self.db()?;
         let claims = self.claims();
         let (claimed, snapshot) = (claims.claimed(route), db.snapshot());
@@ -150,7 +155,7 @@ impl Shared {
         let failed = |error: rocksdb::Error| self.read_error(&error);
 
         let (mut retrying, mut looks) = (None, 0);
-        for lane in Lane::ALL {
+        for lane in Lane::ALL.into_iter().filter(|_| may_retry) {
             let start = keys::retry(route, lane, 0, 0).to_vec();
             for row in rows(&db, &snapshot, keys::RETRY, start, keys::lane_end(route, lane)) {
                 let (key, value) = row.map_err(failed)?;
@@ -168,7 +173,7 @@ impl Shared {
         let retrying = retrying.filter(|_| looks <= MAX_LOOKS);
 
         // The first of each kind is its oldest.
-        let (mut parked, mut kind) = (None::<u64>, Some(0));
+        let (mut parked, mut kind) = (None::<u64>, may_be_parked.then_some(0));
         while let Some(next) = kind {
             let (start, end) = (keys::parked(route, next, 0).to_vec(), keys::route_end(route));
             let first = rows(&db, &snapshot, keys::PARKED, start, end).next().transpose().map_err(failed)?;

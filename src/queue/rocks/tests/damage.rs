@@ -426,6 +426,26 @@ async fn a_batch_of_unknown_fate_is_read_back() {
     assert_eq!(queue.counts(route).confirmed, 2);
 }
 
+/// What is known of a claimed entry's row is forgotten: a batch that reached the disk may have given it a successor, which
+/// would never be claimed if the entry ended as if it were alone.
+#[tokio::test]
+async fn a_successor_of_unknown_fate_is_claimed_when_its_turn_comes() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), TestClock::new());
+    let way = Arc::new(Mutex::new(Way::Works));
+    let queue = queue_with(dir.path(), &clock, way.clone());
+    let route = queue.register("a_to_b", "a", "b").await.unwrap();
+    queue.push(vec![announced(route, 1)], vec![]).await.unwrap();
+    let claim = queue.claim(route, Lane::Fresh, 1, clock.now()).await.unwrap().pop().unwrap();
+
+    *way.lock().unwrap() = Way::FailsAfter;
+    assert!(queue.push(vec![announced(route, 1)], vec![]).await.is_err());
+    *way.lock().unwrap() = Way::Works;
+    recovered(&queue).await;
+    queue.settle(vec![(claim, confirmed())]).await.unwrap();
+    let found = queue.claim(route, Lane::Fresh, 9, clock.now()).await.unwrap();
+    assert_eq!(found.iter().map(|claim| claim.entry().blob).collect::<Vec<_>>(), [blob(1)]);
+}
+
 #[tokio::test]
 async fn while_the_disk_fails_every_request_is_refused_at_once() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), TestClock::new());
