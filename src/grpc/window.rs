@@ -118,9 +118,15 @@ fn window_in(settings: &[u8]) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use super::{ANSWERS, Beginning, Distance, FAR, NEAR, NEAR_ROUND_TRIP, PREFACE, beginning, to_offer, window_in};
+    use super::{
+        ANSWERS, Beginning, Distance, FAR, FRAME_HEAD, INITIAL_WINDOW_SIZE, NEAR, NEAR_ROUND_TRIP, PREFACE, SETTINGS,
+        beginning, to_offer, window_in,
+    };
+    use crate::grpc::{ServeSettings, base_routes, serve};
     use std::time::Duration;
-    use tokio::net::TcpListener;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio_util::sync::CancellationToken;
     use tonic::transport::Endpoint;
 
     fn first_bytes(settings: &[(u16, u32)]) -> Vec<u8> {
@@ -163,6 +169,29 @@ mod tests {
             let (offered, _channel) = tokio::join!(accepting, async { endpoint.connect().await.unwrap() });
             assert_eq!(offered, window);
         }
+    }
+
+    #[tokio::test]
+    async fn a_server_offers_what_it_is_offered() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (routes, _) = base_routes(&[]).unwrap();
+        let shutdown = CancellationToken::new();
+        let serving = serve(listener, routes, ServeSettings::default(), shutdown.clone());
+        let asking = async {
+            for (offered, expected) in [(NEAR, NEAR), (FAR, FAR), (65_535, FAR)] {
+                let mut client = TcpStream::connect(address).await.unwrap();
+                client.write_all(&first_bytes(&[(INITIAL_WINDOW_SIZE, offered)])).await.unwrap();
+                let mut head = [0; FRAME_HEAD];
+                client.read_exact(&mut head).await.unwrap();
+                let mut settings = vec![0; usize::from(head[2])];
+                client.read_exact(&mut settings).await.unwrap();
+                assert_eq!((head[3], window_in(&settings)), (SETTINGS, Some(expected)), "{offered}");
+            }
+            shutdown.cancel();
+        };
+        let (served, ()) = tokio::join!(serving, asking);
+        served.unwrap();
     }
 
     #[test]
