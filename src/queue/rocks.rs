@@ -33,8 +33,8 @@
 //! - An entry has exactly one `entry` row, its ref's `ref` row names it, and it has one row of `ready`, `retry` or `parked`,
 //!   but a successor has none. `ready` is append only: what becomes claimable out of turn (revived, changed lane, succeeded)
 //!   has a `retry` row, due at once.
-//! - Claims with the rows of their entries, released claims and read cursors are memory only (`claims`). No read walks over what was settled before:
-//!   the counters' row says where `ready` begins, and deletions in `retry` are compacted soon.
+//! - Claims with the rows of their entries, released claims and read cursors are memory only (`claims`). No read walks over
+//!   what was settled before: the counters' row says where `ready` begins, and deletions in `retry` are compacted soon.
 //! - Memory changes after the write, never before: a failed write changes nothing but the next sequence.
 //!
 //! `recover` says what is done with a damaged database on opening, `reopen` what after a failed write.
