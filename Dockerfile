@@ -5,7 +5,7 @@
 # can pull the one base below can build it, and what was checked (`make image-check`) is what runs.
 #
 # The dependencies, RocksDB among them, are compiled in a layer of their own, which only Cargo.toml, Cargo.lock and the
-# compiler change: the first build takes 10 to 20 minutes on two cores, the next ones a minute or two.
+# compiler change: the first build takes some 15 minutes on two cores, the next ones a few.
 
 FROM rust:1.95-trixie AS builder
 RUN apt-get update \
@@ -20,7 +20,7 @@ ARG ROCKSDB_STATIC
 
 # The dependencies, around a program that does nothing, with the same command as below; then that program is forgotten.
 COPY Cargo.toml Cargo.lock ./
-COPY scripts/cargo scripts/
+COPY scripts/cargo scripts/rocksdb scripts/
 RUN mkdir src && echo 'fn main() {}' | tee build.rs > src/main.rs && touch src/lib.rs \
     && scripts/cargo build --bin blobferry \
     && cargo clean --release --package blobferry && rm -r src build.rs

@@ -19,6 +19,7 @@ fn made(dir: &TempDir, name: &str) -> std::path::PathBuf {
 }
 
 #[test]
+#[ignore = "a matter of size: make test-slow"]
 fn ten_power_cuts_lose_nothing_and_a_disk_that_lies_is_found_out() {
     let dir = folder();
     let Some(shim) = build_shim(dir.path()).unwrap() else { return };
@@ -37,6 +38,7 @@ fn ten_power_cuts_lose_nothing_and_a_disk_that_lies_is_found_out() {
 }
 
 #[test]
+#[ignore = "a matter of size: make test-slow"]
 fn full_disks_refuse_and_go_on_by_themselves() {
     let dir = folder();
     let shim = build_shim(dir.path()).unwrap();
