@@ -118,7 +118,7 @@ async fn copy(
     at(Point::CopyFetched, Side::Source).await?;
     fetched.bytes = failpoint::each(Point::CopyChunk, fetched.bytes);
     progress.enter(Stage::Writing, Side::Destination);
-    let (bytes, verdict) = verified(job.blob, resumed(source.clone(), job.blob, fetched), progress.clone());
+    let (bytes, verdict) = verified(job.blob, stated, resumed(source.clone(), job.blob, fetched), progress.clone());
     let put = Put { blob: job.blob, size: Some(stated), replace: job.repair };
     let answer = destination.receive(put, failpoint::at_end(Point::CopyHalfClose, bytes)).await;
     at(Point::CopyAnswered, Side::Destination).await?;
@@ -126,7 +126,10 @@ async fn copy(
     if let Some(fault) = verdict.fault() {
         return Err(fault);
     }
-    let received = answer.map_err(|error| CopyError::of(&error, Side::Destination))?;
+    let received = answer.map_err(|error| match progress.read_by_destination() {
+        Some(passed) => CopyError::under_way(&error, Side::Destination, passed, stated),
+        None => CopyError::of(&error, Side::Destination),
+    })?;
     progress.heard(Side::Destination);
     if !verdict.is_verified() {
         return Err(CopyError::confirmed_other("it confirmed the blob before it had read all of it"));

@@ -117,10 +117,8 @@ places! {
     CopyPackAsk = "copy.pack.ask",
     /// Before the source is asked for a pack.
     CopyPackFetch = "copy.pack.fetch",
-    /// The source has answered for a pack, and nothing is checked yet.
+    /// The source has answered for a pack and its blobs are checked; the destination knows nothing of them.
     CopyPackFetched = "copy.pack.fetched",
-    /// The blobs of a pack are checked, and the destination knows nothing of them.
-    CopyPackChecked = "copy.pack.checked",
     /// Before a pack is offered to the destination.
     CopyPackSend = "copy.pack.send",
     /// The destination has answered for a pack.

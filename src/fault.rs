@@ -1,9 +1,11 @@
 //! The kinds of fault, and how every error tells its own.
 //!
-//! A kind is what an operator groups by, what an entry remembers as its cause, and what decides who is charged
-//! for a failed copy: the entry or the peer. It follows from the type of an error, never from its text.
+//! A [`FaultKind`] is what an operator groups by and what an entry remembers as its cause. A [`FailureClass`] is what the end
+//! of an attempt says, and of whom: what decides whether an entry is charged, a peer is left alone for a while, or fewer
+//! copies run at a time. Both follow from the type of an error, never from its text.
 
 use std::fmt;
+use std::time::Duration;
 
 /// Why a copy, a sync or an announcement did not succeed.
 ///
@@ -40,11 +42,19 @@ pub enum FaultKind {
     WrongPeerKind = 13,
     /// Another store answers where a known one was.
     StoreIdChanged = 14,
+    /// A store does not take refs of the blob's digest function.
+    UnsupportedDigest = 15,
+    /// The source refuses for want of capacity.
+    SourceOverloaded = 16,
+    /// The destination refuses for want of capacity, or has no room.
+    DestinationOverloaded = 17,
+    /// The connection was cut when some of the blob's bytes had passed.
+    ConnectionCut = 18,
 }
 
 impl FaultKind {
     /// All kinds, in the order of their numbers.
-    pub const ALL: [FaultKind; 14] = [
+    pub const ALL: [FaultKind; 18] = [
         Self::SourceUnavailable,
         Self::MissingAtSource,
         Self::SourceSizeMismatch,
@@ -59,6 +69,10 @@ impl FaultKind {
         Self::PeerProtocol,
         Self::WrongPeerKind,
         Self::StoreIdChanged,
+        Self::UnsupportedDigest,
+        Self::SourceOverloaded,
+        Self::DestinationOverloaded,
+        Self::ConnectionCut,
     ];
 
     /// The stable name, as it stands in logs, metrics and JSON.
@@ -78,6 +92,10 @@ impl FaultKind {
             Self::PeerProtocol => "peer_protocol",
             Self::WrongPeerKind => "wrong_peer_kind",
             Self::StoreIdChanged => "store_id_changed",
+            Self::UnsupportedDigest => "unsupported_digest",
+            Self::SourceOverloaded => "source_overloaded",
+            Self::DestinationOverloaded => "destination_overloaded",
+            Self::ConnectionCut => "connection_cut",
         }
     }
 
@@ -93,6 +111,7 @@ impl FaultKind {
                 | Self::DestinationRejected
                 | Self::DestinationConfirmedOther
                 | Self::Panicked
+                | Self::UnsupportedDigest
         )
     }
 
@@ -132,13 +151,34 @@ impl Side {
     }
 }
 
-/// Who answers for a failed attempt (see DESIGN: errors of one blob belong to its entry, everything else to the peer).
+/// What the end of a failed attempt says, and of whom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Blame {
-    /// The entry: it is charged an attempt, backs off, and is parked in the end.
-    Entry,
-    /// The peer: its breaker counts it, the entry is not charged.
-    Peer(Side),
+pub enum FailureClass {
+    /// An answer about this blob: the entry's own.
+    Answer {
+        /// Whether trying again cannot help until somebody changes something.
+        permanent: bool,
+    },
+    /// The peer's or the blob's, it does not show: a code without our details, a protocol error, a dead connection.
+    Doubtful,
+    /// The connection or the stream was cut when some bytes of this blob had passed.
+    Cut,
+    /// The peer refuses for want of capacity, or has no room: never the blob's.
+    Overloaded {
+        /// How long it asks to be left alone; absent where it does not say.
+        retry_after: Option<Duration>,
+    },
+    /// Nothing moved for the idle timeout, or a deadline passed. A peer that hangs with everything says the same.
+    TimedOut,
+    /// We panicked on this blob.
+    Panicked,
+}
+
+impl FailureClass {
+    /// Whether trying again cannot help until somebody changes something.
+    pub const fn is_permanent(self) -> bool {
+        matches!(self, Self::Answer { permanent: true })
+    }
 }
 
 /// Implemented by every error that can end a copy, a sync or an announcement.

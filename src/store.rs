@@ -22,8 +22,9 @@ use crate::failpoint::Injected;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
-use packed::{MAX_PACKED_BYTES, Packed, Parcel, Want};
+use packed::{Answers, MAX_PACKED_BYTES, Packed, Parcel, Want};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A blob's bytes in order, in chunks of any size.
 pub type ByteStream = BoxStream<'static, Result<Bytes, StoreError>>;
@@ -232,12 +233,17 @@ pub trait Store: Send + Sync + 'static {
     /// [`StoreError::Mismatch`].
     async fn receive(&self, put: Put, bytes: ByteStream) -> Result<Received, StoreError>;
 
-    /// Writes small blobs, each as [`receive`](Self::receive) would; a result for each, in their order. A bad one fails
-    /// alone. After an error of the connection, what became of a blob is unknown, and it is safe to send again.
-    async fn receive_packed(&self, parcels: Vec<Parcel>) -> Vec<Result<Received, StoreError>>;
+    /// Writes small blobs, each as [`receive`](Self::receive) would. The answer to each goes to `answers` as it comes, in
+    /// any order; a bad one fails alone.
+    ///
+    /// An error is of the pack, and the end of all that was not answered before: what became of those is unknown, and it is
+    /// safe to send them again. What was answered before counts, also where the future is dropped.
+    async fn receive_packed(&self, parcels: Vec<Parcel>, answers: &mut dyn Answers<Received>)
+    -> Result<(), StoreError>;
 
-    /// Reads small blobs whole, each as [`fetch`](Self::fetch) would; a result for each, in their order.
-    async fn fetch_packed(&self, wants: Vec<Want>) -> Vec<Result<Packed, StoreError>>;
+    /// Reads small blobs whole, each as [`fetch`](Self::fetch) would. Answers and errors are as those of
+    /// [`receive_packed`](Self::receive_packed).
+    async fn fetch_packed(&self, wants: Vec<Want>, answers: &mut dyn Answers<Packed>) -> Result<(), StoreError>;
 
     /// Lists a range of refs, in order.
     async fn enumerate(&self, range: EnumerateRange) -> Result<Enumeration, StoreError>;
@@ -311,6 +317,15 @@ pub struct PeerError {
     pub reason: Option<Arc<str>>,
     /// The peer's message, escaped and cut to a bounded length.
     pub message: String,
+    /// How long the peer asks to be left alone with such calls, at most 10 minutes; absent where it does not say.
+    pub retry_after: Option<Duration>,
+}
+
+impl PeerError {
+    /// A code and what was said, without any details.
+    pub fn bare(code: tonic::Code, message: impl Into<String>) -> Self {
+        Self { code, reason: None, message: message.into(), retry_after: None }
+    }
 }
 
 /// The canonical name of a gRPC status code, such as `UNAVAILABLE`.

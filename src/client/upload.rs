@@ -5,7 +5,7 @@
 
 use crate::blob::{BlobMeta, BlobRef, DigestFunction, Hasher};
 use crate::store::conformance::is_mismatch;
-use crate::store::packed::{Parcel, packs};
+use crate::store::packed::{Parcel, packs, receive_all};
 use crate::store::{ByteStream, Disposition, Put, Received, Store, StoreError};
 use bytes::Bytes;
 use futures::stream::{self, Stream, StreamExt as _};
@@ -207,7 +207,7 @@ async fn send_pack(store: &dyn Store, files: Vec<LocalFile>) -> Vec<Result<Uploa
         let put = Put { blob, size: Some(size), replace: false };
         Parcel { put, bytes: file.bytes.clone().unwrap_or_default(), trace: None }
     };
-    let results = store.receive_packed(files.iter().map(parcel).collect()).await;
+    let results = receive_all(store, files.iter().map(parcel).collect()).await;
     files.into_iter().zip(results).map(|(file, result)| uploaded(file, result)).collect()
 }
 
@@ -365,9 +365,8 @@ mod tests {
         let error = |code, reason: Option<&str>| UploadError {
             path: PathBuf::new(),
             cause: UploadCause::Store(StoreError::Peer(PeerError {
-                code,
                 reason: reason.map(Into::into),
-                message: String::new(),
+                ..PeerError::bare(code, "")
             })),
         };
         assert!(error(Code::InvalidArgument, Some("DIGEST_MISMATCH")).is_of_one_file());

@@ -1,11 +1,21 @@
-//! Whose fault a failed copy is: the rule of blame.
+//! What a failed copy says, and of whom.
 //!
-//! Errors of one blob (missing, corrupt, of a wrong size, or refused with a reason in the domain `blobferry.v1`) belong to its
-//! entry. Everything else belongs to the peer: whatever is said without such a reason may have been said by a proxy, a
-//! dying server or the connection, about any blob.
+//! | What ended it | Class |
+//! |---|---|
+//! | the blob is missing, corrupt or of a wrong size; the peer refuses it by a reason of `blobferry.v1` that is about the blob | `Answer` |
+//! | ... by a reason that is final for the blob, or the store in this process does | `Answer`, permanent |
+//! | RESOURCE_EXHAUSTED; UNAVAILABLE with a time to try again; no space | `Overloaded` |
+//! | DEADLINE_EXCEEDED; nothing moved for the idle timeout | `TimedOut` |
+//! | the connection broke when bytes of the blob had passed | `Cut` |
+//! | a panic | `Panicked` |
+//! | anything else | `Doubtful` |
+//!
+//! Whatever is said without one of our reasons may have been said by a proxy, a dying server or the connection, about any
+//! blob. A reason that this version does not know is judged by its code.
 
-use crate::blob::Mismatch;
-use crate::fault::{Blame, Fault, FaultKind, Side};
+use crate::blob::{DigestFunction, Mismatch};
+use crate::fault::{FailureClass, Fault, FaultKind, Side};
+use crate::grpc::Reason;
 use crate::store::{PeerError, StoreError, code_name};
 use std::any::Any;
 use std::fmt;
@@ -26,9 +36,12 @@ pub struct CopyError {
     pub code: Option<Code>,
     /// What was said or found, escaped and cut to 500 bytes.
     pub message: String,
-    blame: Blame,
-    permanent: bool,
+    /// What it says, and of whom.
+    pub class: FailureClass,
 }
+
+/// An answer about a blob that another attempt may get differently.
+const ANSWER: FailureClass = FailureClass::Answer { permanent: false };
 
 impl CopyError {
     /// What a store's error means for the copy. [`StoreError::Input`] is the source's, whoever returned it.
@@ -36,55 +49,69 @@ impl CopyError {
         if let StoreError::Input(inner) = error {
             return Self::of(inner, Side::Source);
         }
-        let (kind, blame) = match side {
-            Side::Source => of_source(error),
-            Side::Destination => of_destination(error),
-        };
-        Self {
-            kind,
-            side,
-            code: code_of(error),
-            message: bounded(&error.to_string()),
-            blame,
-            permanent: matches!(error, StoreError::TooLarge { .. }),
-        }
+        let (kind, class) = judged(error, side);
+        Self { kind, side, code: code_of(error), message: bounded(&error.to_string()), class }
+    }
+
+    /// A store does not list the blob's digest function among those that it takes, which are `listed`: the blob is not sent.
+    /// To be parked at once.
+    pub fn unsupported_digest(side: Side, function: DigestFunction, listed: &[DigestFunction]) -> Self {
+        let listed: Vec<_> = listed.iter().map(|function| function.name()).collect();
+        let listed = if listed.is_empty() { "none that is known here".to_owned() } else { listed.join(", ") };
+        let message = format!(
+            "the store takes no {} refs, only {listed}; update it or have it take them, then retry the entry",
+            function.name()
+        );
+        let class = FailureClass::Answer { permanent: true };
+        Self { class, ..Self::charged(FaultKind::UnsupportedDigest, side, &message) }
     }
 
     /// A fault of the blob itself.
     pub(super) fn charged(kind: FaultKind, side: Side, message: &str) -> Self {
-        Self { kind, side, code: None, message: bounded(message), blame: Blame::Entry, permanent: false }
+        Self { kind, side, code: None, message: bounded(message), class: ANSWER }
     }
 
     /// A refusal that stays one, however often it is tried.
     pub(super) fn rejected_for_good(message: &str) -> Self {
         let error = Self::charged(FaultKind::DestinationRejected, Side::Destination, message);
-        Self { code: Some(Code::Unimplemented), permanent: true, ..error }
+        Self { code: Some(Code::Unimplemented), class: FailureClass::Answer { permanent: true }, ..error }
     }
 
     /// No byte of progress for too long.
     pub(super) fn stalled(side: Side, idle: Duration) -> Self {
         Self {
             code: Some(Code::DeadlineExceeded),
-            blame: Blame::Peer(side),
+            class: FailureClass::TimedOut,
             ..Self::charged(unavailable(side), side, &format!("no progress for {}", humantime::format_duration(idle)))
         }
+    }
+
+    /// A store's error that came when so many of the blob's bytes had passed: a cut, if it is a broken connection's and no
+    /// answer. A server that says why it stopped is believed.
+    pub(super) fn under_way(error: &StoreError, side: Side, passed: u64, size: u64) -> Self {
+        let of = Self::of(error, side);
+        // What tonic and proxies make of a connection or a stream that breaks.
+        let broke = matches!(
+            error,
+            StoreError::Peer(PeerError {
+                code: Code::Unavailable | Code::Unknown | Code::Internal | Code::Cancelled,
+                reason: None,
+                ..
+            })
+        );
+        if !broke || of.class != FailureClass::Doubtful {
+            return of;
+        }
+        let message = format!("cut after {passed} of {size} bytes: {}", of.message);
+        Self { kind: FaultKind::ConnectionCut, message: bounded(&message), class: FailureClass::Cut, ..of }
     }
 
     /// A panic while this blob was copied.
     pub(super) fn panicked(side: Side, panic: &(dyn Any + Send)) -> Self {
         let text = panic.downcast_ref::<&str>().copied();
         let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a message");
-        Self::charged(FaultKind::Panicked, side, &format!("the copier panicked: {text}"))
-    }
-
-    /// Who answers for it.
-    pub fn blame(&self) -> Blame {
-        self.blame
-    }
-
-    /// Whether trying again cannot help until somebody changes something.
-    pub fn is_permanent(&self) -> bool {
-        self.permanent
+        let error = Self::charged(FaultKind::Panicked, side, &format!("the copier panicked: {text}"));
+        Self { class: FailureClass::Panicked, ..error }
     }
 }
 
@@ -110,49 +137,67 @@ const fn unavailable(side: Side) -> FaultKind {
     }
 }
 
-fn of_source(error: &StoreError) -> (FaultKind, Blame) {
-    let peers = Blame::Peer(Side::Source);
-    match error {
-        StoreError::Missing(_) => (FaultKind::MissingAtSource, Blame::Entry),
-        StoreError::Corrupt { .. } | StoreError::Mismatch(Mismatch::Digest { .. }) => {
-            (FaultKind::SourceBytesCorrupt, Blame::Entry)
-        }
-        StoreError::Mismatch(Mismatch::TooLong { .. }) => (FaultKind::SourceSizeMismatch, Blame::Entry),
-        StoreError::Mismatch(Mismatch::TooShort { .. }) => (FaultKind::ShortRead, Blame::Entry),
-        StoreError::TooLarge { .. } | StoreError::Invalid(_) => (FaultKind::SourceRejected, Blame::Entry),
-        StoreError::Protocol(_) => (FaultKind::PeerProtocol, peers),
-        StoreError::Peer(PeerError { code, reason: Some(_), .. }) => match code {
-            Code::NotFound => (FaultKind::MissingAtSource, Blame::Entry),
-            Code::DataLoss => (FaultKind::SourceBytesCorrupt, Blame::Entry),
-            Code::InvalidArgument | Code::OutOfRange => (FaultKind::SourceRejected, Blame::Entry),
-            _ => (FaultKind::SourceUnavailable, peers),
-        },
-        StoreError::Peer(_)
-        | StoreError::Unsupported(_)
-        | StoreError::NoSpace(_)
-        | StoreError::Io { .. }
-        | StoreError::Input(_) => (FaultKind::SourceUnavailable, peers),
+const fn rejected(side: Side) -> FaultKind {
+    match side {
+        Side::Source => FaultKind::SourceRejected,
+        Side::Destination => FaultKind::DestinationRejected,
     }
 }
 
-fn of_destination(error: &StoreError) -> (FaultKind, Blame) {
-    let peers = Blame::Peer(Side::Destination);
-    match error {
-        StoreError::Corrupt { .. } | StoreError::Mismatch(_) | StoreError::TooLarge { .. } | StoreError::Invalid(_) => {
-            (FaultKind::DestinationRejected, Blame::Entry)
-        }
-        StoreError::Peer(PeerError { code, reason: Some(_), .. }) => match code {
-            Code::DataLoss | Code::InvalidArgument | Code::OutOfRange => (FaultKind::DestinationRejected, Blame::Entry),
-            _ => (FaultKind::DestinationUnavailable, peers),
-        },
-        // Nothing that it could miss was asked of it.
-        StoreError::Missing(_) | StoreError::Protocol(_) => (FaultKind::PeerProtocol, peers),
-        StoreError::Peer(_)
-        | StoreError::Unsupported(_)
-        | StoreError::NoSpace(_)
-        | StoreError::Io { .. }
-        | StoreError::Input(_) => (FaultKind::DestinationUnavailable, peers),
+const fn overloaded(side: Side) -> FaultKind {
+    match side {
+        Side::Source => FaultKind::SourceOverloaded,
+        Side::Destination => FaultKind::DestinationOverloaded,
     }
+}
+
+fn judged(error: &StoreError, side: Side) -> (FaultKind, FailureClass) {
+    let at_source = side == Side::Source;
+    match error {
+        StoreError::Missing(_) if at_source => (FaultKind::MissingAtSource, ANSWER),
+        StoreError::Corrupt { .. } | StoreError::Mismatch(Mismatch::Digest { .. }) if at_source => {
+            (FaultKind::SourceBytesCorrupt, ANSWER)
+        }
+        StoreError::Mismatch(Mismatch::TooLong { .. }) if at_source => (FaultKind::SourceSizeMismatch, ANSWER),
+        StoreError::Mismatch(Mismatch::TooShort { .. }) if at_source => (FaultKind::ShortRead, ANSWER),
+        StoreError::Corrupt { .. } | StoreError::Mismatch(_) => (rejected(side), ANSWER),
+        StoreError::TooLarge { .. } | StoreError::Invalid(_) => {
+            (rejected(side), FailureClass::Answer { permanent: true })
+        }
+        StoreError::NoSpace(_) => (overloaded(side), FailureClass::Overloaded { retry_after: None }),
+        // Nothing that a destination could miss was asked of it.
+        StoreError::Missing(_) | StoreError::Protocol(_) => (FaultKind::PeerProtocol, FailureClass::Doubtful),
+        StoreError::Peer(error) => judged_peer(error, side),
+        StoreError::Unsupported(_) | StoreError::Io { .. } | StoreError::Input(_) => {
+            (unavailable(side), FailureClass::Doubtful)
+        }
+    }
+}
+
+fn judged_peer(error: &PeerError, side: Side) -> (FaultKind, FailureClass) {
+    let PeerError { code, reason, retry_after, .. } = error;
+    match (code, retry_after) {
+        (Code::ResourceExhausted, _) | (Code::Unavailable, Some(_)) => {
+            return (overloaded(side), FailureClass::Overloaded { retry_after: *retry_after });
+        }
+        (Code::DeadlineExceeded, _) => return (unavailable(side), FailureClass::TimedOut),
+        _ => {}
+    }
+    let doubtful = (unavailable(side), FailureClass::Doubtful);
+    let Some(text) = reason else { return doubtful };
+    let known = Reason::from_text(text);
+    if known.is_some_and(|reason| !reason.is_of_the_blob()) {
+        return doubtful;
+    }
+    let permanent = known.is_some_and(|reason| reason.is_final_for_the_blob() && reason.code() == *code);
+    let kind = match (code, side) {
+        (Code::NotFound, Side::Source) => FaultKind::MissingAtSource,
+        (Code::DataLoss, Side::Source) => FaultKind::SourceBytesCorrupt,
+        (Code::DataLoss, Side::Destination) | (Code::InvalidArgument | Code::OutOfRange, _) => rejected(side),
+        _ if permanent => rejected(side),
+        _ => return doubtful,
+    };
+    (kind, FailureClass::Answer { permanent })
 }
 
 fn code_of(error: &StoreError) -> Option<Code> {

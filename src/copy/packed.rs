@@ -8,18 +8,23 @@
 //! ref is sent on. What the pack cannot decide is left to a copy of its own ([`PackEnd::Alone`]): a blob that turned out too
 //! large and, after a panic, all that were still on their way, so that only the one that caused it is charged.
 //!
-//! A peer's error, or its silence for the idle timeout, is the end of all that it had not answered yet.
+//! Each blob is answered by itself, as it comes; an answer is progress. A peer's error, or its silence for the idle timeout, is
+//! the end of all that it had not answered yet, and of nothing else: what the source gave before is sent on, what the
+//! destination confirmed before is confirmed. It says nothing of any single blob, so it is no [`FailureClass::Cut`].
+//!
+//! [`FailureClass::Cut`]: crate::fault::FailureClass::Cut
 
 use super::{Copied, CopyError, Progress, Stage, at, check_confirmation};
 use crate::blob::{BlobRef, Verifier};
 use crate::failpoint::Point;
 use crate::fault::{FaultKind, Side};
-use crate::store::packed::{Packed, Parcel, Want};
+use crate::store::packed::{Answers, Packed, Parcel, Want, unanswered};
 use crate::store::{Put, Received, Store, StoreError};
 use crate::telemetry::TraceContext;
 use bytes::Bytes;
 use futures::FutureExt;
 use std::collections::HashMap;
+use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
@@ -43,7 +48,7 @@ pub struct PackJob {
     pub ask_first: bool,
     /// The largest blob that both sides pack, in bytes.
     pub max_blob_bytes: u64,
-    /// How long either side may be waited for without an answer.
+    /// How long either side may be waited for without an answer to any blob.
     pub idle_timeout: Duration,
 }
 
@@ -67,18 +72,12 @@ pub async fn copy_pack(
     job: PackJob,
     progress: &Progress,
 ) -> Vec<PackEnd> {
-    let mut pack = Pack { ends: items.iter().map(|_| None).collect(), job };
-    let attempt = async {
-        tokio::select! {
-            biased;
-            ended = pack.copy(source, destination, items, progress) => ended,
-            side = progress.stalled(job.idle_timeout) => Err(CopyError::stalled(side, job.idle_timeout)),
-        }
-    };
+    let mut pack = Pack { ends: items.iter().map(|_| None).collect(), job, progress };
+    let attempt = pack.copy(source, destination, items);
     // Nothing that the copy touched is used again after a panic, but for the progress and the ends, whose every change is
     // whole.
     let open = match AssertUnwindSafe(attempt).catch_unwind().await {
-        Ok(Ok(())) => PackEnd::Ended(Err(unanswered(Side::Destination))),
+        Ok(Ok(())) => PackEnd::Ended(Err(CopyError::of(&unanswered(), Side::Destination))),
         Ok(Err(error)) => PackEnd::Ended(Err(error)),
         Err(_) => PackEnd::Alone { size: None },
     };
@@ -88,46 +87,64 @@ pub async fn copy_pack(
 /// A blob of a pack on its way: where it stands in the pack, and its item.
 type OnTheWay = (usize, PackItem);
 
-struct Pack {
-    // In the order of the items; absent while a blob is on its way.
-    ends: Vec<Option<PackEnd>>,
+struct Pack<'a> {
+    ends: Ends,
     job: PackJob,
+    progress: &'a Progress,
 }
 
-impl Pack {
+/// In the order of the items; absent while a blob is on its way.
+type Ends = Vec<Option<PackEnd>>;
+
+fn end(ends: &mut Ends, place: usize, end: PackEnd) {
+    if let Some(open) = ends.get_mut(place) {
+        *open = Some(end);
+    }
+}
+
+impl Pack<'_> {
     /// An error is the end of all that have none.
     async fn copy(
         &mut self,
         source: &dyn Store,
         destination: &dyn Store,
         items: Vec<PackItem>,
-        progress: &Progress,
     ) -> Result<(), CopyError> {
+        let (progress, idle) = (self.progress, self.job.idle_timeout);
         let mut items: Vec<OnTheWay> = items.into_iter().enumerate().collect();
         if self.job.ask_first {
-            items = self.ask(source, destination, items, progress).await;
+            let asked = async { Ok(self.ask(source, destination, items).await) };
+            items = in_time(progress, idle, asked).await?;
         }
-        let parcels = self.fetch(source, items, progress).await?;
-        if parcels.is_empty() {
+        progress.enter(Stage::Fetching, Side::Source);
+        if items.is_empty() {
             return Ok(());
         }
-        self.send(destination, parcels, progress).await
-    }
-
-    fn end(&mut self, place: usize, end: PackEnd) {
-        if let Some(open) = self.ends.get_mut(place) {
-            *open = Some(end);
+        let Pack { ends, job, .. } = self;
+        let wants = items.iter().map(|(_, item)| Want { blob: item.blob, trace: item.trace.clone() }).collect();
+        let mut fetches = Fetches {
+            cargo: Vec::with_capacity(items.len()),
+            manifest: Vec::with_capacity(items.len()),
+            bytes: 0,
+            items: items.into_iter().map(Some).collect(),
+            ends,
+            max_blob_bytes: job.max_blob_bytes,
+            progress,
+        };
+        let fetched = in_time(progress, idle, fetch(source, wants, &mut fetches)).await;
+        let (cargo, manifest) = fetches.end(fetched);
+        if cargo.is_empty() {
+            return Ok(());
         }
+        progress.enter(Stage::Writing, Side::Destination);
+        let receive_only = job.receive_only;
+        let mut confirmations = Confirmations { manifest, ends, receive_only, progress };
+        in_time(progress, idle, send(destination, cargo, &mut confirmations)).await
     }
 
     /// Gives back what is not held by both sides in the same size. A side that cannot say is no error: the copy will tell.
-    async fn ask(
-        &mut self,
-        source: &dyn Store,
-        destination: &dyn Store,
-        items: Vec<OnTheWay>,
-        progress: &Progress,
-    ) -> Vec<OnTheWay> {
+    async fn ask(&mut self, source: &dyn Store, destination: &dyn Store, items: Vec<OnTheWay>) -> Vec<OnTheWay> {
+        let progress = self.progress;
         progress.enter(Stage::Asking, Side::Destination);
         let refs: Vec<BlobRef> = items.iter().map(|(_, item)| item.blob).collect();
         let asked = async {
@@ -152,95 +169,132 @@ impl Pack {
                 Some(size) => {
                     let size_corrected = item.size_hint.filter(|hint| hint != size);
                     let copied = Copied { size: *size, copied: false, was_new: false, size_corrected };
-                    self.end(place, PackEnd::Ended(Ok(copied)));
+                    end(&mut self.ends, place, PackEnd::Ended(Ok(copied)));
                 }
                 None => left.push((place, item)),
             }
         }
         left
     }
+}
 
-    /// Fetches, and checks every digest; gives what may go on.
-    async fn fetch(
-        &mut self,
-        source: &dyn Store,
-        items: Vec<OnTheWay>,
-        progress: &Progress,
-    ) -> Result<Vec<(usize, Option<u64>, Parcel)>, CopyError> {
-        progress.enter(Stage::Fetching, Side::Source);
-        if items.is_empty() {
-            return Ok(Vec::new());
+/// Does a part of the work, unless nothing moves for the idle timeout.
+async fn in_time<T>(
+    progress: &Progress,
+    idle: Duration,
+    work: impl Future<Output = Result<T, CopyError>>,
+) -> Result<T, CopyError> {
+    tokio::select! {
+        biased;
+        done = work => done,
+        side = progress.stalled(idle) => Err(CopyError::stalled(side, idle)),
+    }
+}
+
+async fn fetch(source: &dyn Store, wants: Vec<Want>, fetches: &mut Fetches<'_>) -> Result<(), CopyError> {
+    at(Point::CopyPackFetch, Side::Source).await?;
+    source.fetch_packed(wants, fetches).await.map_err(|error| CopyError::of(&error, Side::Source))?;
+    at(Point::CopyPackFetched, Side::Source).await
+}
+
+async fn send(
+    destination: &dyn Store,
+    cargo: Vec<Parcel>,
+    confirmations: &mut Confirmations<'_>,
+) -> Result<(), CopyError> {
+    at(Point::CopyPackSend, Side::Destination).await?;
+    let ended = destination.receive_packed(cargo, confirmations).await;
+    ended.map_err(|error| CopyError::of(&error, Side::Destination))?;
+    at(Point::CopyPackAnswered, Side::Destination).await
+}
+
+/// What was sent to the destination, so that its answer can be checked.
+struct Sent {
+    place: usize,
+    blob: BlobRef,
+    size_hint: Option<u64>,
+    size: u64,
+}
+
+/// The source's answers: every digest is checked, and what matched may go on.
+struct Fetches<'a> {
+    // By their number in what the source was asked for; gone when answered.
+    items: Vec<Option<OnTheWay>>,
+    // What may go on, and what is said of it.
+    cargo: Vec<Parcel>,
+    manifest: Vec<Option<Sent>>,
+    // Of the cargo.
+    bytes: u64,
+    ends: &'a mut Ends,
+    max_blob_bytes: u64,
+    progress: &'a Progress,
+}
+
+impl Fetches<'_> {
+    /// What was not answered ends as the fetch did. Gives what may go on.
+    fn end(self, fetched: Result<(), CopyError>) -> (Vec<Parcel>, Vec<Option<Sent>>) {
+        let error = fetched.err().unwrap_or_else(|| CopyError::of(&unanswered(), Side::Source));
+        for (place, _) in self.items.into_iter().flatten() {
+            end(self.ends, place, PackEnd::Ended(Err(error.clone())));
         }
-        at(Point::CopyPackFetch, Side::Source).await?;
-        let wants = items.iter().map(|(_, item)| Want { blob: item.blob, trace: item.trace.clone() }).collect();
-        let answers = source.fetch_packed(wants).await;
-        if answers.iter().any(is_word_of_the_peer) {
-            progress.heard(Side::Source);
+        self.progress.set_size(self.bytes);
+        self.progress.pass(self.bytes);
+        (self.cargo, self.manifest)
+    }
+}
+
+impl Answers<Packed> for Fetches<'_> {
+    fn answer(&mut self, at: usize, answer: Result<Packed, StoreError>) {
+        if is_word_of_the_peer(&answer) {
+            self.progress.heard(Side::Source);
         }
-        at(Point::CopyPackFetched, Side::Source).await?;
-        let mut parcels = Vec::with_capacity(items.len());
-        let mut bytes_sum = 0;
-        let mut answers = answers.into_iter();
-        for (place, item) in items {
-            let answer = answers.next().unwrap_or_else(|| Err(unanswered_error()));
-            match checked(item.blob, answer) {
-                Ok(Checked::Whole(bytes)) if bytes.len() as u64 <= self.job.max_blob_bytes => {
-                    let size = bytes.len() as u64;
-                    bytes_sum += size;
-                    let put = Put { blob: item.blob, size: Some(size), replace: false };
-                    parcels.push((place, item.size_hint, Parcel { put, bytes, trace: item.trace }));
-                }
-                Ok(Checked::Whole(bytes)) => self.end(place, PackEnd::Alone { size: Some(bytes.len() as u64) }),
-                Ok(Checked::TooLarge(size)) => self.end(place, PackEnd::Alone { size: Some(size) }),
-                Err(error) => self.end(place, PackEnd::Ended(Err(error))),
+        self.progress.wait_for(Side::Source);
+        let Some((place, item)) = self.items.get_mut(at).and_then(Option::take) else { return };
+        match checked(item.blob, answer) {
+            Ok(Checked::Whole(bytes)) if bytes.len() as u64 <= self.max_blob_bytes => {
+                let PackItem { blob, size_hint, trace } = item;
+                let size = bytes.len() as u64;
+                self.bytes += size;
+                self.manifest.push(Some(Sent { place, blob, size_hint, size }));
+                self.cargo.push(Parcel { put: Put { blob, size: Some(size), replace: false }, bytes, trace });
             }
+            Ok(Checked::Whole(bytes)) => end(self.ends, place, PackEnd::Alone { size: Some(bytes.len() as u64) }),
+            Ok(Checked::TooLarge(size)) => end(self.ends, place, PackEnd::Alone { size: Some(size) }),
+            Err(error) => end(self.ends, place, PackEnd::Ended(Err(error))),
         }
-        at(Point::CopyPackChecked, Side::Source).await?;
-        progress.set_size(bytes_sum);
-        progress.pass(bytes_sum);
-        Ok(parcels)
     }
 
-    async fn send(
-        &mut self,
-        destination: &dyn Store,
-        parcels: Vec<(usize, Option<u64>, Parcel)>,
-        progress: &Progress,
-    ) -> Result<(), CopyError> {
-        progress.enter(Stage::Writing, Side::Destination);
-        at(Point::CopyPackSend, Side::Destination).await?;
-        let mut sent = Vec::with_capacity(parcels.len());
-        let mut cargo = Vec::with_capacity(parcels.len());
-        for (place, size_hint, parcel) in parcels {
-            sent.push((place, size_hint, parcel.put.blob, parcel.bytes.len() as u64));
-            cargo.push(parcel);
+    fn all_sent(&mut self) {}
+}
+
+/// The destination's answers, each checked against what was sent.
+struct Confirmations<'a> {
+    // By their number in what was sent; gone when answered.
+    manifest: Vec<Option<Sent>>,
+    ends: &'a mut Ends,
+    receive_only: bool,
+    progress: &'a Progress,
+}
+
+impl Answers<Received> for Confirmations<'_> {
+    fn answer(&mut self, at: usize, answer: Result<Received, StoreError>) {
+        if is_word_of_the_peer(&answer) {
+            self.progress.heard(Side::Destination);
         }
-        let answers = destination.receive_packed(cargo).await;
-        if answers.iter().any(is_word_of_the_peer) {
-            progress.heard(Side::Destination);
+        self.progress.wait_for(Side::Destination);
+        if let Some(sent) = self.manifest.get_mut(at).and_then(Option::take) {
+            end(self.ends, sent.place, PackEnd::Ended(confirmed(self.receive_only, &sent, answer)));
         }
-        at(Point::CopyPackAnswered, Side::Destination).await?;
-        let mut answers = answers.into_iter();
-        for (place, size_hint, blob, size) in sent {
-            let answer = answers.next().unwrap_or_else(|| Err(unanswered_error()));
-            let end = confirmed(self.job.receive_only, blob, size_hint, size, answer);
-            self.end(place, PackEnd::Ended(end));
-        }
-        Ok(())
+    }
+
+    fn all_sent(&mut self) {
+        self.progress.confirming();
     }
 }
 
 /// Whether this shows that the peer is there and does its work: bytes, a confirmation, or a word on a blob.
 fn is_word_of_the_peer<T>(answer: &Result<T, StoreError>) -> bool {
     matches!(answer, Ok(_) | Err(StoreError::Missing(_) | StoreError::Corrupt { .. } | StoreError::Mismatch(_)))
-}
-
-fn unanswered_error() -> StoreError {
-    StoreError::Protocol("a blob of a pack was not answered".to_owned())
-}
-
-fn unanswered(side: Side) -> CopyError {
-    CopyError::of(&unanswered_error(), side)
 }
 
 /// What the source gave for a blob.
@@ -263,13 +317,8 @@ fn checked(blob: BlobRef, answer: Result<Packed, StoreError>) -> Result<Checked,
     })
 }
 
-fn confirmed(
-    receive_only: bool,
-    blob: BlobRef,
-    size_hint: Option<u64>,
-    size: u64,
-    answer: Result<Received, StoreError>,
-) -> Result<Copied, CopyError> {
+fn confirmed(receive_only: bool, sent: &Sent, answer: Result<Received, StoreError>) -> Result<Copied, CopyError> {
+    let Sent { blob, size_hint, size, .. } = *sent;
     let received = answer.map_err(|error| CopyError::of(&error, Side::Destination))?;
     check_confirmation(blob, receive_only, size, &received)?;
     let size_corrected = size_hint.filter(|hint| *hint != size);

@@ -21,8 +21,10 @@ pub enum Stage {
     Asking,
     /// Waiting for the source's answer.
     Fetching,
-    /// Bytes pass from the source to the destination, or the destination commits them.
+    /// Bytes pass from the source to the destination.
     Writing,
+    /// All bytes are with the destination, and only its confirmation is awaited; of a pack, its answers.
+    Confirming,
     /// Reading a repair back.
     Verifying,
     /// Waiting for the queue to record the outcome.
@@ -30,7 +32,8 @@ pub enum Stage {
 }
 
 impl Stage {
-    const ALL: [Stage; 5] = [Self::Asking, Self::Fetching, Self::Writing, Self::Verifying, Self::Settling];
+    const ALL: [Stage; 6] =
+        [Self::Asking, Self::Fetching, Self::Writing, Self::Confirming, Self::Verifying, Self::Settling];
 
     /// The stage's name in Status and JSON.
     pub const fn as_str(self) -> &'static str {
@@ -38,6 +41,7 @@ impl Stage {
             Self::Asking => "asking",
             Self::Fetching => "fetching",
             Self::Writing => "writing",
+            Self::Confirming => "confirming",
             Self::Verifying => "verifying",
             Self::Settling => "settling",
         }
@@ -61,6 +65,8 @@ pub struct Progress {
 struct Waiting {
     side: Side,
     since: Instant,
+    // Since when only the destination's confirmation is awaited.
+    confirming: Option<Instant>,
     // The copy itself is over.
     ended: bool,
     before: [Duration; 2],
@@ -75,9 +81,11 @@ impl Waiting {
         waited
     }
 
-    fn change(&mut self, side: Side, ended: bool) {
+    /// Gives the time.
+    fn change(&mut self, side: Side, ended: bool) -> Instant {
         let now = Instant::now();
-        *self = Self { before: self.until(now), side, since: now, ended };
+        *self = Self { before: self.until(now), side, since: now, ended, ..*self };
+        now
     }
 }
 
@@ -91,6 +99,7 @@ impl Progress {
             waiting: Mutex::new(Waiting {
                 side: Side::Source,
                 since: Instant::now(),
+                confirming: None,
                 ended: false,
                 before: [Duration::ZERO; 2],
             }),
@@ -122,6 +131,13 @@ impl Progress {
         let mut waiting = self.waiting();
         let side = waiting.side;
         waiting.change(side, true);
+        waiting.confirming = None;
+    }
+
+    /// How long only the destination's confirmation has been awaited: since the stream of bytes to it ended. `None` where
+    /// something else is done, or was.
+    pub fn confirming_for(&self, now: Instant) -> Option<Duration> {
+        self.waiting().confirming.map(|since| now.saturating_duration_since(since))
     }
 
     /// How long the source, and the destination, were waited for so far.
@@ -134,14 +150,29 @@ impl Progress {
         self.heard_flag(side).load(Ordering::Relaxed)
     }
 
-    /// Waits until a side is heard for the first time. May also return without news.
+    /// Waits until a side is heard for the first time, or only the destination's confirmation is awaited. May also return
+    /// without news. For one watcher.
     pub async fn news(&self) {
         self.news.notified().await;
     }
 
     pub(super) fn enter(&self, stage: Stage, side: Side) {
         self.stage.store(stage as u8, Ordering::Relaxed);
-        self.wait_for(side);
+        let mut waiting = self.waiting();
+        waiting.change(side, false);
+        waiting.confirming = None;
+    }
+
+    /// The source has given all, and the stream of bytes to the destination ends.
+    pub(super) fn confirming(&self) {
+        self.stage.store(Stage::Confirming as u8, Ordering::Relaxed);
+        {
+            let mut waiting = self.waiting();
+            let now = waiting.change(Side::Destination, false);
+            waiting.confirming = Some(now);
+        }
+        self.heard(Side::Source);
+        self.news.notify_one();
     }
 
     pub(super) fn set_size(&self, size: u64) {
@@ -169,6 +200,11 @@ impl Progress {
         if self.waiting_for() != Side::Source {
             self.wait_for(Side::Source);
         }
+    }
+
+    /// So many bytes were handed to the destination that it must have read some; `None`: all may lie on the way.
+    pub(super) fn read_by_destination(&self) -> Option<u64> {
+        Some(self.bytes()).filter(|bytes| *bytes > DESTINATION_READS)
     }
 
     /// Something moved; the next move is this side's.
@@ -204,6 +240,40 @@ impl Progress {
         match side {
             Side::Source => &self.source_heard,
             Side::Destination => &self.destination_heard,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Progress, Side, Stage};
+    use std::time::Duration;
+    use tokio::time::{Instant, sleep};
+
+    #[tokio::test(start_paused = true)]
+    async fn since_when_a_confirmation_is_awaited_outlives_answers_and_ends_with_the_stage() {
+        let progress = Progress::new(None);
+        let confirming = || progress.confirming_for(Instant::now());
+        progress.enter(Stage::Writing, Side::Destination);
+        assert_eq!(confirming(), None);
+        progress.confirming();
+        // The permit of the news is kept for a watcher that was busy.
+        progress.news().await;
+        sleep(Duration::from_secs(2)).await;
+        progress.wait_for(Side::Destination);
+        sleep(Duration::from_secs(3)).await;
+        assert_eq!((progress.stage(), confirming()), (Stage::Confirming, Some(Duration::from_secs(5))));
+        assert_eq!(progress.waited(), [Duration::ZERO, Duration::from_secs(5)]);
+        progress.enter(Stage::Verifying, Side::Destination);
+        assert_eq!(confirming(), None);
+    }
+
+    #[test]
+    fn every_stage_is_read_back_as_it_was_set() {
+        for stage in Stage::ALL {
+            let progress = Progress::new(None);
+            progress.enter(stage, Side::Source);
+            assert_eq!(progress.stage(), stage);
         }
     }
 }

@@ -3,11 +3,14 @@
 //! When the source, or the way to it, drops in the middle of a blob, the rest is fetched by a range, as often as each drop
 //! was preceded by some bytes and [`MAX_RESUMES`] times at most. What has passed is neither fetched nor hashed again. Whoever
 //! reads sees one stream; that its parts belong together is for the digest to prove. A fault of the blob itself is no drop.
+//! A source that does not take the range is no worse than one that dropped: its first error stands.
 
 use super::CopyError;
 use crate::blob::BlobRef;
-use crate::fault::{Blame, Side};
-use crate::store::{ByteRange, ByteStream, Fetched, Store, StoreError};
+use crate::fault::{FailureClass, Side};
+use crate::store::{ByteRange, Fetched, Store, StoreError};
+use bytes::Bytes;
+use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,25 +22,33 @@ const MAX_RESUMES: u32 = 8;
 /// back by then, or the breaker is the better judge.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// Why a source's bytes ended too early: the error as it came, and what it means for the copy.
+pub(super) struct Broken {
+    pub(super) error: StoreError,
+    pub(super) fault: CopyError,
+}
+
+/// A source's bytes in order. An error is the last.
+pub(super) type SourceBytes = BoxStream<'static, Result<Bytes, Broken>>;
+
 /// What was fetched, so that a drop in the middle of it is made up for.
-pub(super) fn resumed(source: Arc<dyn Store>, blob: BlobRef, fetched: Fetched) -> Fetched {
-    let Fetched { size, bytes } = fetched;
-    let reading = Reading { source, blob, size, bytes, at: 0, moved: false, resumes: 0 };
+pub(super) fn resumed(source: Arc<dyn Store>, blob: BlobRef, fetched: Fetched) -> SourceBytes {
+    let reading = Reading { source, blob, fetched, at: 0, moved: false, resumes: 0 };
     let bytes = stream::unfold(Some(reading), |reading| async move {
         let mut reading = reading?;
         match reading.next().await? {
             Ok(chunk) => Some((Ok(chunk), Some(reading))),
-            Err(error) => Some((Err(error), None)),
+            Err(broken) => Some((Err(broken), None)),
         }
     });
-    Fetched { size, bytes: bytes.boxed() }
+    bytes.boxed()
 }
 
 struct Reading {
     source: Arc<dyn Store>,
     blob: BlobRef,
-    size: u64,
-    bytes: ByteStream,
+    // The size of the whole blob, and what is still to come.
+    fetched: Fetched,
     // Bytes that came so far.
     at: u64,
     // Whether any came since the last drop.
@@ -46,41 +57,62 @@ struct Reading {
 }
 
 impl Reading {
-    async fn next(&mut self) -> Option<Result<bytes::Bytes, StoreError>> {
+    async fn next(&mut self) -> Option<Result<Bytes, Broken>> {
         loop {
-            match self.bytes.next().await? {
+            match self.fetched.bytes.next().await? {
                 Ok(chunk) => {
                     self.at = self.at.saturating_add(chunk.len() as u64);
                     self.moved |= !chunk.is_empty();
                     return Some(Ok(chunk));
                 }
-                Err(error) if self.may_resume(&error) => {
-                    if let Err(error) = self.resume(&error).await {
-                        return Some(Err(error));
+                Err(error) => {
+                    let fault = self.fault(&error);
+                    let broken = Broken { error, fault };
+                    if !self.may_resume(&broken.fault) {
+                        return Some(Err(broken));
+                    }
+                    if let Err(broken) = self.resume(broken).await {
+                        return Some(Err(broken));
                     }
                 }
-                Err(error) => return Some(Err(error)),
             }
         }
     }
 
-    fn may_resume(&self, error: &StoreError) -> bool {
-        let dropped = CopyError::of(error, Side::Source).blame() == Blame::Peer(Side::Source);
-        dropped && self.moved && self.at < self.size && self.resumes < MAX_RESUMES
+    /// What an error of the open stream means.
+    fn fault(&self, error: &StoreError) -> CopyError {
+        if self.moved {
+            CopyError::under_way(error, Side::Source, self.at, self.fetched.size)
+        } else {
+            CopyError::of(error, Side::Source)
+        }
     }
 
-    async fn resume(&mut self, cause: &StoreError) -> Result<(), StoreError> {
-        let (blob, at) = (self.blob, self.at);
+    fn may_resume(&self, fault: &CopyError) -> bool {
+        let dropped = !matches!(fault.class, FailureClass::Answer { .. });
+        dropped && self.moved && self.at < self.fetched.size && self.resumes < MAX_RESUMES
+    }
+
+    async fn resume(&mut self, broken: Broken) -> Result<(), Broken> {
+        let (blob, at, cause) = (self.blob, self.at, &broken.error);
         tracing::debug!(%blob, at, %cause, "the source dropped in the middle of a blob; going on from there");
         self.resumes += 1;
         self.moved = false;
         tokio::time::sleep(PAUSE).await;
-        let Fetched { size, bytes } = self.source.fetch(blob, ByteRange { offset: at, length: None }).await?;
-        if size != self.size {
-            let before = self.size;
-            return Err(StoreError::Protocol(format!("the source stated {before} bytes of {blob}, and now {size}")));
+        let of = |error| Broken { fault: CopyError::of(&error, Side::Source), error };
+        let rest = match self.source.fetch(blob, ByteRange { offset: at, length: None }).await {
+            Ok(rest) => rest,
+            Err(error) => {
+                let again = of(error);
+                // It may be the range that is refused, which another attempt does not have.
+                return Err(if again.fault.class.is_permanent() { broken } else { again });
+            }
+        };
+        if rest.size != self.fetched.size {
+            let (before, now) = (self.fetched.size, rest.size);
+            return Err(of(StoreError::Protocol(format!("the source stated {before} bytes of {blob}, and now {now}"))));
         }
-        self.bytes = bytes;
+        self.fetched = rest;
         Ok(())
     }
 }

@@ -1,8 +1,9 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use super::{Copied, CopyError, CopyJob, Progress, copy_blob};
+use super::{Copied, CopyError, CopyJob, Progress, Stage, copy_blob};
 use crate::blob::{BlobRef, DigestFunction};
-use crate::fault::{Blame, FaultKind, Side};
+use crate::fault::{FailureClass, FaultKind, Side};
+use crate::grpc::Reason;
 use crate::store::faulty::{FaultyStore, Trouble};
 use crate::store::memory::MemoryStore;
 use crate::store::{ByteRange, Disposition, PeerError, Put, Store, StoreError};
@@ -11,6 +12,12 @@ use futures::{StreamExt, stream};
 use std::sync::Arc;
 use std::time::Duration;
 use tonic::Code;
+
+/// An answer about a blob that another attempt may get differently.
+const ANSWER: FailureClass = FailureClass::Answer { permanent: false };
+
+/// One that it cannot.
+const FINAL: FailureClass = FailureClass::Answer { permanent: true };
 
 struct Pair {
     from: Arc<FaultyStore>,
@@ -105,7 +112,7 @@ async fn a_source_that_lies_is_caught_named_and_nothing_is_committed() {
             let blob = pair.put(&bytes).await;
             pair.from.set(Some(trouble.clone()));
             let error = pair.copy(&job(blob)).await.unwrap_err();
-            assert_eq!((error.kind, error.side, error.blame()), (kind, Side::Source, Blame::Entry), "{trouble:?}");
+            assert_eq!((error.kind, error.side, error.class), (kind, Side::Source, ANSWER), "{trouble:?}");
             assert!(pair.held.is_empty(), "{trouble:?}");
         }
     }
@@ -150,8 +157,8 @@ async fn a_destination_that_confirms_something_else_is_not_believed() {
         let blob = pair.put(b"four").await;
         pair.to.set(Some(trouble.clone()));
         let error = pair.copy(&job(blob)).await.unwrap_err();
-        let expected = (FaultKind::DestinationConfirmedOther, Side::Destination, Blame::Entry);
-        assert_eq!((error.kind, error.side, error.blame()), expected, "{trouble:?}");
+        let expected = (FaultKind::DestinationConfirmedOther, Side::Destination, ANSWER);
+        assert_eq!((error.kind, error.side, error.class), expected, "{trouble:?}");
     }
 }
 
@@ -169,10 +176,8 @@ async fn consumed_confirms_on_a_receive_only_route_and_enqueued_never() {
 async fn what_the_peer_says_without_a_reason_is_the_peers() {
     let codes = [
         Code::Unavailable,
-        Code::DeadlineExceeded,
         Code::Unauthenticated,
         Code::PermissionDenied,
-        Code::ResourceExhausted,
         Code::Unimplemented,
         Code::Internal,
         Code::Unknown,
@@ -187,40 +192,96 @@ async fn what_the_peer_says_without_a_reason_is_the_peers() {
         let blob = pair.put(b"four").await;
         pair.to.set(Some(Trouble::Code(code)));
         let error = pair.copy(&job(blob)).await.unwrap_err();
-        assert_eq!((error.kind, error.blame()), (FaultKind::DestinationUnavailable, Blame::Peer(Side::Destination)));
+        let doubtful = |kind, side| (kind, side, FailureClass::Doubtful);
+        let expected = doubtful(FaultKind::DestinationUnavailable, Side::Destination);
+        assert_eq!((error.kind, error.side, error.class), expected);
         pair.from.set(Some(Trouble::Code(code)));
         let error = pair.copy(&job(blob)).await.unwrap_err();
-        assert_eq!((error.kind, error.blame()), (FaultKind::SourceUnavailable, Blame::Peer(Side::Source)));
+        assert_eq!((error.kind, error.side, error.class), doubtful(FaultKind::SourceUnavailable, Side::Source));
         assert_eq!(error.code, Some(code));
     }
 }
 
+fn said(code: Code, reason: &str) -> PeerError {
+    PeerError { reason: Some(reason.into()), ..PeerError::bare(code, "said") }
+}
+
 #[test]
 fn what_is_said_of_one_blob_is_its_entrys() {
-    let with_reason = |code| {
-        let reason = Some(Arc::from("SOME_REASON"));
-        StoreError::Peer(PeerError { code, reason, message: "said".to_owned() })
-    };
-    let blame = |code, side| CopyError::of(&with_reason(code), side).blame();
+    let class = |code, side| CopyError::of(&said(code, "SOME_REASON").into(), side).class;
     for code in [Code::InvalidArgument, Code::OutOfRange] {
-        assert_eq!(blame(code, Side::Source), Blame::Entry);
-        assert_eq!(blame(code, Side::Destination), Blame::Entry);
+        assert_eq!(class(code, Side::Source), ANSWER);
+        assert_eq!(class(code, Side::Destination), ANSWER);
     }
-    assert_eq!(blame(Code::NotFound, Side::Source), Blame::Entry);
-    assert_eq!(blame(Code::ResourceExhausted, Side::Destination), Blame::Peer(Side::Destination));
-    let too_large = CopyError::of(&StoreError::TooLarge { limit: 1 }, Side::Destination);
-    assert!(too_large.is_permanent() && too_large.blame() == Blame::Entry);
+    assert_eq!(class(Code::NotFound, Side::Source), ANSWER);
+    assert_eq!(class(Code::NotFound, Side::Destination), FailureClass::Doubtful);
+    assert_eq!(CopyError::of(&StoreError::TooLarge { limit: 1 }, Side::Destination).class, FINAL);
     let protocol = CopyError::of(&StoreError::Protocol("two headers".to_owned()), Side::Source);
-    assert_eq!((protocol.kind, protocol.blame()), (FaultKind::PeerProtocol, Blame::Peer(Side::Source)));
+    assert_eq!((protocol.kind, protocol.class), (FaultKind::PeerProtocol, FailureClass::Doubtful));
     // The destination only passes on what its input said.
-    let input = StoreError::Input(Box::new(StoreError::NoSpace("x".to_owned())));
-    assert_eq!(CopyError::of(&input, Side::Destination).blame(), Blame::Peer(Side::Source));
+    let input = CopyError::of(&StoreError::Input(Box::new(StoreError::Missing(blob()))), Side::Destination);
+    assert_eq!((input.kind, input.side), (FaultKind::MissingAtSource, Side::Source));
+}
+
+fn blob() -> BlobRef {
+    DigestFunction::Sha256.ref_of(b"blob")
+}
+
+#[test]
+fn a_refusal_that_cannot_change_is_final_from_a_remote_peer_too() {
+    for side in [Side::Source, Side::Destination] {
+        for reason in Reason::ALL {
+            let error = CopyError::of(&said(reason.code(), reason.as_str()).into(), side);
+            assert_eq!(error.class.is_permanent(), reason.is_final_for_the_blob(), "{reason:?} {error}");
+            let is_answer = matches!(error.class, FailureClass::Answer { .. });
+            let nobody_asked = *reason == Reason::BlobMissing && side == Side::Destination;
+            assert_eq!(is_answer, reason.is_of_the_blob() && !nobody_asked, "{reason:?} {error}");
+        }
+        // The right reason with a code that does not belong to it is not believed.
+        let odd = CopyError::of(&said(Code::Internal, "BLOB_TOO_LARGE").into(), side);
+        assert_eq!(odd.class, FailureClass::Doubtful);
+    }
+    let too_large = CopyError::of(&said(Code::OutOfRange, "BLOB_TOO_LARGE").into(), Side::Destination);
+    assert_eq!((too_large.kind, too_large.class), (FaultKind::DestinationRejected, FINAL));
+}
+
+#[test]
+fn a_refusal_for_want_of_capacity_is_no_blobs_and_says_when_to_come_back() {
+    let after = Some(Duration::from_secs(3));
+    for (side, kind) in
+        [(Side::Source, FaultKind::SourceOverloaded), (Side::Destination, FaultKind::DestinationOverloaded)]
+    {
+        let is = |error: &StoreError, retry_after| {
+            let error = CopyError::of(error, side);
+            assert_eq!((error.kind, error.class), (kind, FailureClass::Overloaded { retry_after }), "{error}");
+        };
+        is(&PeerError::bare(Code::ResourceExhausted, "").into(), None);
+        is(&said(Code::ResourceExhausted, "TOO_BUSY").into(), None);
+        is(&PeerError { retry_after: after, ..PeerError::bare(Code::ResourceExhausted, "") }.into(), after);
+        is(&PeerError { retry_after: after, ..PeerError::bare(Code::Unavailable, "") }.into(), after);
+        is(&StoreError::NoSpace("full".to_owned()), None);
+        let late = CopyError::of(&PeerError::bare(Code::DeadlineExceeded, "").into(), side);
+        assert_eq!(late.class, FailureClass::TimedOut);
+        // When a blob may be there is no refusal.
+        let missing = PeerError { retry_after: after, ..said(Code::InvalidArgument, "SIZE_MISMATCH") };
+        assert_eq!(CopyError::of(&missing.into(), side).class, ANSWER);
+    }
+}
+
+#[test]
+fn a_digest_function_that_a_store_does_not_take_is_named_with_those_that_it_takes() {
+    let listed = [DigestFunction::Sha256, DigestFunction::Sha512];
+    let error = CopyError::unsupported_digest(Side::Destination, DigestFunction::Blake3, &listed);
+    assert_eq!((error.kind, error.side), (FaultKind::UnsupportedDigest, Side::Destination));
+    assert_eq!(error.class, FINAL);
+    assert!(error.message.contains("no blake3 refs, only sha256, sha512"), "{error}");
+    assert!(CopyError::unsupported_digest(Side::Source, DigestFunction::Blake3, &[]).message.contains("only none"));
 }
 
 #[test]
 fn messages_are_bounded_and_escaped() {
     let said = format!("\u{1b}[31m\n\0{}", "é".repeat(10_000));
-    let error = PeerError { code: Code::Unknown, reason: None, message: said };
+    let error = PeerError::bare(Code::Unknown, said);
     let message = CopyError::of(&error.into(), Side::Source).message;
     assert!(message.len() <= 500 && !message.chars().any(char::is_control), "{message}");
 }
@@ -231,8 +292,7 @@ async fn a_source_that_breaks_off_is_at_fault_itself() {
     let blob = pair.put(&[1; 1_000_000]).await;
     pair.from.set(Some(Trouble::Cut));
     let error = pair.copy(&job(blob)).await.unwrap_err();
-    assert_eq!((error.kind, error.code), (FaultKind::SourceUnavailable, Some(Code::Unavailable)));
-    assert_eq!(error.blame(), Blame::Peer(Side::Source));
+    assert_eq!((error.side, error.code), (Side::Source, Some(Code::Unavailable)));
     assert!(pair.held.is_empty());
 }
 
@@ -256,9 +316,76 @@ async fn a_source_that_drops_without_end_ends_the_attempt() {
     let blob = pair.put(&[1; 9_000_000]).await;
     pair.from.set(Some(Trouble::Cut));
     let error = pair.copy(&job(blob)).await.unwrap_err();
-    assert_eq!(error.blame(), Blame::Peer(Side::Source));
+    let cut = (FaultKind::ConnectionCut, Side::Source, FailureClass::Cut);
+    assert_eq!((error.kind, error.side, error.class), cut);
+    assert!(error.message.contains(" of 9000000 bytes: as told"), "{error}");
     assert_eq!(pair.from.fetches(), 9);
     assert!(pair.held.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_is_gone_after_a_drop_is_only_gone() {
+    let pair = Pair::new();
+    let blob = pair.put(&[1; 1_000_000]).await;
+    pair.from.set_times(Trouble::Cut, 1);
+    let go_down = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        pair.from.set_down(true);
+    };
+    let job = job(blob);
+    let error = tokio::join!(pair.copy(&job), go_down).0.unwrap_err();
+    assert_eq!((error.kind, error.class), (FaultKind::SourceUnavailable, FailureClass::Doubtful));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_takes_no_ranges_has_dropped_and_refused_nothing() {
+    let pair = Pair::new();
+    let blob = pair.put(&[1; 1_000_000]).await;
+    pair.from.set(Some(Trouble::CutForGood));
+    let error = pair.copy(&job(blob)).await.unwrap_err();
+    assert_eq!((error.kind, error.class), (FaultKind::ConnectionCut, FailureClass::Cut));
+    assert_eq!(pair.from.fetches(), 2);
+}
+
+#[tokio::test]
+async fn a_destination_that_breaks_off_has_cut_what_it_had_begun_to_read() {
+    let pair = Pair::new();
+    let blob = pair.put(&vec![1; 12 << 20]).await;
+    for (read, class) in [(10 << 20, FailureClass::Cut), (1 << 20, FailureClass::Doubtful)] {
+        pair.to.set(Some(Trouble::CutReceive(read)));
+        let error = pair.copy(&job(blob)).await.unwrap_err();
+        assert_eq!((error.side, error.class), (Side::Destination, class), "what was sent may lie on the way: {error}");
+    }
+    // A server that says why it stopped is believed.
+    let stopping = said(Code::Unavailable, "SHUTTING_DOWN").into();
+    assert_eq!(CopyError::under_way(&stopping, Side::Destination, 1, 2).class, FailureClass::Doubtful);
+    let denied = PeerError::bare(Code::PermissionDenied, "").into();
+    assert_eq!(CopyError::under_way(&denied, Side::Destination, 1, 2).class, FailureClass::Doubtful);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_only_waits_for_its_confirmation_says_so_and_since_when() {
+    let pair = Pair::new();
+    let blob = pair.put(&[1; 1_000_000]).await;
+    pair.to.set(Some(Trouble::HangAtEnd));
+    pair.from.set(Some(Trouble::Slow(Duration::from_secs(7))));
+    let (job, progress) = (job(blob), Arc::new(Progress::new(None)));
+    let watch = async {
+        while progress.stage() != Stage::Confirming {
+            assert_eq!(progress.confirming_for(tokio::time::Instant::now()), None);
+            progress.news().await;
+        }
+        assert_eq!((progress.bytes(), progress.waiting_for()), (1_000_000, Side::Destination));
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        progress.confirming_for(tokio::time::Instant::now())
+    };
+    let confirming = tokio::select! {
+        ended = pair.copy_with(&job, &progress) => panic!("{ended:?}"),
+        confirming = watch => confirming,
+    };
+    assert_eq!(confirming, Some(Duration::from_secs(10)));
+    progress.settling();
+    assert_eq!(progress.confirming_for(tokio::time::Instant::now()), None);
 }
 
 #[tokio::test(start_paused = true)]
@@ -269,7 +396,7 @@ async fn whoever_hangs_is_named_after_the_idle_timeout() {
         store.set(Some(Trouble::Hang));
         let start = tokio::time::Instant::now();
         let error = pair.copy(&job(blob)).await.unwrap_err();
-        assert_eq!((error.code, error.blame()), (Some(Code::DeadlineExceeded), Blame::Peer(side)));
+        assert_eq!((error.code, error.side, error.class), (Some(Code::DeadlineExceeded), side, FailureClass::TimedOut));
         assert_eq!(start.elapsed().as_secs(), 30);
         store.set(None);
     }
@@ -283,7 +410,7 @@ async fn a_panic_is_caught_and_charged() {
     for store in [&*pair.from, &pair.to] {
         store.set_times(Trouble::Panic, 1);
         let error = pair.copy(&job(blob)).await.unwrap_err();
-        assert_eq!((error.kind, error.blame()), (FaultKind::Panicked, Blame::Entry));
+        assert_eq!((error.kind, error.class), (FaultKind::Panicked, FailureClass::Panicked));
         assert!(error.message.contains("told to panic"), "{error}");
     }
     pair.copy(&job(blob)).await.unwrap();
@@ -323,7 +450,6 @@ async fn a_repair_is_refused_where_nothing_can_be_replaced() {
     info.abilities.replace = false;
     pair.to.set_info(Some(info));
     let error = pair.copy(&repair).await.unwrap_err();
-    assert_eq!((error.kind, error.blame()), (FaultKind::DestinationRejected, Blame::Entry));
-    assert!(error.is_permanent());
+    assert_eq!((error.kind, error.class), (FaultKind::DestinationRejected, FINAL));
     assert_eq!(pair.to.receives(), 0);
 }

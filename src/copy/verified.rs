@@ -1,9 +1,10 @@
 //! The stream between source and destination: it passes bytes on and ends only if they are the blob's.
 
+use super::resumed::{Broken, SourceBytes};
 use super::{CopyError, Progress};
 use crate::blob::{BlobRef, Mismatch, Verifier};
 use crate::fault::{FaultKind, Side};
-use crate::store::{ByteStream, Fetched, StoreError};
+use crate::store::StoreError;
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use std::pin::Pin;
@@ -35,21 +36,21 @@ fn lock(found: &Mutex<Found>) -> MutexGuard<'_, Found> {
     found.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Wraps what was fetched. The last chunk is passed on only if the digest of all of them matched.
-pub(super) fn verified(blob: BlobRef, fetched: Fetched, progress: Arc<Progress>) -> (Verified, Verdict) {
+/// Wraps the bytes of a blob of which the source stated this size. The last chunk is passed on only if the digest of all of
+/// them matched.
+pub(super) fn verified(blob: BlobRef, stated: u64, bytes: SourceBytes, progress: Arc<Progress>) -> (Verified, Verdict) {
     let found = Arc::new(Mutex::new(Found::default()));
-    let mut check =
-        Check { blob, stated: fetched.size, received: 0, verifier: Some(Verifier::new(blob, None)), wrong: None };
+    let mut check = Check { blob, stated, received: 0, verifier: Some(Verifier::new(blob, None)), wrong: None };
     // An empty blob is complete before anything came.
     check.judge_when_complete();
     lock(&found).verified = check.is_verified();
     let verdict = Verdict(found.clone());
-    (Verified { source: Some(fetched.bytes), check, found, progress }, verdict)
+    (Verified { source: Some(bytes), check, found, progress }, verdict)
 }
 
 pub(super) struct Verified {
     // Gone when the stream has ended.
-    source: Option<ByteStream>,
+    source: Option<SourceBytes>,
     check: Check,
     found: Arc<Mutex<Found>>,
     progress: Arc<Progress>,
@@ -64,7 +65,7 @@ impl Stream for Verified {
         this.progress.destination_asks();
         let step = match ready!(source.poll_next_unpin(context)) {
             Some(Ok(chunk)) => this.check.take(chunk),
-            Some(Err(error)) => Step::Fail(CopyError::of(&error, Side::Source), error),
+            Some(Err(Broken { error, fault })) => Step::Fail(fault, error),
             None => this.check.end(),
         };
         match step {
@@ -82,7 +83,7 @@ impl Stream for Verified {
             }
             Step::End => {
                 this.source = None;
-                this.progress.pass(0);
+                this.progress.confirming();
                 Poll::Ready(None)
             }
             Step::Fail(fault, error) => {

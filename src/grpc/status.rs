@@ -20,7 +20,8 @@
 //! | `QueueError::RouteChanged` | INTERNAL | INTERNAL |
 //!
 //! On the way back only what every store means by the same word becomes an error of its own: `Missing` and `Corrupt`. All
-//! else stays a [`PeerError`] with its code and reason.
+//! else stays a [`PeerError`] with its code and reason, and with the time after which the peer wants to be asked again:
+//! `google.rpc.RetryInfo`, or gRPC's own `grpc-retry-pushback-ms` (gRFC A6).
 
 use crate::blob::{BlobRef, Mismatch, RefError};
 use crate::pb::DOMAIN;
@@ -40,6 +41,12 @@ const OWN_MESSAGE_CHARS: usize = 1000;
 
 /// The longest reason that is kept, in characters. `ErrorInfo` allows 63.
 const REASON_CHARS: usize = 63;
+
+/// The longest time for which a peer can hold us off: as long as an entry's longest backoff. More is cut to it.
+const MAX_RETRY_AFTER: Duration = Duration::from_mins(10);
+
+/// The trailer by which a server says in how many milliseconds to try again; negative: not at all.
+const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
 /// When to try again at a full queue: copying frees entries all the time.
 const RETRY_WHEN_FULL: Duration = Duration::from_secs(5);
@@ -151,6 +158,35 @@ reasons! {
 }
 
 impl Reason {
+    /// The reason with this text; `None` for one that this version does not know.
+    pub fn from_text(text: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|reason| reason.as_str() == text)
+    }
+
+    /// Whether it is said of the blob that was sent or asked for. All others are the peer's, or of the call as such: a proxy
+    /// that mangles streams or a peer that is no store would draw them with any blob.
+    pub const fn is_of_the_blob(self) -> bool {
+        matches!(
+            self,
+            Self::BlobMissing
+                | Self::BlobCorrupt
+                | Self::DigestMismatch
+                | Self::SizeMismatch
+                | Self::BlobTooLarge
+                | Self::InvalidRef
+                | Self::OffsetOutOfRange
+                | Self::InvalidField
+                | Self::ReplaceUnsupported
+        )
+    }
+
+    /// Whether the same blob gets the same answer until somebody changes the peer or its configuration; the list stands in
+    /// `errors.proto` too. Not among them are a blob that is missing (it may be written yet) or corrupt (a repair may
+    /// replace it), bytes that may have been changed on the way, and an offset, which another attempt does not have.
+    pub const fn is_final_for_the_blob(self) -> bool {
+        matches!(self, Self::BlobTooLarge | Self::InvalidRef | Self::InvalidField | Self::ReplaceUnsupported)
+    }
+
     /// A status of this reason.
     pub fn status(self, message: impl AsRef<str>) -> Status {
         self.status_with(message, [])
@@ -174,11 +210,8 @@ impl Reason {
 
     /// The same as an error of a peer, for what is found wrong in the midst of a byte stream.
     pub(crate) fn peer_error(self, message: impl AsRef<str>) -> PeerError {
-        PeerError {
-            code: self.code(),
-            reason: Some(self.as_str().into()),
-            message: bounded(message.as_ref(), PEER_MESSAGE_CHARS),
-        }
+        let message = bounded(message.as_ref(), PEER_MESSAGE_CHARS);
+        PeerError { reason: Some(self.as_str().into()), ..PeerError::bare(self.code(), message) }
     }
 
     fn details<const N: usize>(self, metadata: [(&'static str, String); N]) -> ErrorDetails {
@@ -241,13 +274,19 @@ pub fn store_status(error: &StoreError, blob: Option<&BlobRef>) -> Status {
         StoreError::Io { .. } => Reason::StoreFailed.status(message),
         StoreError::Protocol(_) => Reason::Internal.status(message),
         StoreError::Input(inner) => store_status(inner, blob),
-        StoreError::Peer(PeerError { code, reason, message }) => match reason {
-            Some(reason) => {
-                let details = ErrorDetails::with_error_info(&**reason, DOMAIN, HashMap::new());
-                Status::with_error_details(*code, message.as_str(), details)
+        StoreError::Peer(PeerError { code, reason, message, retry_after }) => {
+            if reason.is_none() && retry_after.is_none() {
+                return Status::new(*code, message.as_str());
             }
-            None => Status::new(*code, message.as_str()),
-        },
+            let mut details = ErrorDetails::new();
+            if let Some(reason) = reason {
+                details.set_error_info(&**reason, DOMAIN, HashMap::new());
+            }
+            if retry_after.is_some() {
+                details.set_retry_info(*retry_after);
+            }
+            Status::with_error_details(*code, message.as_str(), details)
+        }
     }
 }
 
@@ -293,7 +332,15 @@ pub fn peer_error(status: &Status) -> PeerError {
     if message.is_empty() {
         message = "the peer gave no message".to_owned();
     }
-    PeerError { code: status.code(), reason, message: bounded(&message, PEER_MESSAGE_CHARS) }
+    let retry_after = details.retry_info().and_then(|info| info.retry_delay).or_else(|| pushback(status));
+    let retry_after = retry_after.map(|after| after.min(MAX_RETRY_AFTER));
+    PeerError { code: status.code(), reason, message: bounded(&message, PEER_MESSAGE_CHARS), retry_after }
+}
+
+/// What the server says by [`PUSHBACK`], unless it is nonsense or "not at all".
+fn pushback(status: &Status) -> Option<Duration> {
+    let millis = status.metadata().get(PUSHBACK)?.to_str().ok()?.parse().ok()?;
+    Some(Duration::from_millis(millis))
 }
 
 /// A text of at most this many characters, in one line and without anything that could steer a terminal.

@@ -84,14 +84,19 @@ const fn expected(kind: FaultKind) -> [bool; PARTIES] {
         | FaultKind::SourceSizeMismatch
         | FaultKind::SourceBytesCorrupt
         | FaultKind::ShortRead
-        | FaultKind::SourceRejected => [true, false, false],
-        FaultKind::DestinationUnavailable | FaultKind::DestinationRejected | FaultKind::DestinationConfirmedOther => {
-            [false, true, false]
-        }
+        | FaultKind::SourceRejected
+        | FaultKind::SourceOverloaded => [true, false, false],
+        FaultKind::DestinationUnavailable
+        | FaultKind::DestinationRejected
+        | FaultKind::DestinationConfirmedOther
+        | FaultKind::DestinationOverloaded => [false, true, false],
         FaultKind::QueueWriteFailed => [false, false, true],
-        FaultKind::Panicked | FaultKind::PeerProtocol | FaultKind::WrongPeerKind | FaultKind::StoreIdChanged => {
-            [true, true, false]
-        }
+        FaultKind::Panicked
+        | FaultKind::PeerProtocol
+        | FaultKind::WrongPeerKind
+        | FaultKind::StoreIdChanged
+        | FaultKind::UnsupportedDigest
+        | FaultKind::ConnectionCut => [true, true, false],
     }
 }
 
@@ -104,7 +109,7 @@ mod tests {
     fn failures_are_told_apart_by_kind_and_store() {
         let metrics = CopyMetrics::new("a".into(), "b".into());
         // Each can be seen before it happens.
-        assert_eq!(metrics.failures().count(), 18);
+        assert_eq!(metrics.failures().count(), 24);
         assert!(metrics.failures().all(|(_, _, count)| count == 0));
         for (kind, peer) in [
             (FaultKind::ShortRead, "a"),

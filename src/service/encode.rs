@@ -188,9 +188,8 @@ fn totals(totals: &Totals) -> v1::RouteTotals {
 pub(super) fn copy(copy: &InProgress) -> v1::CopyInProgress {
     let stage = match copy.stage {
         Stage::Asking | Stage::Fetching => v1::CopyStage::Opening,
-        Stage::Writing if copy.size == Some(copy.bytes) => v1::CopyStage::Confirming,
         Stage::Writing => v1::CopyStage::Streaming,
-        Stage::Verifying => v1::CopyStage::Confirming,
+        Stage::Confirming | Stage::Verifying => v1::CopyStage::Confirming,
         Stage::Settling => v1::CopyStage::Settling,
     };
     let lane = match copy.lane {

@@ -30,7 +30,7 @@ mod index;
 mod io;
 
 use super::bounds::keys_of;
-use super::packed::{MAX_PACKED_BYTES, Packed, Parcel, Want, receive_each};
+use super::packed::{Answers, MAX_PACKED_BYTES, Packed, Parcel, Want, receive_each};
 use super::{
     ByteRange, ByteStream, Disposition, EnumerateEnd, EnumeratePage, EnumerateRange, Enumeration, Fetched, Put,
     Received, Store, StoreError, StoreInfo,
@@ -400,21 +400,19 @@ impl Store for DiskStore {
         self.receive_small(put, whole).await
     }
 
-    async fn receive_packed(&self, parcels: Vec<Parcel>) -> Vec<Result<Received, StoreError>> {
+    async fn receive_packed(
+        &self,
+        parcels: Vec<Parcel>,
+        answers: &mut dyn Answers<Received>,
+    ) -> Result<(), StoreError> {
+        answers.all_sent();
         if parcels.iter().any(|parcel| parcel.bytes.len() > SMALL_BYTES) {
             // Files are written one by one.
-            return receive_each(self, parcels).await;
+            receive_each(self, parcels, answers).await;
+            return Ok(());
         }
-        let count = parcels.len();
-        let verify = move || Ok(parcels.into_iter().map(verified).collect::<Vec<_>>());
-        let verified = match self.io.run(verify).await {
-            Ok(verified) => verified,
-            // The process is stopping.
-            Err(error) => {
-                let again = || StoreError::io("verifying", std::io::Error::other(error.to_string()));
-                return (0..count).map(|_| Err(again())).collect();
-            }
-        };
+        // Fails only where the process is stopping.
+        let verified = self.io.run(move || Ok(parcels.into_iter().map(verified).collect::<Vec<_>>())).await?;
         let (entries, stated): (Vec<_>, Vec<_>) = verified
             .into_iter()
             .map(|entry| match entry {
@@ -431,17 +429,20 @@ impl Store for DiskStore {
             let was_new = verdicts.next().unwrap_or(Ok(false))?;
             Ok(Received { blob, size, disposition: Disposition::Stored, was_new })
         };
-        stated.into_iter().map(received).collect()
+        for (at, answer) in stated.into_iter().map(received).enumerate() {
+            answers.answer(at, answer);
+        }
+        Ok(())
     }
 
-    async fn fetch_packed(&self, wants: Vec<Want>) -> Vec<Result<Packed, StoreError>> {
-        let (shared, count) = (self.shared.clone(), wants.len());
+    async fn fetch_packed(&self, wants: Vec<Want>, answers: &mut dyn Answers<Packed>) -> Result<(), StoreError> {
+        let shared = self.shared.clone();
         let blobs: Vec<BlobRef> = wants.into_iter().map(|want| want.blob).collect();
-        let read = move || Ok(shared.read_packed(&blobs));
-        self.io.run(read).await.unwrap_or_else(|error| {
-            let again = || StoreError::io("reading", std::io::Error::other(error.to_string()));
-            (0..count).map(|_| Err(again())).collect()
-        })
+        let found = self.io.run(move || Ok(shared.read_packed(&blobs))).await?;
+        for (at, answer) in found.into_iter().enumerate() {
+            answers.answer(at, answer);
+        }
+        Ok(())
     }
 
     async fn enumerate(&self, range: EnumerateRange) -> Result<Enumeration, StoreError> {

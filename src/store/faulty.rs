@@ -3,7 +3,7 @@
 //! Faults are set for all blobs or for one, for ever or for a number of times. The store underneath stays honest: whatever the
 //! decorator claims, `inner` shows what was really committed.
 
-use super::packed::{MAX_PACKED_BYTES, Packed, Parcel, Want, fetch_each, receive_each};
+use super::packed::{Answers, MAX_PACKED_BYTES, Packed, Parcel, Want, fetch_each, receive_each};
 use super::{
     ByteRange, ByteStream, Disposition, EnumerateRange, Enumeration, Fetched, PeerError, Put, Received, Store,
     StoreError, StoreInfo,
@@ -27,6 +27,8 @@ pub enum Trouble {
     ShortRead,
     /// A fetched stream breaks off with UNAVAILABLE after its first chunk.
     Cut,
+    /// As `Cut`, and the rest is refused: the store takes no ranges.
+    CutForGood,
     /// A fetched blob has a byte more than was stated.
     ExtraByte,
     /// Fetch states this size.
@@ -51,8 +53,14 @@ pub enum Trouble {
     Panic,
     /// Fetch and receive never answer; receive reads nothing.
     Hang,
+    /// Receive reads so many bytes, or more, and breaks off with UNAVAILABLE.
+    CutReceive(u64),
+    /// Receive reads everything, commits nothing, and never answers.
+    HangAtEnd,
     /// A pack breaks off with UNAVAILABLE after so many of its blobs; blobs alone are served.
     CutPack(usize),
+    /// A pack is answered no further after so many of its blobs; blobs alone are served.
+    HangPack(usize),
 }
 
 /// A store that misbehaves as told.
@@ -155,14 +163,10 @@ impl FaultyStore {
         self.packs.load(Ordering::Relaxed)
     }
 
-    /// After how many of a pack's blobs it breaks off.
-    fn begin_pack(&self, first: Option<BlobRef>) -> usize {
+    /// What is to happen with a pack.
+    fn begin_pack(&self, first: Option<BlobRef>) -> Option<Trouble> {
         self.packs.fetch_add(1, Ordering::Relaxed);
-        let is_cut = |trouble: &Trouble| matches!(trouble, Trouble::CutPack(_));
-        match first.and_then(|first| self.script().draw(first, is_cut)) {
-            Some(Trouble::CutPack(after)) => after,
-            _ => usize::MAX,
-        }
+        first.and_then(|first| self.script().draw(first, is_for_packs))
     }
 
     fn script(&self) -> MutexGuard<'_, Script> {
@@ -175,7 +179,28 @@ impl FaultyStore {
 }
 
 fn failed(code: Code) -> StoreError {
-    PeerError { code, reason: None, message: "as told".to_owned() }.into()
+    PeerError::bare(code, "as told").into()
+}
+
+fn is_for_packs(trouble: &Trouble) -> bool {
+    matches!(trouble, Trouble::CutPack(_) | Trouble::HangPack(_))
+}
+
+/// How many of a pack's blobs are served.
+fn served(trouble: Option<&Trouble>) -> usize {
+    match trouble {
+        Some(Trouble::CutPack(after) | Trouble::HangPack(after)) => *after,
+        _ => usize::MAX,
+    }
+}
+
+/// How a pack ends when those that are served are answered.
+async fn end_pack(trouble: Option<Trouble>, are_left: bool) -> Result<(), StoreError> {
+    match trouble {
+        Some(Trouble::HangPack(_)) if are_left => std::future::pending().await,
+        Some(_) if are_left => Err(failed(Code::Unavailable)),
+        _ => Ok(()),
+    }
 }
 
 fn is_for_both(trouble: &Trouble) -> bool {
@@ -189,6 +214,7 @@ fn is_for_fetch(trouble: &Trouble) -> bool {
             Trouble::WrongBytes
                 | Trouble::ShortRead
                 | Trouble::Cut
+                | Trouble::CutForGood
                 | Trouble::ExtraByte
                 | Trouble::StatedSize(_)
                 | Trouble::Slow(_)
@@ -197,7 +223,7 @@ fn is_for_fetch(trouble: &Trouble) -> bool {
 }
 
 fn is_for_receive(trouble: &Trouble) -> bool {
-    !matches!(trouble, Trouble::CutPack(_)) && (is_for_both(trouble) || !is_for_fetch(trouble))
+    !is_for_packs(trouble) && (is_for_both(trouble) || !is_for_fetch(trouble))
 }
 
 #[async_trait]
@@ -227,6 +253,7 @@ impl Store for FaultyStore {
         let trouble = self.script().draw(blob, is_for_fetch);
         match &trouble {
             Some(Trouble::Missing) => return Err(StoreError::Missing(blob)),
+            Some(Trouble::CutForGood) if range.offset > 0 => return Err(StoreError::Invalid("no ranges".to_owned())),
             Some(Trouble::Code(code)) => return Err(failed(*code)),
             Some(Trouble::Panic) => std::panic::panic_any("told to panic"),
             Some(Trouble::Hang) => std::future::pending().await,
@@ -237,7 +264,7 @@ impl Store for FaultyStore {
         Ok(match trouble {
             Some(Trouble::WrongBytes) => Fetched { size, bytes: bytes.map(|chunk| chunk.map(flip)).boxed() },
             Some(Trouble::ShortRead) => Fetched { size, bytes: bytes.map(|chunk| chunk.map(shorten)).boxed() },
-            Some(Trouble::Cut) => {
+            Some(Trouble::Cut | Trouble::CutForGood) => {
                 let cut = stream::iter([Err(failed(Code::Unavailable))]);
                 Fetched { size, bytes: bytes.take(1).chain(cut).boxed() }
             }
@@ -260,45 +287,65 @@ impl Store for FaultyStore {
             None => self.inner.receive(put, bytes).await,
             Some(Trouble::ConfirmRef(blob)) => Ok(Received { blob, ..self.inner.receive(put, bytes).await? }),
             Some(Trouble::ConfirmSize(size)) => Ok(Received { size, ..self.inner.receive(put, bytes).await? }),
-            Some(Trouble::Confirm(disposition)) => {
-                let mut size = 0;
-                while let Some(chunk) = bytes.next().await {
-                    size += chunk.map_err(|error| StoreError::Input(Box::new(error)))?.len() as u64;
-                }
-                Ok(confirmed(size, disposition))
+            Some(Trouble::Confirm(disposition)) => Ok(confirmed(read(&mut bytes, u64::MAX).await?, disposition)),
+            Some(Trouble::CutReceive(after)) => {
+                read(&mut bytes, after).await?;
+                Err(failed(Code::Unavailable))
+            }
+            Some(Trouble::HangAtEnd) => {
+                read(&mut bytes, u64::MAX).await?;
+                std::future::pending().await
             }
             Some(Trouble::ConfirmUnread) => Ok(confirmed(put.size.unwrap_or(0), Disposition::Stored)),
             Some(Trouble::Code(code)) => Err(failed(code)),
             Some(Trouble::Panic) => std::panic::panic_any("told to panic"),
             Some(Trouble::Hang) => std::future::pending().await,
             Some(_) => {
-                let reason = Some(Arc::from("AS_TOLD"));
-                Err(PeerError { code: Code::InvalidArgument, reason, message: "refused as told".to_owned() }.into())
+                let error = PeerError::bare(Code::InvalidArgument, "refused as told");
+                Err(PeerError { reason: Some(Arc::from("AS_TOLD")), ..error }.into())
             }
         }
     }
 
     // One by one, so that the script holds for each blob.
-    async fn receive_packed(&self, mut parcels: Vec<Parcel>) -> Vec<Result<Received, StoreError>> {
-        let cut = self.begin_pack(parcels.first().map(|parcel| parcel.put.blob));
-        let lost = parcels.split_off(cut.min(parcels.len()));
-        let mut results = receive_each(self, parcels).await;
-        results.extend(lost.iter().map(|_| Err(failed(Code::Unavailable))));
-        results
+    async fn receive_packed(
+        &self,
+        mut parcels: Vec<Parcel>,
+        answers: &mut dyn Answers<Received>,
+    ) -> Result<(), StoreError> {
+        answers.all_sent();
+        let trouble = self.begin_pack(parcels.first().map(|parcel| parcel.put.blob));
+        let count = parcels.len();
+        parcels.truncate(served(trouble.as_ref()));
+        let are_left = parcels.len() < count;
+        receive_each(self, parcels, answers).await;
+        end_pack(trouble, are_left).await
     }
 
-    async fn fetch_packed(&self, mut wants: Vec<Want>) -> Vec<Result<Packed, StoreError>> {
-        let cut = self.begin_pack(wants.first().map(|want| want.blob));
-        let lost = wants.split_off(cut.min(wants.len()));
-        let mut results = fetch_each(self, wants, MAX_PACKED_BYTES).await;
-        results.extend(lost.iter().map(|_| Err(failed(Code::Unavailable))));
-        results
+    async fn fetch_packed(&self, mut wants: Vec<Want>, answers: &mut dyn Answers<Packed>) -> Result<(), StoreError> {
+        let trouble = self.begin_pack(wants.first().map(|want| want.blob));
+        let count = wants.len();
+        wants.truncate(served(trouble.as_ref()));
+        let are_left = wants.len() < count;
+        fetch_each(self, wants, MAX_PACKED_BYTES, answers).await;
+        end_pack(trouble, are_left).await
     }
 
     async fn enumerate(&self, range: EnumerateRange) -> Result<Enumeration, StoreError> {
         self.check_up()?;
         self.inner.enumerate(range).await
     }
+}
+
+/// Reads up to the end, or until so many bytes came; how many did.
+async fn read(bytes: &mut ByteStream, enough: u64) -> Result<u64, StoreError> {
+    let mut size = 0;
+    while size < enough
+        && let Some(chunk) = bytes.next().await
+    {
+        size += chunk.map_err(|error| StoreError::Input(Box::new(error)))?.len() as u64;
+    }
+    Ok(size)
 }
 
 fn flip(chunk: Bytes) -> Bytes {

@@ -3,7 +3,7 @@
 //! Its capacity bounds all the bytes it holds, those of blobs that are still coming in included.
 
 use super::bounds::keys_of;
-use super::packed::{MAX_PACKED_BYTES, Packed, Parcel, Want};
+use super::packed::{Answers, MAX_PACKED_BYTES, Packed, Parcel, Want};
 use super::{
     ByteRange, ByteStream, Disposition, EnumerateEnd, EnumeratePage, EnumerateRange, Enumeration, Fetched, Put,
     Received, Store, StoreError, StoreInfo,
@@ -255,18 +255,32 @@ impl Store for MemoryStore {
         Ok(Received { blob: put.blob, size, disposition: Disposition::Stored, was_new })
     }
 
-    async fn receive_packed(&self, parcels: Vec<Parcel>) -> Vec<Result<Received, StoreError>> {
-        parcels.into_iter().map(|Parcel { put, bytes, .. }| self.receive_whole(&put, bytes)).collect()
+    async fn receive_packed(
+        &self,
+        parcels: Vec<Parcel>,
+        answers: &mut dyn Answers<Received>,
+    ) -> Result<(), StoreError> {
+        answers.all_sent();
+        for (at, Parcel { put, bytes, .. }) in parcels.into_iter().enumerate() {
+            answers.answer(at, self.receive_whole(&put, bytes));
+        }
+        Ok(())
     }
 
-    async fn fetch_packed(&self, wants: Vec<Want>) -> Vec<Result<Packed, StoreError>> {
-        let state = self.shared.lock();
-        let fetch = |Want { blob, .. }: Want| {
-            let held = state.blobs.get(&blob.to_key()).ok_or(StoreError::Missing(blob))?;
-            let size = held.size;
-            Ok(if size > MAX_PACKED_BYTES { Packed::TooLarge { size } } else { Packed::Whole(held.whole()) })
+    async fn fetch_packed(&self, wants: Vec<Want>, answers: &mut dyn Answers<Packed>) -> Result<(), StoreError> {
+        let found: Vec<_> = {
+            let state = self.shared.lock();
+            let fetch = |Want { blob, .. }: Want| {
+                let held = state.blobs.get(&blob.to_key()).ok_or(StoreError::Missing(blob))?;
+                let size = held.size;
+                Ok(if size > MAX_PACKED_BYTES { Packed::TooLarge { size } } else { Packed::Whole(held.whole()) })
+            };
+            wants.into_iter().map(fetch).collect()
         };
-        wants.into_iter().map(fetch).collect()
+        for (at, answer) in found.into_iter().enumerate() {
+            answers.answer(at, answer);
+        }
+        Ok(())
     }
 
     async fn enumerate(&self, range: EnumerateRange) -> Result<Enumeration, StoreError> {

@@ -1,8 +1,12 @@
 //! Small blobs in packs: the words, the limits, and the way without packing.
 //!
 //! A store that moves packs keeps the same promises for each blob in them as for one alone; the blobs of a pack share
-//! nothing but the way. [`receive_each`] and [`fetch_each`] do the same one by one: for stores that gain nothing by packing,
-//! and for peers that cannot.
+//! nothing but the way. So each is answered by itself, as soon as the store knows ([`Answers`]): when the rest of the pack is
+//! cut, or nobody waits for it any more, what was answered counts. [`receive_all`] and [`fetch_all`] are for callers that
+//! want all answers at once.
+//!
+//! [`receive_each`] and [`fetch_each`] do the same one by one: for stores that gain nothing by packing, and for peers that
+//! cannot.
 
 use super::{ByteRange, Put, Received, Store, StoreError};
 use crate::blob::{BlobRef, Mismatch};
@@ -54,19 +58,87 @@ pub enum Packed {
     },
 }
 
+/// Where the answers to a pack go, each as it comes.
+pub trait Answers<T>: Send {
+    /// The answer to the item at this place in the pack. Each item is answered once, in any order.
+    fn answer(&mut self, at: usize, answer: Result<T, StoreError>);
+
+    /// All that is to be written is with the store, and only its answers are awaited. A store that cannot tell, or that is
+    /// read from, does not say so.
+    fn all_sent(&mut self);
+}
+
+/// Gathers answers in the order of their items.
+struct Gathered<T>(Vec<Option<Result<T, StoreError>>>);
+
+impl<T: Send> Answers<T> for Gathered<T> {
+    fn answer(&mut self, at: usize, answer: Result<T, StoreError>) {
+        if let Some(place) = self.0.get_mut(at) {
+            *place = Some(answer);
+        }
+    }
+
+    fn all_sent(&mut self) {}
+}
+
+impl<T> Gathered<T> {
+    fn of(count: usize) -> Self {
+        Self((0..count).map(|_| None).collect())
+    }
+
+    /// All answers; what was not answered has the end of the pack as its error.
+    fn end(self, ended: &Result<(), StoreError>) -> Vec<Result<T, StoreError>> {
+        let open = || match ended {
+            Ok(()) => unanswered(),
+            Err(StoreError::Peer(error)) => StoreError::Peer(error.clone()),
+            Err(StoreError::NoSpace(said)) => StoreError::NoSpace(said.clone()),
+            Err(StoreError::Io { context, source }) => {
+                StoreError::io(context.as_str(), std::io::Error::new(source.kind(), source.to_string()))
+            }
+            Err(error) => StoreError::Protocol(error.to_string()),
+        };
+        self.0.into_iter().map(|answer| answer.unwrap_or_else(|| Err(open()))).collect()
+    }
+}
+
+/// What is wrong with a store that ends a pack well and leaves an item without an answer.
+pub fn unanswered() -> StoreError {
+    StoreError::Protocol("a blob of a pack was not answered".to_owned())
+}
+
+/// Writes a pack and waits for all of it; a result for each blob, in their order.
+pub async fn receive_all(store: &dyn Store, parcels: Vec<Parcel>) -> Vec<Result<Received, StoreError>> {
+    let mut answers = Gathered::of(parcels.len());
+    let ended = store.receive_packed(parcels, &mut answers).await;
+    answers.end(&ended)
+}
+
+/// Reads a pack and waits for all of it; a result for each blob, in their order.
+pub async fn fetch_all(store: &dyn Store, wants: Vec<Want>) -> Vec<Result<Packed, StoreError>> {
+    let mut answers = Gathered::of(wants.len());
+    let ended = store.fetch_packed(wants, &mut answers).await;
+    answers.end(&ended)
+}
+
 /// Writes blobs one by one, some at a time.
-pub async fn receive_each(store: &dyn Store, parcels: Vec<Parcel>) -> Vec<Result<Received, StoreError>> {
-    let receive = |Parcel { put, bytes, .. }: Parcel| {
+pub async fn receive_each(store: &dyn Store, parcels: Vec<Parcel>, answers: &mut dyn Answers<Received>) {
+    let receive = |(at, Parcel { put, bytes, .. }): (usize, Parcel)| async move {
         let chunks = (!bytes.is_empty()).then_some(Ok(bytes));
-        store.receive(put, stream::iter(chunks).boxed())
+        (at, store.receive(put, stream::iter(chunks).boxed()).await)
     };
-    stream::iter(parcels).map(receive).buffered(EACH_AT_ONCE).collect().await
+    let mut received = stream::iter(parcels.into_iter().enumerate()).map(receive).buffer_unordered(EACH_AT_ONCE);
+    while let Some((at, answer)) = received.next().await {
+        answers.answer(at, answer);
+    }
 }
 
 /// Reads blobs one by one, some at a time. One of more than `most` bytes is not read.
-pub async fn fetch_each(store: &dyn Store, wants: Vec<Want>, most: u64) -> Vec<Result<Packed, StoreError>> {
-    let fetch = |want: Want| fetch_whole(store, want.blob, most);
-    stream::iter(wants).map(fetch).buffered(EACH_AT_ONCE).collect().await
+pub async fn fetch_each(store: &dyn Store, wants: Vec<Want>, most: u64, answers: &mut dyn Answers<Packed>) {
+    let fetch = |(at, want): (usize, Want)| async move { (at, fetch_whole(store, want.blob, most).await) };
+    let mut fetched = stream::iter(wants.into_iter().enumerate()).map(fetch).buffer_unordered(EACH_AT_ONCE);
+    while let Some((at, answer)) = fetched.next().await {
+        answers.answer(at, answer);
+    }
 }
 
 async fn fetch_whole(store: &dyn Store, blob: BlobRef, most: u64) -> Result<Packed, StoreError> {

@@ -14,7 +14,7 @@
 
 mod packed;
 
-use super::packed::{Packed, Parcel, Want};
+use super::packed::{Answers, Packed, Parcel, Want};
 use super::{
     Abilities, ByteRange, ByteStream, Disposition, EnumerateEnd, EnumeratePage, EnumerateRange, Enumeration, Fetched,
     PeerError, PeerKind, Put, Received, Store, StoreError, StoreInfo,
@@ -98,7 +98,7 @@ impl RemoteStore {
             Err(_) => {
                 let seconds = self.request_timeout.as_secs_f64();
                 let message = format!("{method} was not answered within {seconds} s");
-                Err(StoreError::Peer(PeerError { code: Code::DeadlineExceeded, reason: None, message }))
+                Err(PeerError::bare(Code::DeadlineExceeded, message).into())
             }
         }
     }
@@ -112,8 +112,7 @@ impl RemoteStore {
 
 /// A place where the peer can be made to seem unavailable.
 async fn at(point: Point) -> Result<(), StoreError> {
-    let unavailable = |message| PeerError { code: Code::Unavailable, reason: None, message };
-    failpoint::pause(point).await.map_err(|injected| unavailable(injected.to_string()).into())
+    failpoint::pause(point).await.map_err(|injected| PeerError::bare(Code::Unavailable, injected.to_string()).into())
 }
 
 /// tonic panics on an answer whose status details are no base64. A peer must not take our tasks down with it.
@@ -240,12 +239,16 @@ impl Store for RemoteStore {
         })
     }
 
-    async fn receive_packed(&self, parcels: Vec<Parcel>) -> Vec<Result<Received, StoreError>> {
-        self.receive_packs(parcels).await
+    async fn receive_packed(
+        &self,
+        parcels: Vec<Parcel>,
+        answers: &mut dyn Answers<Received>,
+    ) -> Result<(), StoreError> {
+        self.receive_packs(parcels, answers).await
     }
 
-    async fn fetch_packed(&self, wants: Vec<Want>) -> Vec<Result<Packed, StoreError>> {
-        self.fetch_packs(wants).await
+    async fn fetch_packed(&self, wants: Vec<Want>, answers: &mut dyn Answers<Packed>) -> Result<(), StoreError> {
+        self.fetch_packs(wants, answers).await
     }
 
     async fn enumerate(&self, range: EnumerateRange) -> Result<Enumeration, StoreError> {

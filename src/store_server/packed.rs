@@ -8,7 +8,9 @@ use super::{StoreServer, disposition, failed};
 use crate::blob::{BlobRef, Excerpt, RefError};
 use crate::grpc::{MAX_ITEMS, Reason, blob_error, call_trace, invalid_ref, item_trace, numbered, pump, store_status};
 use crate::pb::v1;
-use crate::store::packed::{MAX_PACKED_BYTES, PACK_BYTES, PACK_ITEMS, Packed, Parcel, Want, packs};
+use crate::store::packed::{
+    MAX_PACKED_BYTES, PACK_BYTES, PACK_ITEMS, Packed, Parcel, Want, fetch_all, packs, receive_all,
+};
 use crate::store::{Put, Received, Store, StoreError, StoreInfo};
 use crate::telemetry::TraceContext;
 use futures::stream::BoxStream;
@@ -169,7 +171,7 @@ async fn receive(
     call_trace: Option<&TraceContext>,
 ) -> Vec<Result<Received, Status>> {
     let parse = |packed| parcel(info, packed, call_trace);
-    let ask = async |parcels| store.receive_packed(parcels).await;
+    let ask = async |parcels| receive_all(store, parcels).await;
     answered(blobs, parse, ask, |parcel| parcel.put.blob).await
 }
 
@@ -222,7 +224,7 @@ async fn fetch(
     };
     let names: Vec<String> = wants.iter().map(|want| want.r#ref.clone()).collect();
     let ask =
-        async |wants: Vec<(String, Want)>| store.fetch_packed(wants.into_iter().map(|(_, want)| want).collect()).await;
+        async |wants: Vec<(String, Want)>| fetch_all(store, wants.into_iter().map(|(_, want)| want).collect()).await;
     let answers = answered(wants, parse, ask, |(_, want)| want.blob).await;
     spans.end(&answers);
     let blobs = (first..).zip(names).zip(answers).map(|((item, name), answer)| {

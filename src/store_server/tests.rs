@@ -5,7 +5,7 @@ use crate::blob::{BlobMeta, BlobRef, DigestFunction, Verifier};
 use crate::grpc::{MAX_DECODED_BYTES, PeerEndpoint, ServeSettings, base_routes, serve};
 use crate::pb::v1;
 use crate::store::memory::MemoryStore;
-use crate::store::packed::{MAX_PACKED_BYTES, Packed, Parcel, Want, fetch_each, receive_each};
+use crate::store::packed::{Answers, MAX_PACKED_BYTES, Packed, Parcel, Want, fetch_each, receive_each};
 use crate::store::remote::RemoteStore;
 use crate::store::{
     Abilities, ByteRange, ByteStream, Disposition, EnumerateEnd, EnumeratePage, EnumerateRange, Enumeration, Fetched,
@@ -87,12 +87,18 @@ impl Store for Shelf {
         Ok(Received { blob: put.blob, size, disposition: Disposition::Stored, was_new })
     }
 
-    async fn receive_packed(&self, parcels: Vec<Parcel>) -> Vec<Result<Received, StoreError>> {
-        receive_each(self, parcels).await
+    async fn receive_packed(
+        &self,
+        parcels: Vec<Parcel>,
+        answers: &mut dyn Answers<Received>,
+    ) -> Result<(), StoreError> {
+        receive_each(self, parcels, answers).await;
+        Ok(())
     }
 
-    async fn fetch_packed(&self, wants: Vec<Want>) -> Vec<Result<Packed, StoreError>> {
-        fetch_each(self, wants, MAX_PACKED_BYTES).await
+    async fn fetch_packed(&self, wants: Vec<Want>, answers: &mut dyn Answers<Packed>) -> Result<(), StoreError> {
+        fetch_each(self, wants, MAX_PACKED_BYTES, answers).await;
+        Ok(())
     }
 
     async fn enumerate(&self, range: EnumerateRange) -> Result<Enumeration, StoreError> {

@@ -10,7 +10,7 @@ use super::{Policy, RouteSpec, Worker};
 use crate::backoff::OnMissing;
 use crate::breaker::Reason;
 use crate::copy::{Copied, CopyError, Progress};
-use crate::fault::{Blame, FaultKind, Side};
+use crate::fault::{FailureClass, FaultKind, Side};
 use crate::peer::Permit;
 use crate::queue::{Entry, Failure, Origin, Outcome, Push, Seq};
 use std::sync::Arc;
@@ -80,9 +80,10 @@ impl Worker {
             Err(error) => {
                 let heard = [Side::Source, Side::Destination].map(|side| progress.was_heard(side));
                 let attempt = Attempt { entry, began: *began, permits, heard };
-                let (charged, question) = match error.blame() {
-                    Blame::Peer(side) => (self.peer_failed(&attempt, error, side), None),
-                    Blame::Entry => self.blob_failed(&attempt, error),
+                let (charged, question) = if is_of_the_entry(error) {
+                    self.blob_failed(&attempt, error)
+                } else {
+                    (self.peer_failed(&attempt, error, error.side), None)
                 };
                 self.failed(&attempt, error, charged, question)
             }
@@ -220,6 +221,11 @@ impl Worker {
     }
 }
 
+/// Whether the entry answers for a failure, and not the peer.
+fn is_of_the_entry(error: &CopyError) -> bool {
+    matches!(error.class, FailureClass::Answer { .. } | FailureClass::Panicked)
+}
+
 /// The settlement of a confirmed entry: removed, and pushed onto the next hops in the same write.
 pub(super) fn confirmed(spec: &RouteSpec, entry: &Entry, copied: Copied) -> Outcome {
     if spec.next.is_empty() {
@@ -268,7 +274,7 @@ pub(super) fn charge(
     after.charge(&failure, backoff.max());
     let Entry { attempts, misses, .. } = after;
     let is_missing = error.kind == FaultKind::MissingAtSource;
-    if error.is_permanent() || patience.is_exhausted(error.kind, attempts, misses.count, misses.lasted) {
+    if error.class.is_permanent() || patience.is_exhausted(error.kind, attempts, misses.count, misses.lasted) {
         return match patience.on_missing {
             OnMissing::Discard if is_missing => Outcome::Discard,
             OnMissing::Discard | OnMissing::Park => Outcome::Park { failure },

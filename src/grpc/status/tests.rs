@@ -2,9 +2,12 @@
 
 use super::{Reason, bounded, invalid_ref, peer_error, queue_status, store_error, store_status};
 use crate::blob::{BlobRef, DigestFunction, Mismatch};
-use crate::pb::{DOMAIN, v1};
+use crate::pb::{DOMAIN, FILE_DESCRIPTOR_SET, v1};
 use crate::queue::QueueError;
 use crate::store::{PeerError, StoreError};
+use prost::Message as _;
+use prost_types::FileDescriptorSet;
+use std::time::Duration;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
@@ -88,7 +91,52 @@ fn messages_are_cut_and_escaped() {
 
 #[test]
 fn a_peers_error_passes_through_with_its_reason() {
-    let error = PeerError { code: Code::Unavailable, reason: Some("TOO_BUSY".into()), message: "m".into() };
+    let error = PeerError { reason: Some("TOO_BUSY".into()), ..PeerError::bare(Code::Unavailable, "m") };
     let back = peer_error(&store_status(&StoreError::Input(Box::new(StoreError::Peer(error))), None));
     assert_eq!((back.code, back.reason.as_deref(), back.message.as_str()), (Code::Unavailable, Some("TOO_BUSY"), "m"));
+    assert_eq!(back.retry_after, None);
+    // So does the time to try again, also without a reason.
+    let after = Some(Duration::from_millis(1500));
+    for reason in [None, Some("TOO_BUSY".into())] {
+        let error = PeerError { reason, retry_after: after, ..PeerError::bare(Code::ResourceExhausted, "m") };
+        let back = peer_error(&store_status(&StoreError::Peer(error.clone()), None));
+        assert_eq!((back.reason, back.retry_after), (error.reason, after));
+    }
+}
+
+#[test]
+fn a_peer_says_when_to_try_again_by_details_or_by_a_trailer() {
+    let full = peer_error(&queue_status(&QueueError::Full { limit: 1 }));
+    assert_eq!(full.retry_after, Some(super::RETRY_WHEN_FULL));
+    let pushback = |text: &str| {
+        let mut status = Status::resource_exhausted("busy");
+        status.metadata_mut().insert("grpc-retry-pushback-ms", text.parse().unwrap());
+        peer_error(&status).retry_after
+    };
+    assert_eq!(pushback("250"), Some(Duration::from_millis(250)));
+    assert_eq!(pushback("0"), Some(Duration::ZERO));
+    // "Not at all" and nonsense; it is for us to say whether there is another attempt.
+    assert_eq!([pushback("-1"), pushback("soon"), pushback("")], [None; 3]);
+    // Nobody is held off for ever.
+    assert_eq!(pushback(&u64::MAX.to_string()), Some(super::MAX_RETRY_AFTER));
+    let late = Reason::QueueFull.status_retry("full", Duration::from_secs(86_400));
+    assert_eq!(peer_error(&late).retry_after, Some(super::MAX_RETRY_AFTER));
+}
+
+#[test]
+fn what_is_final_for_a_blob_is_what_the_proto_says_is() {
+    let set = FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).unwrap();
+    let file = set.file.iter().find(|file| file.name() == "blobferry/v1/errors.proto").unwrap();
+    let comments = &file.source_code_info.as_ref().unwrap().location;
+    for reason in Reason::ALL {
+        let name = format!("ERROR_REASON_{}", reason.as_str());
+        let at = file.enum_type[0].value.iter().position(|value| value.name() == name).unwrap();
+        // Field 5 of the file is its enums, and field 2 of an enum its values.
+        let path = [5, 0, 2, i32::try_from(at).unwrap()];
+        let comment = comments.iter().find(|location| location.path == path).unwrap().leading_comments();
+        assert_eq!(reason.is_final_for_the_blob(), comment.contains("Final for the blob"), "{name}: {comment}");
+        assert!(reason.is_of_the_blob() || !reason.is_final_for_the_blob(), "{name}");
+        assert_eq!(Reason::from_text(reason.as_str()), Some(*reason));
+    }
+    assert_eq!(Reason::from_text("SOME_REASON"), None);
 }

@@ -2,9 +2,10 @@
 
 use super::lab::{Lab, Sample, Verdict, fail};
 use super::{Check, is_mismatch, is_missing};
-use crate::store::packed::{MAX_PACKED_BYTES, Packed, Parcel, Want};
+use crate::store::packed::{Answers, MAX_PACKED_BYTES, Packed, Parcel, Want};
 use crate::store::{PeerKind, Received, StoreError};
 use bytes::Bytes;
+use std::fmt::Debug;
 
 pub(super) const CHECKS: &[Check] = &[
     Check {
@@ -42,12 +43,60 @@ fn largest(lab: &Lab<'_>) -> usize {
     usize::try_from(lab.info.max_packed_bytes.unwrap_or(0).min(MAX_PACKED_BYTES)).unwrap_or(0)
 }
 
+/// Takes the answers to a pack, and notes what is wrong with how they come.
+struct Strict<T> {
+    answers: Vec<Option<Result<T, StoreError>>>,
+    wrong: Option<String>,
+}
+
+impl<T> Strict<T> {
+    fn of(count: usize) -> Self {
+        Self { answers: (0..count).map(|_| None).collect(), wrong: None }
+    }
+
+    /// The answers in the order of the items.
+    fn end(self, ended: Result<(), StoreError>) -> Result<Vec<Result<T, StoreError>>, super::Outcome> {
+        if let Err(error) = ended {
+            return fail(format!("the pack ended with: {error}"));
+        }
+        if let Some(wrong) = self.wrong {
+            return fail(wrong);
+        }
+        let (due, answers) = (self.answers.len(), self.answers.into_iter().flatten().collect::<Vec<_>>());
+        if answers.len() != due {
+            return fail(format!("of {due} blobs in a pack, {} were answered", answers.len()));
+        }
+        Ok(answers)
+    }
+}
+
+impl<T: Send + Debug> Answers<T> for Strict<T> {
+    fn answer(&mut self, at: usize, answer: Result<T, StoreError>) {
+        match self.answers.get_mut(at) {
+            Some(place @ None) => *place = Some(answer),
+            Some(Some(_)) => self.wrong = Some(format!("blob {at} of a pack was answered twice: {answer:?}")),
+            None => self.wrong = Some(format!("blob {at} was answered, which is not in the pack: {answer:?}")),
+        }
+    }
+
+    fn all_sent(&mut self) {}
+}
+
+async fn receive(lab: &Lab<'_>, parcels: Vec<Parcel>) -> Result<Vec<Result<Received, StoreError>>, super::Outcome> {
+    let mut answers = Strict::of(parcels.len());
+    let ended = lab.store.receive_packed(parcels, &mut answers).await;
+    answers.end(ended)
+}
+
+async fn fetch(lab: &Lab<'_>, wants: Vec<Want>) -> Result<Vec<Result<Packed, StoreError>>, super::Outcome> {
+    let mut answers = Strict::of(wants.len());
+    let ended = lab.store.fetch_packed(wants, &mut answers).await;
+    answers.end(ended)
+}
+
 async fn write(lab: &Lab<'_>, samples: &[Sample]) -> Result<Vec<Received>, super::Outcome> {
     let parcels = samples.iter().map(|sample| parcel(sample, &sample.bytes)).collect();
-    let results = lab.store.receive_packed(parcels).await;
-    if results.len() != samples.len() {
-        return fail(format!("{} blobs were sent, and {} answers came", samples.len(), results.len()));
-    }
+    let results = receive(lab, parcels).await?;
     let mut all = Vec::with_capacity(results.len());
     for (result, sample) in results.into_iter().zip(samples) {
         match result {
@@ -71,7 +120,7 @@ async fn round_trip(lab: &Lab<'_>) -> Verdict {
     if !lab.info.abilities.fetch {
         return Ok(());
     }
-    let found = lab.store.fetch_packed(samples.iter().map(want).collect()).await;
+    let found = fetch(lab, samples.iter().map(want).collect()).await?;
     for (found, sample) in found.iter().zip(&samples) {
         match found {
             Ok(Packed::Whole(bytes)) if *bytes == sample.bytes => {}
@@ -85,7 +134,7 @@ async fn round_trip(lab: &Lab<'_>) -> Verdict {
             Err(error) => return fail(format!("the packed read of {} fails: {error}", sample.blob)),
         }
     }
-    if found.len() == samples.len() { Ok(()) } else { fail(format!("{} of {} came", found.len(), samples.len())) }
+    Ok(())
 }
 
 async fn one_bad(lab: &Lab<'_>) -> Verdict {
@@ -93,7 +142,7 @@ async fn one_bad(lab: &Lab<'_>) -> Verdict {
     let samples: Vec<Sample> = (0..3).map(|_| lab.sample(1000)).collect();
     let [before, bad, after] = samples.as_slice() else { return Ok(()) };
     let parcels = vec![parcel(before, &before.bytes), parcel(bad, &bad.spoiled()), parcel(after, &after.bytes)];
-    match lab.store.receive_packed(parcels).await.as_slice() {
+    match receive(lab, parcels).await?.as_slice() {
         [Ok(_), Err(error), Ok(_)] if is_mismatch(error) => {}
         results => return fail(format!("of a good, a wrong and a good blob, the results are {results:?}")),
     }
@@ -126,7 +175,7 @@ async fn missing(lab: &Lab<'_>) -> Verdict {
     }
     let absent = lab.sample(1000);
     let wants = [&absent, &small, &large, &small].map(want).into();
-    let found = lab.store.fetch_packed(wants).await;
+    let found = fetch(lab, wants).await?;
     let is_small = |found: &Result<Packed, StoreError>| matches!(found, Ok(Packed::Whole(b)) if *b == small.bytes);
     match found.as_slice() {
         [Err(error), first, Ok(Packed::TooLarge { size }), second]

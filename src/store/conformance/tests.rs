@@ -3,7 +3,7 @@
 use super::{Outcome, assert_passes, run};
 use crate::blob::{BlobMeta, BlobRef};
 use crate::store::memory::MemoryStore;
-use crate::store::packed::{MAX_PACKED_BYTES, Packed, Parcel, Want, fetch_each, receive_each};
+use crate::store::packed::{Answers, MAX_PACKED_BYTES, Packed, Parcel, Want, fetch_each, receive_each};
 use crate::store::{
     ByteRange, ByteStream, EnumerateRange, Enumeration, Fetched, PeerKind, Put, Received, Store, StoreError, StoreInfo,
 };
@@ -49,6 +49,10 @@ enum Fault {
     Forgetful,
     /// Is no store.
     Replicator,
+    /// Answers the first blob of a pack once more.
+    AnswersTwice,
+    /// Leaves the last blob of a pack without an answer.
+    LeavesOneOut,
 }
 
 struct Faulty {
@@ -119,12 +123,28 @@ impl Store for Faulty {
         }
     }
 
-    async fn receive_packed(&self, parcels: Vec<Parcel>) -> Vec<Result<Received, StoreError>> {
-        receive_each(self, parcels).await
+    async fn receive_packed(
+        &self,
+        mut parcels: Vec<Parcel>,
+        answers: &mut dyn Answers<Received>,
+    ) -> Result<(), StoreError> {
+        match self.fault {
+            Fault::AnswersTwice => receive_each(self, parcels[..1].to_vec(), answers).await,
+            Fault::LeavesOneOut => drop(parcels.pop()),
+            _ => {}
+        }
+        receive_each(self, parcels, answers).await;
+        Ok(())
     }
 
-    async fn fetch_packed(&self, wants: Vec<Want>) -> Vec<Result<Packed, StoreError>> {
-        fetch_each(self, wants, MAX_PACKED_BYTES).await
+    async fn fetch_packed(&self, mut wants: Vec<Want>, answers: &mut dyn Answers<Packed>) -> Result<(), StoreError> {
+        match self.fault {
+            Fault::AnswersTwice => fetch_each(self, wants[..1].to_vec(), MAX_PACKED_BYTES, answers).await,
+            Fault::LeavesOneOut => drop(wants.pop()),
+            _ => {}
+        }
+        fetch_each(self, wants, MAX_PACKED_BYTES, answers).await;
+        Ok(())
     }
 
     async fn enumerate(&self, mut range: EnumerateRange) -> Result<Enumeration, StoreError> {
@@ -189,6 +209,8 @@ async fn every_fault_is_noticed_by_its_rule() {
         (Fault::Miscounts, &["enumerate.whole", "enumerate.empty"]),
         (Fault::Forgetful, &["info"]),
         (Fault::Replicator, &["info"]),
+        (Fault::AnswersTwice, &["packed.round_trip", "packed.missing"]),
+        (Fault::LeavesOneOut, &["packed.round_trip", "packed.one_bad", "packed.missing"]),
     ];
     for (fault, rules) in faults {
         let store = Faulty { inner: MemoryStore::new(1 << 30), fault: *fault };

@@ -1,20 +1,25 @@
 //! Packs of small blobs, to and from a peer.
 //!
-//! A call of the port is one stream: its messages go out as the peer takes them, while the results are read. Results come
-//! in any order, each exactly once and only for what was sent; anything else breaks the protocol. What is still open when
-//! the stream ends, however it ends, has the end as its error: it is unknown, and safe to send again.
+//! A call of the port is one stream: its messages go out as the peer takes them, while the results are read and handed on.
+//! Results come in any order, each exactly once and only for what was sent; anything else breaks the protocol. What is still
+//! open when the stream ends, however it ends, is unknown, and safe to send again.
 
 use super::{RemoteStore, disposition, guarded, parse_ref, reader, receiver, stated};
 use crate::blob::{BlobRef, Mismatch};
 use crate::grpc::{item_error, peer_error};
 use crate::pb::v1;
-use crate::store::packed::{PACK_BYTES, PACK_ITEMS, Packed, Parcel, Want, fetch_each, packs, receive_each};
+use crate::store::packed::{
+    Answers, MAX_PACKED_BYTES, PACK_BYTES, PACK_ITEMS, Packed, Parcel, Want, fetch_each, packs, receive_each,
+};
 use crate::store::{Received, StoreError};
 use crate::telemetry::TraceContext;
 use futures::stream;
 use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
+use tokio::sync::oneshot;
 use tonic::{Request, Status, Streaming};
 use v1::fetched_blob::Result as Found;
 
@@ -23,20 +28,22 @@ pub(super) const MESSAGE_BYTES: usize = PACK_BYTES + PACK_ITEMS * 1024;
 
 type Outcome<T> = Result<T, StoreError>;
 
-/// The answers to one stream's items.
-struct Answers<T> {
+/// What one stream's items still lack.
+struct Open<'a, T> {
     method: &'static str,
     blobs: Vec<BlobRef>,
     // How many items went out; none beyond them can have been answered.
     sent: Arc<AtomicUsize>,
-    outcomes: Vec<Option<Outcome<T>>>,
-    open: usize,
+    // By item.
+    answered: Vec<bool>,
+    left: usize,
+    answers: &'a mut dyn Answers<T>,
 }
 
-impl<T> Answers<T> {
-    fn new(method: &'static str, blobs: Vec<BlobRef>) -> Self {
-        let open = blobs.len();
-        Self { method, outcomes: blobs.iter().map(|_| None).collect(), blobs, sent: Arc::default(), open }
+impl<'a, T> Open<'a, T> {
+    fn new(method: &'static str, blobs: Vec<BlobRef>, answers: &'a mut dyn Answers<T>) -> Self {
+        let left = blobs.len();
+        Self { method, answered: vec![false; left], blobs, sent: Arc::default(), left, answers }
     }
 
     /// The blob of an item that may be answered now.
@@ -46,41 +53,41 @@ impl<T> Answers<T> {
             return Err(StoreError::Protocol(format!("{method} answered without an item's number")));
         };
         let at = usize::try_from(number).ok().filter(|at| *at < self.sent.load(Ordering::Acquire));
-        match at.and_then(|at| Some((at, *self.blobs.get(at)?, self.outcomes.get(at)?))) {
-            Some((at, blob, None)) => Ok((at, blob)),
-            Some((_, _, Some(_))) => Err(StoreError::Protocol(format!("{method} answered item {number} twice"))),
+        match at.and_then(|at| Some((at, *self.blobs.get(at)?, *self.answered.get(at)?))) {
+            Some((at, blob, false)) => Ok((at, blob)),
+            Some((_, _, true)) => Err(StoreError::Protocol(format!("{method} answered item {number} twice"))),
             None => Err(StoreError::Protocol(format!("{method} answered item {number}, which was not sent"))),
         }
     }
 
-    fn set(&mut self, at: usize, outcome: Outcome<T>) {
-        self.open = self.open.saturating_sub(1);
-        if let Some(place) = self.outcomes.get_mut(at) {
-            *place = Some(outcome);
+    fn answer(&mut self, at: usize, outcome: Outcome<T>) {
+        if let Some(answered) = self.answered.get_mut(at) {
+            *answered = true;
+            self.left = self.left.saturating_sub(1);
+            self.answers.answer(at, outcome);
         }
-    }
-
-    /// All outcomes; what is open ends as the stream did.
-    fn end(self, ended: Result<(), StoreError>) -> Vec<Outcome<T>> {
-        let method = self.method;
-        let open = || match &ended {
-            Ok(()) => StoreError::Protocol(format!("{method} ended without an answer for each item")),
-            Err(StoreError::Peer(error)) => StoreError::Peer(error.clone()),
-            Err(error) => StoreError::Protocol(error.to_string()),
-        };
-        self.outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(|| Err(open()))).collect()
     }
 }
 
-/// The messages of a request stream, which count what goes out.
-fn outgoing<T: Send + 'static>(
+/// The messages of a request stream, which count what goes out, and tell when that was all.
+fn outgoing<T: Send + Unpin + 'static>(
     messages: Vec<(usize, T)>,
     sent: Arc<AtomicUsize>,
-) -> impl futures::Stream<Item = T> + Send + 'static {
-    stream::iter(messages.into_iter().map(move |(items, message)| {
+) -> (impl futures::Stream<Item = T> + Send + 'static, oneshot::Receiver<()>) {
+    let (all, all_sent) = oneshot::channel();
+    let (mut messages, mut all) = (messages.into_iter(), Some(all));
+    let stream = stream::poll_fn(move |_| {
+        let Some((items, message)) = messages.next() else {
+            if let Some(all) = all.take() {
+                // Nobody listens if the call is gone already.
+                all.send(()).ok();
+            }
+            return Poll::Ready(None);
+        };
         sent.fetch_add(items, Ordering::AcqRel);
-        message
-    }))
+        Poll::Ready(Some(message))
+    });
+    (stream, all_sent)
 }
 
 fn trace_fields(trace: Option<TraceContext>) -> (String, String) {
@@ -92,12 +99,14 @@ impl RemoteStore {
         self.packed_bytes.load(Ordering::Relaxed)
     }
 
-    pub(super) async fn receive_packs(&self, parcels: Vec<Parcel>) -> Vec<Outcome<Received>> {
+    pub(super) async fn receive_packs(&self, parcels: Vec<Parcel>, answers: &mut dyn Answers<Received>) -> Outcome<()> {
         let most = self.packed_bytes();
         if most == 0 || parcels.iter().any(|parcel| parcel.bytes.len() as u64 > most) {
-            return receive_each(self, parcels).await;
+            receive_each(self, parcels, answers).await;
+            return Ok(());
         }
-        let mut answers = Answers::new("ReceiveBlobs", parcels.iter().map(|parcel| parcel.put.blob).collect());
+        let blobs = parcels.iter().map(|parcel| parcel.put.blob).collect();
+        let mut open = Open::new("ReceiveBlobs", blobs, answers);
         let sizes: Vec<u64> = parcels.iter().map(|parcel| parcel.bytes.len() as u64).collect();
         let message = |pack: Vec<Parcel>| {
             let blobs = pack.into_iter().map(|Parcel { put, bytes, trace }| {
@@ -114,27 +123,27 @@ impl RemoteStore {
             (blobs.len(), v1::ReceiveBlobsRequest { blobs, source_store: String::new() })
         };
         let messages = packs(parcels, |parcel| parcel.bytes.len()).into_iter().map(message).collect();
-        let messages = outgoing(messages, answers.sent.clone());
+        let (messages, all_sent) = outgoing(messages, open.sent.clone());
         let mut client = receiver(self.channels.data());
         let opening = async { Ok(client.receive_blobs(Request::new(messages)).await?.into_inner()) };
-        let ended = self.each_message(answers.method, opening, |message: v1::ReceiveBlobsResponse| {
+        let take = |open: &mut Open<'_, Received>, message: v1::ReceiveBlobsResponse| {
             for result in message.results {
-                let (at, blob) = answers.blob(result.item)?;
+                let (at, blob) = open.blob(result.item)?;
                 let size = sizes.get(at).copied().unwrap_or_default();
-                answers.set(at, received(result, blob, size));
+                open.answer(at, received(result, blob, size));
             }
-            Ok(answers.open == 0)
-        });
-        let ended = ended.await;
-        answers.end(ended)
+            Ok(())
+        };
+        self.each_message(&mut open, opening, all_sent, take).await
     }
 
-    pub(super) async fn fetch_packs(&self, wants: Vec<Want>) -> Vec<Outcome<Packed>> {
+    pub(super) async fn fetch_packs(&self, wants: Vec<Want>, answers: &mut dyn Answers<Packed>) -> Outcome<()> {
         let most = self.packed_bytes();
         if most == 0 {
-            return fetch_each(self, wants, crate::store::packed::MAX_PACKED_BYTES).await;
+            fetch_each(self, wants, MAX_PACKED_BYTES, answers).await;
+            return Ok(());
         }
-        let mut answers = Answers::new("FetchBlobs", wants.iter().map(|want| want.blob).collect());
+        let mut open = Open::new("FetchBlobs", wants.iter().map(|want| want.blob).collect(), answers);
         let message = |pack: Vec<Want>| {
             let blobs = pack.into_iter().map(|Want { blob, trace }| {
                 let (traceparent, tracestate) = trace_fields(trace);
@@ -144,43 +153,63 @@ impl RemoteStore {
             (blobs.len(), v1::FetchBlobsRequest { blobs })
         };
         let messages = packs(wants, |_| 0).into_iter().map(message).collect();
-        let messages = outgoing(messages, answers.sent.clone());
+        let (messages, all_sent) = outgoing(messages, open.sent.clone());
         let mut client = reader(self.channels.data());
         let opening = async { Ok(client.fetch_blobs(Request::new(messages)).await?.into_inner()) };
-        let ended = self.each_message(answers.method, opening, |message: v1::FetchBlobsResponse| {
+        let take = |open: &mut Open<'_, Packed>, message: v1::FetchBlobsResponse| {
             for found in message.blobs {
-                let (at, blob) = answers.blob(found.item)?;
-                answers.set(at, fetched(found, blob, most)?);
+                let (at, blob) = open.blob(found.item)?;
+                open.answer(at, fetched(found, blob, most)?);
             }
-            Ok(answers.open == 0)
-        });
-        let ended = ended.await;
-        answers.end(ended)
+            Ok(())
+        };
+        self.each_message(&mut open, opening, all_sent, take).await
     }
 
-    /// Hands every message of an answer to `take`, until that has all, fails, or the stream ends.
-    async fn each_message<T: Default + prost::Message + 'static>(
+    /// Hands every message of an answer to `take`, until all is answered, it fails, or the stream ends.
+    async fn each_message<T, M: Default + prost::Message + 'static>(
         &self,
-        method: &'static str,
-        opening: impl Future<Output = Result<Streaming<T>, Status>> + Send,
-        mut take: impl FnMut(T) -> Outcome<bool> + Send,
-    ) -> Result<(), StoreError> {
-        // An error of the stream is nobody's blob's.
-        let mut messages = match self.answer(method, None, opening).await {
-            Err(StoreError::Peer(error)) => return Err(StoreError::Peer(error)),
-            opened => opened?,
-        };
-        loop {
-            match guarded(messages.message()).await {
-                Ok(Some(message)) => {
-                    if take(message)? {
-                        return Ok(());
+        open: &mut Open<'_, T>,
+        opening: impl Future<Output = Result<Streaming<M>, Status>> + Send,
+        all_sent: oneshot::Receiver<()>,
+        mut take: impl FnMut(&mut Open<'_, T>, M) -> Outcome<()> + Send,
+    ) -> Outcome<()> {
+        let method = open.method;
+        let (mut all_sent, mut is_told) = (pin!(all_sent), false);
+        let mut opening = pin!(self.answer(method, None, opening));
+        let mut messages = loop {
+            tokio::select! {
+                biased;
+                opened = &mut opening => break opened?,
+                sent = &mut all_sent, if !is_told => {
+                    is_told = true;
+                    if sent.is_ok() {
+                        open.answers.all_sent();
                     }
                 }
-                Ok(None) => return Ok(()),
-                Err(status) => return Err(StoreError::Peer(peer_error(&status))),
+            }
+        };
+        while open.left > 0 {
+            tokio::select! {
+                biased;
+                message = guarded(messages.message()) => match message {
+                    Ok(Some(message)) => take(open, message)?,
+                    Ok(None) => {
+                        let message = format!("{method} ended without an answer for each item");
+                        return Err(StoreError::Protocol(message));
+                    }
+                    // An error of the stream is nobody's blob's.
+                    Err(status) => return Err(StoreError::Peer(peer_error(&status))),
+                },
+                sent = &mut all_sent, if !is_told => {
+                    is_told = true;
+                    if sent.is_ok() {
+                        open.answers.all_sent();
+                    }
+                }
             }
         }
+        Ok(())
     }
 }
 

@@ -4,7 +4,7 @@ use super::RemoteStore;
 use crate::blob::{BlobRef, DigestFunction, Mismatch};
 use crate::grpc::{PeerEndpoint, ServeSettings, serve};
 use crate::pb::v1;
-use crate::store::packed::{Packed, Parcel, Want};
+use crate::store::packed::{Answers, Packed, Parcel, Want, fetch_all, receive_all};
 use crate::store::{ByteRange, Disposition, EnumerateEnd, EnumerateRange, PeerKind, Put, Received, Store, StoreError};
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -13,6 +13,7 @@ use futures::{StreamExt, stream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -33,6 +34,18 @@ struct Rogue {
     pages: Vec<v1::EnumerateBlobsResponse>,
     results: Vec<Result<v1::ReceiveBlobsResponse, Status>>,
     found: Vec<Result<v1::FetchBlobsResponse, Status>>,
+    /// Keeps the streams of packs open when it has said all.
+    lingers: bool,
+}
+
+impl Rogue {
+    fn packs<T: Clone + Send + 'static>(
+        &self,
+        messages: &[Result<T, Status>],
+    ) -> BoxStream<'static, Result<T, Status>> {
+        let messages = stream::iter(messages.to_vec());
+        if self.lingers { messages.chain(stream::pending()).boxed() } else { messages.boxed() }
+    }
 }
 
 #[async_trait]
@@ -45,7 +58,7 @@ impl BlobReceiverService for Rogue {
     ) -> Result<Response<Self::ReceiveBlobsStream>, Status> {
         let mut messages = request.into_inner();
         while !self.hasty && messages.message().await?.is_some() {}
-        Ok(Response::new(stream::iter(self.results.clone()).boxed()))
+        Ok(Response::new(self.packs(&self.results)))
     }
 
     async fn get_peer_info(
@@ -85,7 +98,7 @@ impl BlobReaderService for Rogue {
     ) -> Result<Response<Self::FetchBlobsStream>, Status> {
         let mut messages = request.into_inner();
         while !self.hasty && messages.message().await?.is_some() {}
-        Ok(Response::new(stream::iter(self.found.clone()).boxed()))
+        Ok(Response::new(self.packs(&self.found)))
     }
 
     async fn enumerate_blobs(
@@ -387,7 +400,7 @@ async fn send_pack(results: Vec<v1::PackedResult>, end: Option<Status>) -> Vec<R
     messages.extend(end.map(Err));
     let (store, _up) = facing(Rogue { results: messages, ..packer() }).await;
     store.info().await.unwrap();
-    let results = store.receive_packed(parcels()).await;
+    let results = receive_all(&store, parcels()).await;
     assert_eq!(results.len(), 2);
     results
 }
@@ -425,6 +438,64 @@ async fn what_a_broken_pack_left_open_has_the_break_as_its_error() {
     assert!(protocol(results.remove(0)).contains("size"));
 }
 
+/// What came of a pack so far, and whether it is all sent.
+struct Heard {
+    answered: Vec<usize>,
+    all_sent: bool,
+    // A permit for each.
+    news: Arc<Semaphore>,
+}
+
+impl Heard {
+    fn nothing() -> Self {
+        Self { answered: Vec::new(), all_sent: false, news: Arc::new(Semaphore::new(0)) }
+    }
+}
+
+impl Answers<Received> for Heard {
+    fn answer(&mut self, at: usize, _: Result<Received, StoreError>) {
+        self.answered.push(at);
+        self.news.add_permits(1);
+    }
+
+    fn all_sent(&mut self) {
+        assert!(!self.all_sent, "told twice");
+        self.all_sent = true;
+        self.news.add_permits(1);
+    }
+}
+
+#[tokio::test]
+async fn answers_to_a_pack_are_handed_on_as_they_come_and_that_it_is_all_sent() {
+    let results = v1::ReceiveBlobsResponse { results: vec![stored(Some(1), b"world")], backlogs: Vec::new() };
+    let (store, _up) = facing(Rogue { results: vec![Ok(results)], lingers: true, ..packer() }).await;
+    store.info().await.unwrap();
+    let mut heard = Heard::nothing();
+    let news = heard.news.clone();
+    tokio::select! {
+        ended = store.receive_packed(parcels(), &mut heard) => panic!("{ended:?}"),
+        both = news.acquire_many(2) => drop(both.unwrap()),
+    }
+    assert_eq!((heard.answered, heard.all_sent), (vec![1], true));
+}
+
+#[tokio::test]
+async fn a_pack_that_is_not_taken_is_not_called_sent() {
+    // More than a stream's window, and a peer that answers nothing and reads nothing.
+    let bytes = Bytes::from(vec![7; 1000]);
+    let parcel = |_| Parcel {
+        put: Put { blob: DigestFunction::Sha256.ref_of(&bytes), size: None, replace: false },
+        bytes: bytes.clone(),
+        trace: None,
+    };
+    let (store, _up) = facing(Rogue { hasty: true, lingers: true, ..packer() }).await;
+    store.info().await.unwrap();
+    let mut heard = Heard::nothing();
+    let sending = store.receive_packed((0..20_000).map(parcel).collect(), &mut heard);
+    assert!(tokio::time::timeout(Duration::from_millis(500), sending).await.is_err());
+    assert!(!heard.all_sent && heard.answered.is_empty());
+}
+
 #[tokio::test]
 async fn a_packed_read_that_breaks_the_protocol_is_named() {
     let want = |bytes: &[u8]| Want { blob: DigestFunction::Sha256.ref_of(bytes), trace: None };
@@ -437,7 +508,7 @@ async fn a_packed_read_that_breaks_the_protocol_is_named() {
         let rogue = Rogue { found: vec![Ok(v1::FetchBlobsResponse { blobs })], ..packer() };
         let (store, _up) = facing(rogue).await;
         store.info().await.unwrap();
-        store.fetch_packed(vec![want(b"hello"), want(b"world")]).await
+        fetch_all(&store, vec![want(b"hello"), want(b"world")]).await
     };
     let mut good = ask(vec![whole(1, b"world"), whole(0, b"hello")]).await;
     assert_eq!(good.remove(0).unwrap(), Packed::Whole(Bytes::from_static(b"hello")));

@@ -1,7 +1,7 @@
 //! A store that can only be listed and asked, with every kind of trouble at a given page.
 
 use crate::blob::{BlobMeta, BlobRef, DigestFunction};
-use crate::store::packed::{MAX_PACKED_BYTES, Packed, Parcel, Want, fetch_each, receive_each};
+use crate::store::packed::{Answers, MAX_PACKED_BYTES, Packed, Parcel, Want, fetch_each, receive_each};
 use crate::store::{
     Abilities, ByteRange, ByteStream, EnumerateEnd, EnumeratePage, EnumerateRange, Enumeration, Fetched, PeerError,
     PeerKind, Put, Received, Store, StoreError, StoreInfo,
@@ -83,7 +83,7 @@ fn meta(number: u64, size: u64) -> BlobMeta {
 }
 
 pub(crate) fn unavailable() -> StoreError {
-    StoreError::Peer(PeerError { code: tonic::Code::Unavailable, reason: None, message: "connection lost".into() })
+    PeerError::bare(tonic::Code::Unavailable, "connection lost").into()
 }
 
 struct Stream {
@@ -225,12 +225,18 @@ impl Store for Shared {
         Err(StoreError::Unsupported("receive"))
     }
 
-    async fn receive_packed(&self, parcels: Vec<Parcel>) -> Vec<Result<Received, StoreError>> {
-        receive_each(self, parcels).await
+    async fn receive_packed(
+        &self,
+        parcels: Vec<Parcel>,
+        answers: &mut dyn Answers<Received>,
+    ) -> Result<(), StoreError> {
+        receive_each(self, parcels, answers).await;
+        Ok(())
     }
 
-    async fn fetch_packed(&self, wants: Vec<Want>) -> Vec<Result<Packed, StoreError>> {
-        fetch_each(self, wants, MAX_PACKED_BYTES).await
+    async fn fetch_packed(&self, wants: Vec<Want>, answers: &mut dyn Answers<Packed>) -> Result<(), StoreError> {
+        fetch_each(self, wants, MAX_PACKED_BYTES, answers).await;
+        Ok(())
     }
 
     async fn enumerate(&self, range: EnumerateRange) -> Result<Enumeration, StoreError> {

@@ -3,10 +3,10 @@
 //! A peer's error in a pack says nothing of any single blob in it: nobody is charged for it. All that were not answered
 //! are released as suspects, and go alone next, where the one that draws the error is found out.
 
-use super::{Attempt, Verdict, confirmed};
+use super::{Attempt, Verdict, confirmed, is_of_the_entry};
 use crate::breaker::Reason;
 use crate::copy::{CopyError, PackEnd};
-use crate::fault::{Blame, Side};
+use crate::fault::Side;
 use crate::queue::{Claim, Outcome, Seq};
 use crate::telemetry::Span;
 use crate::worker::attempt::FinishedPack;
@@ -71,7 +71,8 @@ impl Worker {
                 }
                 PackEnd::Ended(Err(error)) => error,
             };
-            if let Blame::Peer(side) = error.blame() {
+            if !is_of_the_entry(&error) {
+                let side = error.side;
                 let Failures(first, entries) = &mut peers[usize::from(side == Side::Destination)];
                 entries.push(entry.seq);
                 if first.is_none() {

@@ -11,8 +11,8 @@ use anyhow::{Context as _, Result, ensure};
 use blobferry::blob::DigestFunction;
 use blobferry::pb::v1 as pb;
 use blobferry::store::disk::DiskStore;
-use blobferry::store::packed::Parcel;
-use blobferry::store::{Put, Store as _};
+use blobferry::store::packed::{Parcel, receive_all};
+use blobferry::store::Put;
 use bytes::Bytes;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -78,7 +78,7 @@ async fn fill(path: &Path, blobs: u64) -> Result<()> {
             Parcel { put: Put { blob, size: Some(bytes.len() as u64), replace: false }, bytes, trace: None }
         };
         let parcels = (at..blobs.min(at + WRITE)).map(parcel).collect();
-        for received in store.receive_packed(parcels).await {
+        for received in receive_all(&store, parcels).await {
             received?;
         }
         at += WRITE;
