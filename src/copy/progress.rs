@@ -248,7 +248,7 @@ impl Progress {
 mod tests {
     use super::{Progress, Side, Stage};
     use std::time::Duration;
-    use tokio::time::{Instant, sleep};
+    use tokio::time::{Instant, sleep, timeout};
 
     #[tokio::test(start_paused = true)]
     async fn since_when_a_confirmation_is_awaited_outlives_answers_and_ends_with_the_stage() {
@@ -258,7 +258,7 @@ mod tests {
         assert_eq!(confirming(), None);
         progress.confirming();
         // The permit of the news is kept for a watcher that was busy.
-        progress.news().await;
+        timeout(Duration::from_secs(60), progress.news()).await.unwrap();
         sleep(Duration::from_secs(2)).await;
         progress.wait_for(Side::Destination);
         sleep(Duration::from_secs(3)).await;

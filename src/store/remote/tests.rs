@@ -474,7 +474,7 @@ async fn answers_to_a_pack_are_handed_on_as_they_come_and_that_it_is_all_sent() 
     let news = heard.news.clone();
     tokio::select! {
         ended = store.receive_packed(parcels(), &mut heard) => panic!("{ended:?}"),
-        both = news.acquire_many(2) => drop(both.unwrap()),
+        both = tokio::time::timeout(Duration::from_secs(20), news.acquire_many(2)) => drop(both.unwrap().unwrap()),
     }
     assert_eq!((heard.answered, heard.all_sent), (vec![1], true));
 }
