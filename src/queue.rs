@@ -24,7 +24,7 @@ pub mod model;
 pub mod rocks;
 pub mod storage;
 #[cfg(test)]
-mod suite;
+pub(crate) mod suite;
 
 use crate::blob::BlobRef;
 use crate::failpoint::Injected;
@@ -120,6 +120,29 @@ pub struct Misses {
     pub lasted: Duration,
 }
 
+/// How much failures weigh for their entry, in thousandths of an answer about its blob. Who decides it is the worker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Weight(pub u32);
+
+impl Weight {
+    /// An answer about the blob itself.
+    pub const ONE: Self = Self(1000);
+
+    /// This part of [`ONE`](Self::ONE), from 0 to 1.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "from 0 to 1000, as it is clamped")]
+    pub fn of(part: f64) -> Self {
+        Self((part.clamp(0.0, 1.0) * f64::from(Self::ONE.0)).round() as u32)
+    }
+}
+
+impl std::ops::Add for Weight {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self(self.0.saturating_add(other.0))
+    }
+}
+
 /// A blob that is to be copied along a route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -137,10 +160,12 @@ pub struct Entry {
     pub enqueue_time: SystemTime,
     /// When it may be tried next; for a ready entry, when it was pushed.
     pub due_time: SystemTime,
-    /// Attempts that were charged to it since it was pushed or revived.
+    /// Attempts that failed since it was pushed or revived, whatever they weighed.
     pub attempts: u32,
     /// Those among them that did not find the blob at its source.
     pub misses: Misses,
+    /// What its failures weighed since then, in all.
+    pub weight: Weight,
     /// Why the last attempt failed, if one did.
     pub failure: Option<Failure>,
     /// The trace context of the announcement.
@@ -154,8 +179,8 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// One attempt more, its failure with the entry's history carried on; what queues do when a settlement says so.
-    pub fn charge(&mut self, failure: &Failure, longest_backoff: Duration) {
+    /// One failed attempt more, its failure with the entry's history carried on; what queues do when a settlement says so.
+    pub fn fail(&mut self, failure: &Failure, weight: Weight, longest_backoff: Duration) {
         let before = self.failure.as_ref();
         if failure.kind == FaultKind::MissingAtSource {
             let missed = before.filter(|before| self.attempts > 0 && before.kind == FaultKind::MissingAtSource);
@@ -167,12 +192,14 @@ impl Entry {
         let (first, count) = before.map_or((failure.first, 0), |before| (before.first, before.count));
         self.failure = Some(Failure { first, count: count.saturating_add(1), ..failure.clone() });
         self.attempts = self.attempts.saturating_add(1);
+        self.weight = self.weight + weight;
     }
 
-    /// Its charged attempts are forgiven, as when it is revived; its history stays.
+    /// Its failed attempts are forgiven, as when it is revived; its history stays.
     pub fn forgive(&mut self) {
         self.attempts = 0;
         self.misses = Misses::default();
+        self.weight = Weight::default();
     }
 }
 
@@ -235,17 +262,21 @@ pub enum Outcome {
         /// The next hops.
         chained: Vec<Push>,
     },
-    /// The entry is charged an attempt and tried again at `due`.
+    /// The attempt failed, and the entry is tried again at `due`.
     Retry {
         /// When; at most the longest backoff ahead.
         due: SystemTime,
         /// Why. `first` and `count` are carried on from the entry's history by the queue.
         failure: Failure,
+        /// What it weighs.
+        weight: Weight,
     },
-    /// The entry is charged an attempt and given up until someone revives it.
+    /// The attempt failed, and the entry is given up until someone revives it.
     Park {
         /// Why.
         failure: Failure,
+        /// What it weighs.
+        weight: Weight,
     },
     /// The entry is removed without being copied, as configured or as an operator said. Counted, never silent.
     Discard,
@@ -288,6 +319,50 @@ impl fmt::Debug for Claim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Claim").field(&self.entry).finish()
     }
+}
+
+/// Which entries of a lane to claim.
+///
+/// An entry is in the retry order once it failed, was revived, or succeeds another; until then it is *new*. A claim that was
+/// released stands first in the order that it belongs to. A claim out of order leaves a hole that the others skip.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum ClaimOrder {
+    /// New ones by sequence, from the head of the lane.
+    Oldest,
+    /// Those in the retry order that are due, by due time. One due further ahead than the longest backoff is due.
+    Due,
+    /// New ones, from the last sequence backward.
+    Newest,
+    /// New ones behind this sequence, ascending.
+    After(Seq),
+    /// New ones before this sequence, descending.
+    Before(Seq),
+    /// New ones, ascending from this part of the lane's span of sequences on, from 0 to 1.
+    From(f64),
+}
+
+/// A request for claims.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ClaimRequest {
+    /// The route.
+    pub route: RouteId,
+    /// The lane.
+    pub lane: Lane,
+    /// Which of its entries.
+    pub order: ClaimOrder,
+    /// How many at most.
+    pub max: usize,
+    /// The time by which what is due is due.
+    pub now: SystemTime,
+}
+
+/// What a request for claims brought.
+#[derive(Debug, Default)]
+pub struct Claimed {
+    /// The claims, in the order that was asked for.
+    pub claims: Vec<Claim>,
+    /// In [`ClaimOrder::Due`], and where there were fewer than asked for: when the next entry of the lane is due.
+    pub next_due: Option<SystemTime>,
 }
 
 /// A number of entries and their size.
@@ -378,10 +453,9 @@ pub trait Queue: Send + Sync + 'static {
     /// Pushes all of these, and writes the state with them, in one durable write. Results stand in the order of `pushes`.
     async fn push(&self, pushes: Vec<Push>, state: Vec<StateWrite>) -> Result<Vec<Pushed>, QueueError>;
 
-    /// Claims up to `max` entries of a lane that may be tried at `now`: released ones first, then retrying ones by due time
-    /// and ready ones by sequence, half and half where there are both, so that failures never hold up the others. Empty:
-    /// nothing to do before the next change or due time.
-    async fn claim(&self, route: RouteId, lane: Lane, max: usize, now: SystemTime) -> Result<Vec<Claim>, QueueError>;
+    /// Claims entries of a lane, as many as are asked for and may be tried in this order. Fewer: there are no more in it
+    /// before the next change or due time.
+    async fn claim(&self, request: ClaimRequest) -> Result<Claimed, QueueError>;
 
     /// Ends claims, all in one durable write. On an error every one of them is released.
     async fn settle(&self, settled: Vec<(Claim, Outcome)>) -> Result<(), QueueError>;

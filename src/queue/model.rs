@@ -12,8 +12,8 @@ use crate::blob::BlobRef;
 use crate::queue::damage::{Condition, REASON_NEW, Trouble, sync_needed};
 use crate::queue::lookup::{Completion, DiscardedBy};
 use crate::queue::{
-    Claim, Entry, Lane, LaneCounts, Oldest, Outcome, Push, Pushed, Queue, QueueError, RouteCounts, RouteId, State,
-    StateWrite, SyncId, SyncTally, Tally,
+    Claim, ClaimOrder, ClaimRequest, Claimed, Entry, Lane, LaneCounts, Oldest, Outcome, Push, Pushed, Queue,
+    QueueError, RouteCounts, RouteId, Seq, State, StateWrite, SyncId, SyncTally, Tally,
 };
 use async_trait::async_trait;
 use std::collections::{BTreeMap, BTreeSet};
@@ -77,8 +77,6 @@ struct Inner {
     durable: Durable,
     claimed: BTreeSet<u64>,
     released: BTreeSet<u64>,
-    /// Lanes in which ready entries get the larger half of the next claims.
-    ready_turns: BTreeSet<(RouteId, Lane)>,
     /// How often the claims were forgotten; older claims mean nothing any more.
     life: u64,
     watches: BTreeMap<RouteId, watch::Sender<u64>>,
@@ -97,7 +95,6 @@ impl ModelQueue {
         let mut inner = self.lock();
         inner.claimed.clear();
         inner.released.clear();
-        inner.ready_turns.clear();
         inner.life += 1;
         inner.wake_all();
     }
@@ -106,7 +103,6 @@ impl ModelQueue {
     pub fn reopen(&self) {
         let mut inner = self.lock();
         inner.released.clear();
-        inner.ready_turns.clear();
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -121,41 +117,46 @@ impl Inner {
         }
     }
 
-    fn claimable(
-        &self,
-        (route, lane): (RouteId, Lane),
-        max: usize,
-        now: SystemTime,
-        max_backoff: Duration,
-    ) -> Vec<u64> {
-        let free = |(seq, item): &(&u64, &Item)| {
-            item.entry.route == route
-                && item.entry.lane == lane
-                && !self.claimed.contains(seq)
-                && !self.released.contains(seq)
-        };
-        let released = self.released.iter().filter(|seq| {
-            self.durable.items.get(seq).is_some_and(|item| item.entry.route == route && item.entry.lane == lane)
-        });
-        let due = |due: SystemTime| due <= now || due > now + max_backoff;
-        let mut timed: Vec<_> = self
+    /// What a request may claim, and when the next entry of the retry order is due.
+    fn claimable(&self, request: &ClaimRequest, max_backoff: Duration) -> (Vec<u64>, Option<SystemTime>) {
+        let ClaimRequest { route, lane, order, max, now } = *request;
+        let line = if order == ClaimOrder::Due { Line::Timed } else { Line::New };
+        let of_line = |item: &Item| item.entry.route == route && item.entry.lane == lane && item.line == line;
+        let free = self
             .durable
             .items
             .iter()
-            .filter(free)
-            .filter(|(_, item)| item.line == Line::Timed && due(item.entry.due_time))
-            .map(|(seq, item)| (item.entry.due_time, seq))
-            .collect();
-        timed.sort();
-        let mut timed = timed.into_iter().map(|(_, seq)| *seq);
-        let new = self.durable.items.iter().filter(free).filter(|(_, item)| item.line == Line::New);
-        let mut found: Vec<u64> = released.copied().take(max).collect();
-        let room = max - found.len();
-        let half = if self.ready_turns.contains(&(route, lane)) { room / 2 } else { room.div_ceil(2) };
-        found.extend(timed.by_ref().take(half));
-        found.extend(new.map(|(seq, _)| *seq).take(max - found.len()));
-        found.extend(timed.take(max - found.len()));
-        found
+            .filter(|(seq, item)| of_line(item) && !self.claimed.contains(seq) && !self.released.contains(seq));
+        let released = self.released.iter().filter(|seq| self.durable.items.get(seq).is_some_and(of_line)).copied();
+        let is_due = |due: SystemTime| due <= now || due > now + max_backoff;
+        let new: Vec<u64> = free.clone().map(|(seq, _)| *seq).collect();
+        let found: Vec<u64> = match order {
+            ClaimOrder::Oldest => released.chain(new).collect(),
+            ClaimOrder::Due => {
+                let due = free.clone().map(|(seq, item)| (item.entry.due_time, *seq)).filter(|(due, _)| is_due(*due));
+                // What is due further ahead than anything may be comes last.
+                let mut due: Vec<_> = due.map(|(due, seq)| (due > now, due, seq)).collect();
+                due.sort_unstable();
+                released.chain(due.into_iter().map(|(_, _, seq)| seq)).collect()
+            }
+            ClaimOrder::Newest => new.into_iter().rev().collect(),
+            ClaimOrder::After(Seq(after)) => new.into_iter().filter(|seq| *seq > after).collect(),
+            ClaimOrder::Before(Seq(before)) => new.into_iter().rev().filter(|seq| *seq < before).collect(),
+            // Where exactly a part of the span lies is for each queue to say.
+            ClaimOrder::From(part) => {
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    clippy::cast_precision_loss,
+                    reason = "a place somewhere in a list of some thousands"
+                )]
+                let skipped = (part * new.len() as f64) as usize;
+                new.into_iter().skip(skipped).collect()
+            }
+        };
+        let next_due = free.map(|(_, item)| item.entry.due_time).filter(|due| !is_due(*due)).min();
+        let next_due = next_due.filter(|_| order == ClaimOrder::Due && found.len() < max);
+        (found.into_iter().take(max).collect(), next_due)
     }
 }
 
@@ -212,12 +213,9 @@ impl Queue for ModelQueue {
         pushed
     }
 
-    async fn claim(&self, route: RouteId, lane: Lane, max: usize, now: SystemTime) -> Result<Vec<Claim>, QueueError> {
+    async fn claim(&self, request: ClaimRequest) -> Result<Claimed, QueueError> {
         let mut inner = self.lock();
-        let seqs = inner.claimable((route, lane), max, now, self.max_backoff);
-        if !inner.ready_turns.remove(&(route, lane)) {
-            inner.ready_turns.insert((route, lane));
-        }
+        let (seqs, next_due) = inner.claimable(&request, self.max_backoff);
         let life = inner.life;
         let mut claims = Vec::new();
         for seq in seqs {
@@ -233,7 +231,7 @@ impl Queue for ModelQueue {
                 }
             }));
         }
-        Ok(claims)
+        Ok(Claimed { claims, next_due })
     }
 
     async fn settle(&self, settled: Vec<(Claim, Outcome)>) -> Result<(), QueueError> {

@@ -69,8 +69,8 @@ use crate::failpoint::{self, Point};
 use crate::metrics::CommitMetrics;
 use crate::queue::damage::{Condition, Trouble};
 use crate::queue::{
-    Claim, Lane, Oldest, Outcome, Push, Pushed, Queue, QueueError, RouteCounts, RouteId, State, StateWrite, SyncId,
-    SyncTally,
+    Claim, ClaimRequest, Claimed, Oldest, Outcome, Push, Pushed, Queue, QueueError, RouteCounts, RouteId, State,
+    StateWrite, SyncId, SyncTally,
 };
 use async_trait::async_trait;
 use request::Request;
@@ -251,16 +251,16 @@ impl Queue for RocksQueue {
         Ok(pushed)
     }
 
-    async fn claim(&self, route: RouteId, lane: Lane, max: usize, now: SystemTime) -> Result<Vec<Claim>, QueueError> {
+    async fn claim(&self, request: ClaimRequest) -> Result<Claimed, QueueError> {
         let sender = self.sender()?;
         self.read(move |shared| {
             failpoint::hit(Point::QueueClaim)?;
-            let (claims, rows) = shared.claim(route, lane, max, now)?;
+            let (claimed, rows) = shared.claim(&request)?;
             failpoint::hit(Point::QueueClaimed)?;
             if !rows.is_empty() && sender.blocking_send(Request::Aside { rows }).is_err() {
                 tracing::warn!("the queue closed before unreadable rows were set aside; they will be met again");
             }
-            Ok(claims)
+            Ok(claimed)
         })
         .await
     }

@@ -26,8 +26,8 @@ use crate::queue::drop::DropEntries;
 use crate::queue::failures::Failures;
 use crate::queue::lookup::Lookup;
 use crate::queue::{
-    Claim, Failure, Lane, Misses, Oldest, Origin, Outcome, Push, Pushed, Queue, QueueError, RouteCounts, RouteId,
-    State, StateWrite, SyncId, SyncTally, Tally,
+    Claim, ClaimOrder, ClaimRequest, Failure, Lane, Misses, Oldest, Origin, Outcome, Push, Pushed, Queue, QueueError,
+    RouteCounts, RouteId, Seq, State, StateWrite, SyncId, SyncTally, Tally, Weight,
 };
 use async_trait::async_trait;
 use std::sync::Arc;
@@ -86,6 +86,7 @@ macro_rules! conformance {
             ready_takes_a_push_as_done, retrying_is_hastened, parked_is_revived, claimed_gets_one_successor,
             claimed_takes_a_sync, retry_merges_the_successor, park_merges_the_successor,
             successor_waits_after_a_restart, released_claims_come_first, order_is_by_sequence_then_due, retries_hold_up_no_ready_entry,
+            new_ones_are_claimed_from_anywhere, the_next_due_time_is_told, weights_add_up_until_forgiven,
             misses_are_served_not_elapsed,
             clock_going_back_changes_no_order, far_due_times_are_due, counts_follow_every_state,
             sync_tallies_follow_every_state, state_is_written_with_the_push, settling_pushes_the_next_hops,
@@ -109,6 +110,22 @@ macro_rules! conformance {
     };
 }
 pub(crate) use conformance;
+
+/// Claims what may be tried, in whichever order: what is due first, then new ones.
+pub(crate) async fn claim_any(
+    queue: &(impl Queue + ?Sized),
+    route: RouteId,
+    lane: Lane,
+    max: usize,
+    now: SystemTime,
+) -> Result<Vec<Claim>, QueueError> {
+    let mut claims = Vec::new();
+    for order in [ClaimOrder::Due, ClaimOrder::Oldest] {
+        let max = max - claims.len();
+        claims.extend(queue.claim(ClaimRequest { route, lane, order, max, now }).await?.claims);
+    }
+    Ok(claims)
+}
 
 pub(crate) fn blob(number: u64) -> BlobRef {
     DigestFunction::Sha256.ref_of(&number.to_be_bytes())
@@ -183,11 +200,21 @@ impl Bench {
     }
 
     async fn claims(&self, lane: Lane, max: usize) -> Vec<Claim> {
-        self.queue().claim(self.route, lane, max, self.clock.now()).await.unwrap()
+        claim_any(self.queue(), self.route, lane, max, self.clock.now()).await.unwrap()
     }
 
     async fn claim(&self, lane: Lane) -> Claim {
         self.claims(lane, 1).await.pop().expect("something to claim")
+    }
+
+    fn request(&self, order: ClaimOrder, max: usize) -> ClaimRequest {
+        ClaimRequest { route: self.route, lane: Lane::Fresh, order, max, now: self.clock.now() }
+    }
+
+    /// The fresh blobs that can be claimed in this order; put back into it.
+    async fn claims_in(&self, order: ClaimOrder, max: usize) -> Vec<BlobRef> {
+        let claimed = self.queue().claim(self.request(order, max)).await.unwrap();
+        claimed.claims.iter().map(|claim| claim.entry().blob).collect()
     }
 
     /// The numbered blobs that can be claimed, in order; released again.
@@ -201,11 +228,11 @@ impl Bench {
 
     async fn retry_in(&self, claim: Claim, seconds: u64) {
         let due = self.clock.now() + Duration::from_secs(seconds);
-        self.settle(claim, Outcome::Retry { due, failure: failure(&self.clock) }).await;
+        self.settle(claim, Outcome::Retry { due, failure: failure(&self.clock), weight: Weight(0) }).await;
     }
 
     async fn park(&self, claim: Claim) {
-        self.settle(claim, Outcome::Park { failure: failure(&self.clock) }).await;
+        self.settle(claim, Outcome::Park { failure: failure(&self.clock), weight: Weight(0) }).await;
     }
 
     fn counts(&self) -> RouteCounts {
@@ -415,9 +442,10 @@ pub(crate) async fn released_claims_come_first(make: Make) {
     // Released against the order in which they were claimed.
     drop(claims.pop());
     drop(claims.remove(0));
-    assert_eq!(bench.order(Lane::Fresh).await, blobs(&[2, 4, 1, 5]));
-    // An order once released is by sequence alone.
     assert_eq!(bench.order(Lane::Fresh).await, blobs(&[1, 2, 4, 5]));
+    // In the retry order as among the new ones, and with those that stand behind them.
+    assert_eq!(bench.claims_in(ClaimOrder::Due, 9).await, blobs(&[1]));
+    assert_eq!(bench.claims_in(ClaimOrder::Oldest, 2).await, blobs(&[2, 4]));
     assert_eq!(bench.states(), [3, 1, 1, 0]);
 }
 
@@ -459,17 +487,82 @@ pub(crate) async fn retries_hold_up_no_ready_entry(make: Make) {
     for number in 21..=24 {
         bench.announce(number).await;
     }
-    // One at a time, in turn; the claims are kept.
-    let mut kept = Vec::new();
-    for _ in 0..4 {
-        kept.push(bench.claim(Lane::Fresh).await);
+    // Each order knows its own.
+    assert_eq!(bench.claims_in(ClaimOrder::Oldest, 100).await, blobs(&[21, 22, 23, 24]));
+    assert_eq!(bench.claims_in(ClaimOrder::Due, 3).await, blobs(&[1, 2, 3]));
+    assert_eq!(bench.claims(Lane::Fresh, 100).await.len(), 24);
+}
+
+pub(crate) async fn new_ones_are_claimed_from_anywhere(make: Make) {
+    let mut bench = Bench::new(make).await;
+    for number in 1..=9 {
+        bench.announce(number).await;
     }
-    let fresh = kept.iter().filter(|claim| claim.entry().failure.is_none()).count();
-    assert_eq!(fresh, 2);
-    // Several at a time, half and half, and all there are in the end.
-    let some = bench.claims(Lane::Fresh, 4).await;
-    assert_eq!(some.iter().filter(|claim| claim.entry().failure.is_none()).count(), 2);
-    assert_eq!(bench.claims(Lane::Fresh, 100).await.len(), 16);
+    let seqs: Vec<Seq> = bench.claims(Lane::Fresh, 9).await.iter().map(|claim| claim.entry().seq).collect();
+    let (first, seventh, last) = (seqs[0], seqs[6], seqs[8]);
+    for (order, max, found) in [
+        (ClaimOrder::Newest, 3, &[9, 8, 7][..]),
+        (ClaimOrder::After(seventh), 9, &[8, 9]),
+        (ClaimOrder::Before(seventh), 2, &[6, 5]),
+        (ClaimOrder::After(last), 9, &[]),
+        (ClaimOrder::Before(first), 9, &[]),
+        (ClaimOrder::From(0.0), 2, &[1, 2]),
+        (ClaimOrder::Oldest, 2, &[1, 2]),
+    ] {
+        bench.subject.restart().await;
+        assert_eq!(bench.claims_in(order, max).await, blobs(found), "{order:?}");
+    }
+    bench.subject.restart().await;
+    let late = bench.claims_in(ClaimOrder::From(0.9), 9).await;
+    assert!(!late.is_empty() && late.len() < 4 && late.last() == Some(&blob(9)), "{late:?}");
+
+    // A hole is passed by, from either side; who is put back is first at the head, and nowhere else.
+    bench.subject.restart().await;
+    let mut holes = bench.queue().claim(bench.request(ClaimOrder::Before(seventh), 2)).await.unwrap().claims;
+    assert_eq!(bench.claims_in(ClaimOrder::Newest, 9).await, blobs(&[9, 8, 7, 4, 3, 2, 1]));
+    bench.subject.restart().await;
+    drop(holes);
+    holes = bench.queue().claim(bench.request(ClaimOrder::Before(seventh), 2)).await.unwrap().claims;
+    bench.settle(holes.pop().unwrap(), confirmed()).await;
+    drop(holes);
+    assert_eq!(bench.claims_in(ClaimOrder::Before(last), 9).await, blobs(&[8, 7, 4, 3, 2, 1]));
+    bench.subject.restart().await;
+    drop(bench.queue().claim(bench.request(ClaimOrder::Before(last), 1)).await.unwrap());
+    assert_eq!(bench.claims_in(ClaimOrder::Oldest, 3).await, blobs(&[8, 1, 2]));
+    assert_eq!(bench.order(Lane::Fresh).await, blobs(&[1, 2, 8, 3, 4, 6, 7, 9]));
+}
+
+pub(crate) async fn the_next_due_time_is_told(make: Make) {
+    let bench = Bench::new(make).await;
+    let next = async |max| bench.queue().claim(bench.request(ClaimOrder::Due, max)).await.unwrap().next_due;
+    assert_eq!(next(9).await, None);
+    for number in 1..=3 {
+        bench.announce(number).await;
+    }
+    assert_eq!(next(9).await, None, "new ones are not due at any time");
+    for (claim, seconds) in bench.claims(Lane::Fresh, 3).await.into_iter().zip([0, 60, 30]) {
+        bench.retry_in(claim, seconds).await;
+    }
+    assert_eq!(next(9).await, Some(bench.clock.now() + Duration::from_secs(30)));
+    assert_eq!(next(1).await, None, "there may be more that is due");
+    bench.clock.advance(60);
+    assert_eq!(next(9).await, None);
+}
+
+pub(crate) async fn weights_add_up_until_forgiven(make: Make) {
+    let mut bench = Bench::new(make).await;
+    bench.announce(1).await;
+    for weight in [0, 250, 1000] {
+        let due = bench.clock.now();
+        let outcome = Outcome::Retry { due, failure: failure(&bench.clock), weight: Weight(weight) };
+        bench.settle(bench.claim(Lane::Fresh).await, outcome).await;
+        bench.subject.restart().await;
+    }
+    let claim = bench.claim(Lane::Fresh).await;
+    assert_eq!((claim.entry().attempts, claim.entry().weight), (3, Weight(1250)));
+    bench.park(claim).await;
+    assert_eq!(bench.announce(1).await, Pushed::Revived);
+    assert_eq!(bench.claim(Lane::Fresh).await.entry().weight, Weight(0));
 }
 
 pub(crate) async fn clock_going_back_changes_no_order(make: Make) {
@@ -487,7 +580,8 @@ pub(crate) async fn clock_going_back_changes_no_order(make: Make) {
     let claim = bench.claim(Lane::Fresh).await;
     assert_eq!(claim.entry().blob, blob(2));
     bench.retry_in(claim, 0).await;
-    assert_eq!(bench.claim(Lane::Fresh).await.entry().blob, blob(3), "1 is due in 100 s, 3 was released");
+    assert_eq!(bench.claims_in(ClaimOrder::Due, 9).await, blobs(&[2]), "1 is due in 100 s");
+    assert_eq!(bench.claims_in(ClaimOrder::Oldest, 9).await, blobs(&[3]));
 }
 
 pub(crate) async fn far_due_times_are_due(make: Make) {
@@ -612,7 +706,7 @@ pub(crate) async fn settling_pushes_the_next_hops(make: Make) {
     bench.subject.restart().await;
     assert_eq!(bench.counts().confirmed, 1);
     assert_eq!(bench.states(), [0; 4]);
-    let claims = bench.queue().claim(next, Lane::Fresh, 9, bench.clock.now()).await.unwrap();
+    let claims = claim_any(bench.queue(), next, Lane::Fresh, 9, bench.clock.now()).await.unwrap();
     assert_eq!(claims.iter().map(|claim| claim.entry().blob).collect::<Vec<_>>(), blobs(&[1, 2]));
     assert_eq!(claims[0].entry().visited, [Arc::from("a"), Arc::from("b")]);
 }
@@ -668,7 +762,7 @@ pub(crate) async fn routes_are_apart(make: Make) {
     assert_eq!(bench.states(), [0, 0, 0, 1]);
     let counts = bench.queue().counts(other);
     assert_eq!((counts.fresh.ready.entries, counts.fresh.parked.entries), (2, 0));
-    let claims = bench.queue().claim(other, Lane::Fresh, 9, bench.clock.now()).await.unwrap();
+    let claims = claim_any(bench.queue(), other, Lane::Fresh, 9, bench.clock.now()).await.unwrap();
     assert_eq!(claims.iter().map(|claim| claim.entry().blob).collect::<Vec<_>>(), blobs(&[1, 2]));
 }
 
@@ -741,7 +835,7 @@ pub(crate) async fn misses_are_served_not_elapsed(make: Make) {
     // Another fault between two misses ends the stretch, and is none.
     let short = Failure { kind: FaultKind::ShortRead, ..failure(&bench.clock) };
     let due = bench.clock.now();
-    bench.settle(bench.claim(Lane::Fresh).await, Outcome::Retry { due, failure: short }).await;
+    bench.settle(bench.claim(Lane::Fresh).await, Outcome::Retry { due, failure: short, weight: Weight::ONE }).await;
     bench.clock.advance(10);
     bench.retry_in(bench.claim(Lane::Fresh).await, 0).await;
     bench.subject.restart().await;
@@ -781,7 +875,7 @@ pub(crate) async fn oldest_is_told(make: Make) {
     let claim = bench.claim(Lane::Fresh).await;
     assert_eq!(oldest().await.retrying, None, "it is claimed");
     let short = Failure { kind: FaultKind::ShortRead, ..failure(&bench.clock) };
-    bench.settle(claim, Outcome::Park { failure: short }).await;
+    bench.settle(claim, Outcome::Park { failure: short, weight: Weight::ONE }).await;
     assert_eq!(oldest().await, Oldest { fresh: None, parked: Some(start), ..expected });
     bench.announce(2).await;
     assert_eq!(oldest().await.parked, Some(start));

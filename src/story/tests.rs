@@ -8,7 +8,10 @@ use crate::fault::FaultKind;
 use crate::peer::{Needs, Peer};
 use crate::queue::failures::{Failures, Remedy};
 use crate::queue::model::ModelQueue;
-use crate::queue::{Claim, Failure, Lane, Origin, Outcome, Push, Queue, QueueError, RouteId, State, StateWrite};
+use crate::queue::suite::claim_any;
+use crate::queue::{
+    Claim, Failure, Lane, Origin, Outcome, Push, Queue, QueueError, RouteId, State, StateWrite, Weight,
+};
 use crate::store::faulty::FaultyStore;
 use crate::store::memory::MemoryStore;
 use crate::store::{Abilities, Put, Store};
@@ -104,7 +107,7 @@ impl Lab {
     }
 
     async fn claims(&self, route: &str, max: usize) -> Vec<Claim> {
-        self.queue.claim(self.route(route), Lane::Fresh, max, SystemTime::now()).await.unwrap()
+        claim_any(&*self.queue, self.route(route), Lane::Fresh, max, SystemTime::now()).await.unwrap()
     }
 
     /// Settles up to so many entries of a route.
@@ -145,7 +148,7 @@ fn failure() -> Failure {
 }
 
 fn retry() -> Outcome {
-    Outcome::Retry { due: SystemTime::now() + Duration::from_mins(10), failure: failure() }
+    Outcome::Retry { due: SystemTime::now() + Duration::from_mins(10), failure: failure(), weight: Weight::ONE }
 }
 
 /// Blob, route, state of what is not confirmed.
@@ -187,7 +190,7 @@ async fn when_the_time_is_over_it_says_how_each_stands() {
     lab.announce("a_b", 0..1).await;
     lab.settle("a_b", 1, confirmed()).await;
     lab.announce("a_b", 1..2).await;
-    lab.settle("a_b", 1, Outcome::Park { failure: failure() }).await;
+    lab.settle("a_b", 1, Outcome::Park { failure: failure(), weight: Weight::ONE }).await;
     lab.announce("a_b", 2..3).await;
     lab.settle("a_b", 1, retry()).await;
     lab.announce("a_b", 3..4).await;
@@ -217,7 +220,7 @@ async fn when_the_time_is_over_it_says_how_each_stands() {
 async fn it_ends_early_when_waiting_is_of_no_use_and_not_when_a_parked_one_was_revived() {
     let lab = Lab::new(&["a_b"]).await;
     lab.announce("a_b", 0..2).await;
-    lab.settle("a_b", 2, Outcome::Park { failure: failure() }).await;
+    lab.settle("a_b", 2, Outcome::Park { failure: failure(), weight: Weight::ONE }).await;
     lab.announce("a_b", 2..3).await;
     let seqs = |failed: Vec<crate::queue::failures::Failed>| failed.iter().map(|one| one.entry.seq).collect();
     let failed = lab.queue.failures_of(lab.route("a_b"), vec![blob(1)]).await.unwrap();
@@ -235,7 +238,7 @@ async fn it_ends_early_when_waiting_is_of_no_use_and_not_when_a_parked_one_was_r
     lab.queue.settle(ready.into_iter().map(|claim| (claim, confirmed())).collect()).await.unwrap();
     sleep(Duration::from_millis(100)).await;
     assert!(waiting.try_join_next().is_none(), "the revived one moves");
-    lab.settle("a_b", 1, Outcome::Park { failure: failure() }).await;
+    lab.settle("a_b", 1, Outcome::Park { failure: failure(), weight: Weight::ONE }).await;
     let waited = waiting.join_next().await.unwrap().unwrap();
     assert_eq!((waited.end, waited.confirmed), (WaitEnd::GivenUp, 1));
     let states: Vec<BlobState> = left(&waited).into_iter().map(|(_, _, state)| state).collect();
@@ -257,7 +260,7 @@ async fn a_chain_is_waited_for_to_its_end() {
 
     // A parked hop ends the wait for those behind it; the first hop alone is confirmed.
     lab.announce("a_b", 1..2).await;
-    lab.settle("a_b", 1, Outcome::Park { failure: failure() }).await;
+    lab.settle("a_b", 1, Outcome::Park { failure: failure(), weight: Weight::ONE }).await;
     let waited = lab.wait(1..2, 60).await;
     assert_eq!(waited.end, WaitEnd::GivenUp);
     assert_eq!(states(&waited), [("a_b".to_owned(), BlobState::Parked), ("b_c".to_owned(), BlobState::Upstream)]);
@@ -432,7 +435,7 @@ async fn the_story_is_told_in_every_state() {
         route.summary
     );
     lab.announce("a_b", 0..1).await;
-    lab.settle("a_b", 1, Outcome::Park { failure: failure() }).await;
+    lab.settle("a_b", 1, Outcome::Park { failure: failure(), weight: Weight::ONE }).await;
     let (_, route) = told(true).await;
     assert!(route.summary.contains("given up: it failed 2 times"), "{}", route.summary);
     let failed = lab.queue.failures_of(lab.route("a_b"), vec![blob(0)]).await.unwrap();

@@ -12,7 +12,7 @@ use crate::breaker::Reason;
 use crate::copy::{Copied, CopyError, Progress};
 use crate::fault::{FailureClass, FaultKind, Side};
 use crate::peer::Permit;
-use crate::queue::{Entry, Failure, Origin, Outcome, Push, Seq};
+use crate::queue::{Entry, Failure, Origin, Outcome, Push, Seq, Weight};
 use std::sync::Arc;
 use std::time::SystemTime;
 use tonic::Code;
@@ -271,13 +271,14 @@ pub(super) fn charge(
     };
     let Policy { backoff, patience, .. } = policy;
     let mut after = entry.clone();
-    after.charge(&failure, backoff.max());
+    let weight = if error.kind == FaultKind::MissingAtSource { Weight(0) } else { Weight::ONE };
+    after.fail(&failure, weight, backoff.max());
     let Entry { attempts, misses, .. } = after;
     let is_missing = error.kind == FaultKind::MissingAtSource;
     if error.class.is_permanent() || patience.is_exhausted(error.kind, attempts, misses.count, misses.lasted) {
         return match patience.on_missing {
             OnMissing::Discard if is_missing => Outcome::Discard,
-            OnMissing::Discard | OnMissing::Park => Outcome::Park { failure },
+            OnMissing::Discard | OnMissing::Park => Outcome::Park { failure, weight },
         };
     }
     let mut delay = backoff.delay(attempts, jitter);
@@ -286,5 +287,5 @@ pub(super) fn charge(
         let left = patience.missing.saturating_sub(misses.lasted);
         delay = delay.min(left.max(backoff.nominal(1)));
     }
-    Outcome::Retry { due: now.checked_add(delay).unwrap_or(now), failure }
+    Outcome::Retry { due: now.checked_add(delay).unwrap_or(now), failure, weight }
 }

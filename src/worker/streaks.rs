@@ -173,7 +173,7 @@ pub(super) mod tests {
     use crate::clock::from_unix_ms;
     use crate::fault::FaultKind::{self, DestinationRejected, MissingAtSource, Panicked, ShortRead};
     use crate::fault::Side::{Destination, Source};
-    use crate::queue::{Entry, Failure, Lane, Misses, RouteId, Seq};
+    use crate::queue::{Entry, Failure, Lane, Misses, RouteId, Seq, Weight};
     use std::time::SystemTime;
 
     pub(crate) fn entry(number: u64) -> Entry {
@@ -187,6 +187,7 @@ pub(super) mod tests {
             due_time: SystemTime::UNIX_EPOCH,
             attempts: 0,
             misses: Misses::default(),
+            weight: Weight::default(),
             failure: None,
             trace: None,
             visited: Vec::new(),

@@ -10,9 +10,10 @@ use crate::fault::FaultKind;
 use crate::limits::Limits;
 use crate::peer::{Needs, Peer};
 use crate::queue::model::ModelQueue;
+use crate::queue::suite::claim_any;
 use crate::queue::{
-    Claim, Lane, LaneCounts, Oldest, Origin, Outcome, Push, Pushed, Queue, QueueError, RouteCounts, RouteId,
-    StateWrite, SyncId, SyncTally,
+    Claim, ClaimRequest, Claimed, Lane, LaneCounts, Oldest, Origin, Outcome, Push, Pushed, Queue, QueueError,
+    RouteCounts, RouteId, StateWrite, SyncId, SyncTally,
 };
 use crate::store::faulty::{FaultyStore, Trouble};
 use crate::store::memory::MemoryStore;
@@ -82,9 +83,9 @@ impl Queue for FlakyQueue {
         self.inner.push(pushes, state).await
     }
 
-    async fn claim(&self, route: RouteId, lane: Lane, max: usize, now: SystemTime) -> Result<Vec<Claim>, QueueError> {
+    async fn claim(&self, request: ClaimRequest) -> Result<Claimed, QueueError> {
         self.check()?;
-        self.inner.claim(route, lane, max, now).await
+        self.inner.claim(request).await
     }
 
     async fn settle(&self, settled: Vec<(Claim, Outcome)>) -> Result<(), QueueError> {
@@ -732,7 +733,8 @@ async fn a_chain_inherits_lane_trace_and_visited_stores_and_nothing_else() {
     lab.until("chained", |lab| lab.counts(1).backfill.ready.entries == 1).await;
     lab.stopped().await;
     let route = lab.workers[1].spec.id;
-    let claims = lab.queue.claim(route, Lane::Backfill, 9, UNIX_EPOCH + Duration::from_secs(1 << 33)).await.unwrap();
+    let claims =
+        claim_any(&*lab.queue, route, Lane::Backfill, 9, UNIX_EPOCH + Duration::from_secs(1 << 33)).await.unwrap();
     let entry = claims[0].entry();
     assert_eq!((entry.blob, entry.size, entry.lane, entry.repair), (blob, Some(4), Lane::Backfill, false));
     assert_eq!(entry.trace.as_ref(), Some(&trace));

@@ -5,10 +5,10 @@ use async_trait::async_trait;
 use blobferry::app::{App, Parts};
 use blobferry::config::Config;
 use blobferry::queue::{
-    Claim, Lane, Oldest, Outcome, Push, Pushed, Queue, QueueError, RouteCounts, RouteId, StateWrite, SyncId, SyncTally,
+    Claim, ClaimRequest, Claimed, Oldest, Outcome, Push, Pushed, Queue, QueueError, RouteCounts, RouteId, StateWrite,
+    SyncId, SyncTally,
 };
 use std::sync::Arc;
-use std::time::SystemTime;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -37,8 +37,8 @@ impl Queue for Held {
         self.queue.push(pushes, state).await
     }
 
-    async fn claim(&self, route: RouteId, lane: Lane, max: usize, now: SystemTime) -> Result<Vec<Claim>, QueueError> {
-        self.queue.claim(route, lane, max, now).await
+    async fn claim(&self, request: ClaimRequest) -> Result<Claimed, QueueError> {
+        self.queue.claim(request).await
     }
 
     async fn settle(&self, settled: Vec<(Claim, Outcome)>) -> Result<(), QueueError> {

@@ -5,12 +5,11 @@ use crate::blob::DigestFunction;
 use crate::pb::v1;
 use crate::queue::model::ModelQueue;
 use crate::queue::{
-    Claim, Lane, Oldest, Outcome, Push, Pushed, Queue, QueueError, RouteCounts, RouteId, State, StateWrite, SyncId,
-    SyncTally,
+    Claim, ClaimRequest, Claimed, Oldest, Outcome, Push, Pushed, Queue, QueueError, RouteCounts, RouteId, State,
+    StateWrite, SyncId, SyncTally,
 };
 use async_trait::async_trait;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::SystemTime;
 use tokio::sync::watch;
 use tonic::Code;
 use tonic_health::pb::HealthCheckRequest;
@@ -52,8 +51,8 @@ impl Queue for FailingQueue {
         self.inner.push(pushes, state).await
     }
 
-    async fn claim(&self, route: RouteId, lane: Lane, max: usize, now: SystemTime) -> Result<Vec<Claim>, QueueError> {
-        self.inner.claim(route, lane, max, now).await
+    async fn claim(&self, request: ClaimRequest) -> Result<Claimed, QueueError> {
+        self.inner.claim(request).await
     }
 
     async fn settle(&self, settled: Vec<(Claim, Outcome)>) -> Result<(), QueueError> {

@@ -3,7 +3,7 @@
 use super::{Durable, Item, Line};
 use crate::blob::BlobRef;
 use crate::queue::lookup::{Completion, DiscardedBy, Ending};
-use crate::queue::{Entry, Lane, Misses, Origin, Outcome, Push, Pushed, QueueError, RouteId, Seq, StateWrite};
+use crate::queue::{Entry, Lane, Misses, Origin, Outcome, Push, Pushed, QueueError, RouteId, Seq, StateWrite, Weight};
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
@@ -33,6 +33,7 @@ impl Durable {
             due_time: now,
             attempts: 0,
             misses: Misses::default(),
+            weight: Weight::default(),
             failure: None,
             trace: push.trace.clone(),
             visited: push.visited.clone(),
@@ -170,13 +171,13 @@ impl Durable {
                 }
                 return;
             }
-            Outcome::Retry { due, failure } => {
-                item.entry.charge(failure, max_backoff);
+            Outcome::Retry { due, failure, weight } => {
+                item.entry.fail(failure, *weight, max_backoff);
                 item.line = Line::Timed;
                 item.entry.due_time = *due;
             }
-            Outcome::Park { failure } => {
-                item.entry.charge(failure, max_backoff);
+            Outcome::Park { failure, weight } => {
+                item.entry.fail(failure, *weight, max_backoff);
                 item.line = Line::Parked;
             }
         }

@@ -7,7 +7,7 @@
 
 use super::keys;
 use super::row::{self, Place, Stored};
-use crate::queue::{Entry, Lane, RouteId};
+use crate::queue::{ClaimOrder, ClaimRequest, Entry, Lane, RouteId, Seq};
 use foldhash::{HashMap, HashSet};
 use rocksdb::{DB, IteratorMode, ReadOptions, Snapshot};
 use std::collections::{BTreeMap, BTreeSet};
@@ -76,8 +76,18 @@ struct Busy {
 #[derive(Debug)]
 struct Held {
     enqueue_time: SystemTime,
+    /// Whether its row is in `retry`.
+    retry: bool,
     /// Its row, so that settling it need not read that again; absent where the row is not known for sure.
     row: Option<Arc<Stored>>,
+}
+
+/// An entry whose claim was released.
+#[derive(Clone, Copy, Debug)]
+struct Released {
+    enqueue_time: SystemTime,
+    /// Whether its row is in `retry`.
+    retry: bool,
 }
 
 /// A lane's cursors and claims.
@@ -88,9 +98,7 @@ struct LaneClaims {
     /// The same for `retry` rows, as due time and sequence.
     retry_from: (u64, u64),
     claimed: BTreeMap<u64, Held>,
-    released: BTreeMap<u64, SystemTime>,
-    /// Whether `ready` rows get the larger half of the next claims; changes each time.
-    ready_turn: bool,
+    released: BTreeMap<u64, Released>,
 }
 
 /// All lanes' claims.
@@ -111,6 +119,8 @@ pub(super) struct Picked {
     passed: Vec<u64>,
     ready_from: u64,
     retry_from: (u64, u64),
+    /// When the next row of `retry` is due.
+    pub(super) next_due: Option<SystemTime>,
 }
 
 type Found = (u64, Option<(&'static str, Vec<u8>, Vec<u8>)>);
@@ -163,8 +173,8 @@ impl Claims {
     /// Puts a claim back, first in line.
     pub(super) fn release(&mut self, route: RouteId, lane: Lane, seq: u64) {
         let claims = self.lane(route, lane);
-        if let Some(Held { enqueue_time, .. }) = claims.claimed.remove(&seq) {
-            claims.released.insert(seq, enqueue_time);
+        if let Some(Held { enqueue_time, retry, .. }) = claims.claimed.remove(&seq) {
+            claims.released.insert(seq, Released { enqueue_time, retry });
         }
     }
 
@@ -193,7 +203,7 @@ impl Claims {
         let Some(Spot { lane, due, enqueue_time }) = spot else { return };
         let claims = self.lane(busy.route, lane);
         if released || (busy.passed && due.is_none()) {
-            claims.released.insert(seq, enqueue_time);
+            claims.released.insert(seq, Released { enqueue_time, retry: due.is_some() });
         }
         if let Some(due) = due {
             claims.retry_from = claims.retry_from.min((due, seq));
@@ -239,46 +249,81 @@ impl Claims {
     pub(super) fn pick(
         &self,
         db: &DB,
-        (route, lane): (RouteId, Lane),
-        max: usize,
-        (now, max_backoff): (SystemTime, Duration),
+        request: &ClaimRequest,
+        max_backoff: Duration,
     ) -> Result<Picked, rocksdb::Error> {
+        let ClaimRequest { route, lane, order, max, now } = *request;
+        let lane = (route, lane);
         let empty = LaneClaims::default();
-        let claims = self.lanes.get(&(route, lane)).unwrap_or(&empty);
+        let claims = self.lanes.get(&lane).unwrap_or(&empty);
         let mut picked = Picked { ready_from: claims.ready_from, retry_from: claims.retry_from, ..Picked::default() };
         let snapshot = db.snapshot();
+        let reads_retry = order == ClaimOrder::Due;
+        if matches!(order, ClaimOrder::Oldest | ClaimOrder::Due) {
+            let released = claims.released.iter().filter(|(_, released)| released.retry == reads_retry);
+            let mut released =
+                released.filter(|(seq, _)| !self.busy.contains_key(seq)).map(|(seq, _)| Ok((*seq, None)));
+            self.fill(db, &snapshot, lane, max, &mut picked, |_| released.next())?;
+        }
+        if reads_retry {
+            self.pick_due(db, &snapshot, lane, max, keys::nanos(now), max_backoff, &mut picked)?;
+            return Ok(picked);
+        }
+        let key = |seq: u64| keys::ready(lane.0, lane.1, seq).to_vec();
+        let (first, end) = (key(claims.ready_from), keys::lane_end(lane.0, lane.1));
+        let mut rows = match order {
+            ClaimOrder::Newest => rows_backward(db, &snapshot, keys::READY, first, end),
+            ClaimOrder::Before(Seq(before)) => rows_backward(db, &snapshot, keys::READY, first, key(before)),
+            ClaimOrder::After(Seq(after)) => rows(db, &snapshot, keys::READY, key(after.saturating_add(1)), end),
+            ClaimOrder::From(part) => {
+                let last = rows_backward(db, &snapshot, keys::READY, first.clone(), end.clone()).next().transpose()?;
+                let last = last.and_then(|(key, _)| keys::seq_of_ready(&key)).unwrap_or(claims.ready_from);
+                rows(db, &snapshot, keys::READY, key(part_of(claims.ready_from, last, part)), end)
+            }
+            ClaimOrder::Oldest | ClaimOrder::Due => rows(db, &snapshot, keys::READY, first, end),
+        };
+        let moves_cursor = order == ClaimOrder::Oldest;
+        self.fill(db, &snapshot, lane, max, &mut picked, |picked| {
+            self.next_ready(picked, lane, &mut rows, moves_cursor)
+        })?;
+        Ok(picked)
+    }
 
-        let mut released =
-            claims.released.keys().filter(|seq| !self.busy.contains_key(seq)).map(|seq| Ok((*seq, None)));
-        self.fill(db, &snapshot, (route, lane), max, &mut picked, |_| released.next())?;
-
-        let now = keys::nanos(now);
+    /// The part of [`pick`](Self::pick) that reads what is due.
+    #[expect(clippy::too_many_arguments, reason = "a part of one function")]
+    fn pick_due(
+        &self,
+        db: &DB,
+        snapshot: &Snapshot<'_>,
+        (route, lane): (RouteId, Lane),
+        max: usize,
+        now: u64,
+        max_backoff: Duration,
+        picked: &mut Picked,
+    ) -> Result<(), rocksdb::Error> {
         let end = keys::retry(route, lane, now.saturating_add(1), 0).to_vec();
         let start = keys::retry(route, lane, picked.retry_from.0, picked.retry_from.1).to_vec();
-        let mut due = rows(db, &snapshot, keys::RETRY, start, end);
+        let mut due = rows(db, snapshot, keys::RETRY, start, end.clone());
+        self.fill(db, snapshot, (route, lane), max, picked, |picked| {
+            self.next_retry((route, lane), picked, &mut due, true)
+        })?;
         // The clock went back, or was wrong when these failed.
         let horizon = now.saturating_add(u64::try_from(max_backoff.as_nanos()).unwrap_or(u64::MAX));
         let start = keys::retry(route, lane, horizon.saturating_add(1), 0).to_vec();
-        let end = if horizon < u64::MAX { keys::lane_end(route, lane) } else { start.clone() };
-        let mut beyond = rows(db, &snapshot, keys::RETRY, start, end);
-        let start = keys::ready(route, lane, picked.ready_from).to_vec();
-        let mut ready = rows(db, &snapshot, keys::READY, start, keys::lane_end(route, lane));
-
-        // Half for what failed, half for what did not; what one cannot use goes to the other.
-        let room = max.saturating_sub(picked.entries.len());
-        let half = if claims.ready_turn { room / 2 } else { room.div_ceil(2) };
-        for retries in [max - room.saturating_sub(half).min(max), max] {
-            self.fill(db, &snapshot, (route, lane), retries, &mut picked, |picked| {
-                self.next_retry((route, lane), picked, &mut due, true)
-            })?;
-            self.fill(db, &snapshot, (route, lane), retries, &mut picked, |picked| {
-                self.next_retry((route, lane), picked, &mut beyond, false)
-            })?;
-            self.fill(db, &snapshot, (route, lane), max, &mut picked, |picked| {
-                self.next_ready(picked, (route, lane), &mut ready)
-            })?;
+        let lane_end = if horizon < u64::MAX { keys::lane_end(route, lane) } else { start.clone() };
+        let mut beyond = rows(db, snapshot, keys::RETRY, start.clone(), lane_end);
+        self.fill(db, snapshot, (route, lane), max, picked, |picked| {
+            self.next_retry((route, lane), picked, &mut beyond, false)
+        })?;
+        if picked.entries.len() < max {
+            let mut later = rows(db, snapshot, keys::RETRY, end, start);
+            if let Some(row) = self.next_retry((route, lane), picked, &mut later, false) {
+                let (_, index) = row?;
+                let due = index.and_then(|(_, key, _)| keys::due_seq_of_retry(&key));
+                picked.next_due = due.map(|(due, _)| keys::time(due));
+            }
         }
-        Ok(picked)
+        Ok(())
     }
 
     /// Adds entries from a source of index rows until there are `max`, or no more.
@@ -388,6 +433,7 @@ impl Claims {
         picked: &mut Picked,
         (route, lane): (RouteId, Lane),
         rows: &mut Rows<'_>,
+        moves_cursor: bool,
     ) -> Option<Result<Found, rocksdb::Error>> {
         let claims = self.lanes.get(&(route, lane));
         let held =
@@ -401,9 +447,12 @@ impl Claims {
                 self.malformed((route, lane), keys::READY, &key, &value, picked);
                 continue;
             };
-            picked.ready_from = seq.saturating_add(1);
+            if moves_cursor {
+                picked.ready_from = seq.saturating_add(1);
+            }
             if self.busy.contains_key(&seq) {
-                picked.passed.push(seq);
+                // Behind the cursor it would not be met again.
+                picked.passed.extend(moves_cursor.then_some(seq));
             } else if !self.bad.contains(&*key) && !held(seq) {
                 return Some(Ok((seq, Some((keys::READY, key.into_vec(), value.into_vec())))));
             }
@@ -422,14 +471,14 @@ impl Claims {
         let claims = self.lane(route, lane);
         claims.ready_from = picked.ready_from;
         claims.retry_from = picked.retry_from;
-        claims.ready_turn = !claims.ready_turn;
         for seq in &picked.gone {
             claims.released.remove(seq);
         }
         for row in &picked.entries {
             let Entry { seq, enqueue_time, .. } = row.entry;
             claims.released.remove(&seq.0);
-            claims.claimed.insert(seq.0, Held { enqueue_time, row: Some(Arc::clone(row)) });
+            let retry = row.place == Place::Due;
+            claims.claimed.insert(seq.0, Held { enqueue_time, retry, row: Some(Arc::clone(row)) });
         }
     }
 
@@ -446,8 +495,12 @@ impl Claims {
         let claims = self.lanes.get(&(route, lane)).unwrap_or(&empty);
         let snapshot = db.snapshot();
         let mut picked = Picked::default();
-        let mut times: BTreeSet<SystemTime> =
-            claims.claimed.values().map(|held| held.enqueue_time).chain(claims.released.values().copied()).collect();
+        let mut times: BTreeSet<SystemTime> = claims
+            .claimed
+            .values()
+            .map(|held| held.enqueue_time)
+            .chain(claims.released.values().map(|released| released.enqueue_time))
+            .collect();
         let entry = |seq: u64| -> Result<Option<Stored>, rocksdb::Error> {
             let Some(family) = db.cf_handle(keys::ENTRY) else { return Ok(None) };
             let value = snapshot.get_cf(family, keys::entry(route, seq))?;
@@ -457,7 +510,7 @@ impl Claims {
         let end = keys::lane_end(route, lane);
         let start = keys::ready(route, lane, claims.ready_from).to_vec();
         let mut ready = rows(db, &snapshot, keys::READY, start, end.clone());
-        if let Some(row) = self.next_ready(&mut picked, (route, lane), &mut ready) {
+        if let Some(row) = self.next_ready(&mut picked, (route, lane), &mut ready, true) {
             times.extend(entry(row?.0)?.map(|stored| stored.entry.enqueue_time));
         }
         let (due, seq) = claims.retry_from;
@@ -476,6 +529,30 @@ impl Claims {
 }
 
 pub(super) type Rows<'a> = Box<dyn Iterator<Item = Result<(Box<[u8]>, Box<[u8]>), rocksdb::Error>> + 'a>;
+
+/// The same, from before `end` down to `start`.
+fn rows_backward<'a>(db: &'a DB, snapshot: &'a Snapshot<'_>, family: &str, start: Vec<u8>, end: Vec<u8>) -> Rows<'a> {
+    let Some(family) = db.cf_handle(family) else { return Box::new(std::iter::empty()) };
+    if start >= end {
+        return Box::new(std::iter::empty());
+    }
+    let mut options = ReadOptions::default();
+    options.set_iterate_lower_bound(start);
+    options.set_iterate_upper_bound(end);
+    Box::new(snapshot.iterator_cf_opt(family, options, IteratorMode::End))
+}
+
+/// The sequence at this part of the way from one to another.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "a place somewhere on the way; a float that is out of range saturates"
+)]
+fn part_of(first: u64, last: u64, part: f64) -> u64 {
+    let way = last.saturating_sub(first);
+    first.saturating_add(((way as f64) * part.clamp(0.0, 1.0)) as u64).min(last)
+}
 
 /// The rows of a family from `start` to before `end`.
 pub(super) fn rows<'a>(db: &'a DB, snapshot: &'a Snapshot<'_>, family: &str, start: Vec<u8>, end: Vec<u8>) -> Rows<'a> {

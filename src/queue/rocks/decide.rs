@@ -5,7 +5,7 @@ use super::keys::Seqs;
 use super::row::{Place, Stored};
 use super::txn::Txn;
 use crate::queue::lookup::{DiscardedBy, Ending};
-use crate::queue::{Entry, Lane, Misses, Origin, Outcome, Push, Pushed, QueueError, Seq};
+use crate::queue::{Entry, Lane, Misses, Origin, Outcome, Push, Pushed, QueueError, Seq, Weight};
 use std::cmp::min;
 use std::sync::Arc;
 
@@ -91,6 +91,7 @@ impl Txn<'_> {
             due_time: self.now,
             attempts: 0,
             misses: Misses::default(),
+            weight: Weight::default(),
             failure: None,
             trace: push.trace,
             visited: push.visited,
@@ -160,16 +161,16 @@ impl Txn<'_> {
                 self.count_discard(&stored.entry, DiscardedBy::Configuration);
                 self.end(&stored.entry, successor, refs)
             }
-            Outcome::Retry { due, failure } => {
+            Outcome::Retry { due, failure, weight } => {
                 let mut stored = Arc::unwrap_or_clone(stored);
-                stored.entry.charge(failure, self.shared.max_backoff());
+                stored.entry.fail(failure, *weight, self.shared.max_backoff());
                 stored.place = Place::Due;
                 stored.entry.due_time = *due;
                 self.keep(stored, successor)
             }
-            Outcome::Park { failure } => {
+            Outcome::Park { failure, weight } => {
                 let mut stored = Arc::unwrap_or_clone(stored);
-                stored.entry.charge(failure, self.shared.max_backoff());
+                stored.entry.fail(failure, *weight, self.shared.max_backoff());
                 stored.place = Place::Parked(failure.kind.number());
                 self.keep(stored, successor)
             }

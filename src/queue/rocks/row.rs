@@ -4,7 +4,9 @@
 use super::keys::{self, Short};
 use crate::blob::BlobRef;
 use crate::fault::FaultKind;
-use crate::queue::{Entry, Failure, Lane, LaneCounts, Misses, RouteCounts, RouteId, Seq, SyncId, SyncTally, Tally};
+use crate::queue::{
+    Entry, Failure, Lane, LaneCounts, Misses, RouteCounts, RouteId, Seq, SyncId, SyncTally, Tally, Weight,
+};
 use crate::telemetry::TraceContext;
 use prost::Message;
 use prost::encoding::{WireType, encode_varint, encoded_len_varint};
@@ -147,6 +149,9 @@ struct EntryRow {
     /// Nanoseconds.
     #[prost(uint64, tag = "21")]
     missed_for: u64,
+    /// Absent from rows of versions in which each attempt that was no miss weighed 1, and from entries that never failed.
+    #[prost(uint32, optional, tag = "22")]
+    weight: Option<u32>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -306,6 +311,10 @@ pub(super) fn put_entry(stored: &Stored, row: &mut Vec<u8>) {
     put_number(14, u64::from(stored.alone), row);
     put_number(20, u64::from(entry.misses.count), row);
     put_number(21, u64::try_from(entry.misses.lasted.as_nanos()).unwrap_or(u64::MAX), row);
+    if entry.attempts > 0 {
+        put_key(22, WireType::Varint, row);
+        encode_varint(u64::from(entry.weight.0), row);
+    }
 }
 
 fn put_key(tag: u32, wire_type: WireType, row: &mut Vec<u8>) {
@@ -363,6 +372,9 @@ pub(super) fn decode_entry(route: RouteId, seq: u64, bytes: &[u8]) -> Result<Sto
         due_time: keys::time(row.due_time),
         attempts: row.attempts,
         misses: Misses { count: row.misses, lasted: Duration::from_nanos(row.missed_for) },
+        weight: Weight(
+            row.weight.unwrap_or_else(|| row.attempts.saturating_sub(row.misses).saturating_mul(Weight::ONE.0)),
+        ),
         failure,
         trace: row.trace.map(|trace| TraceContext { traceparent: trace.traceparent, tracestate: trace.tracestate }),
         visited: row.visited.into_iter().map(Arc::from).collect(),

@@ -11,7 +11,9 @@ use super::recover::ask_for_check;
 use super::row::{self, RouteRow};
 use super::txn::{add, family, queued};
 use crate::queue::damage::Trouble;
-use crate::queue::{Claim, Entry, Lane, Oldest, QueueError, RouteCounts, RouteId, SyncId, SyncTally, Tally};
+use crate::queue::{
+    Claim, ClaimRequest, Claimed, Entry, Lane, Oldest, QueueError, RouteCounts, RouteId, SyncId, SyncTally, Tally,
+};
 use rocksdb::{DB, Direction, ErrorKind, IteratorMode};
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Deref;
@@ -282,20 +284,12 @@ impl Shared {
     }
 
     /// Claims entries, and says which rows it could not read.
-    pub(super) fn claim(
-        self: &Arc<Self>,
-        route: RouteId,
-        lane: Lane,
-        max: usize,
-        now: SystemTime,
-    ) -> Result<(Vec<Claim>, Vec<BadRow>), QueueError> {
+    pub(super) fn claim(self: &Arc<Self>, request: &ClaimRequest) -> Result<(Claimed, Vec<BadRow>), QueueError> {
         let db = self.db()?;
-        let Picked { entries, bad, .. } = {
+        let Picked { entries, bad, next_due, .. } = {
             let mut claims = self.claims();
-            let picked = claims
-                .pick(&db, (route, lane), max, (now, self.max_backoff))
-                .map_err(|error| self.read_error(&error))?;
-            claims.take(route, lane, &picked);
+            let picked = claims.pick(&db, request, self.max_backoff).map_err(|error| self.read_error(&error))?;
+            claims.take(request.route, request.lane, &picked);
             picked
         };
         let mut figures = self.figures();
@@ -312,7 +306,7 @@ impl Shared {
                 }
             })
         });
-        Ok((claims.collect(), bad))
+        Ok((Claimed { claims: claims.collect(), next_due }, bad))
     }
 
     pub(super) fn oldest(&self, route: RouteId, now: SystemTime) -> Result<Oldest, QueueError> {

@@ -10,9 +10,11 @@ use super::{KnownRoute, OpenError, RocksOptions, RocksQueue, keys};
 use crate::queue::drop::{DropEntries, Dropped};
 use crate::queue::lookup::Lookup;
 use crate::queue::suite::{
-    Both, MAX_BACKOFF, Subject, TestClock, announced, blob, confirmed, conformance, failure, found,
+    Both, MAX_BACKOFF, Subject, TestClock, announced, blob, claim_any, confirmed, conformance, failure, found,
 };
-use crate::queue::{Lane, Outcome, Pushed, Queue, QueueError, RouteCounts, RouteId, State, StateWrite, SyncId, Tally};
+use crate::queue::{
+    Lane, Outcome, Pushed, Queue, QueueError, RouteCounts, RouteId, State, StateWrite, SyncId, Tally, Weight,
+};
 use async_trait::async_trait;
 use rocksdb::{DB, Options};
 use std::collections::HashSet;
@@ -141,11 +143,11 @@ async fn an_unknown_family_is_left_alone() {
 async fn a_closed_queue_takes_nothing() {
     let (_dir, clock, queue, route) = one_route().await;
     queue.push(vec![announced(route, 1)], vec![]).await.unwrap();
-    let claim = queue.claim(route, Lane::Fresh, 1, clock.now()).await.unwrap().pop().unwrap();
+    let claim = claim_any(&queue, route, Lane::Fresh, 1, clock.now()).await.unwrap().pop().unwrap();
     queue.close().await;
     queue.close().await;
     assert!(matches!(queue.push(vec![announced(route, 2)], vec![]).await, Err(QueueError::Closed)));
-    assert!(matches!(queue.claim(route, Lane::Fresh, 1, clock.now()).await, Err(QueueError::Closed)));
+    assert!(matches!(claim_any(&queue, route, Lane::Fresh, 1, clock.now()).await, Err(QueueError::Closed)));
     assert!(matches!(queue.get("a").await, Err(QueueError::Closed)));
     assert!(matches!(queue.settle(vec![(claim, confirmed())]).await, Err(QueueError::Closed)));
     assert_eq!(queue.counts(route).fresh.ready.entries, 1);
@@ -155,7 +157,7 @@ async fn a_closed_queue_takes_nothing() {
 async fn a_claim_may_outlive_its_queue() {
     let (_dir, clock, queue, route) = one_route().await;
     queue.push(vec![announced(route, 1)], vec![]).await.unwrap();
-    let claims = queue.claim(route, Lane::Fresh, 1, clock.now()).await.unwrap();
+    let claims = claim_any(&queue, route, Lane::Fresh, 1, clock.now()).await.unwrap();
     drop(queue);
     drop(claims);
 }
@@ -176,7 +178,7 @@ async fn the_reserve_is_for_settling() {
     let refused = queue.push(vec![announced(route, 1)], vec![]).await;
     assert!(matches!(refused, Err(QueueError::NoSpace { reserve: u64::MAX, .. })));
     queue.push(vec![found(route, 1, 7, false)], vec![]).await.unwrap();
-    let claims = queue.claim(route, Lane::Backfill, 9, clock.now()).await.unwrap();
+    let claims = claim_any(&queue, route, Lane::Backfill, 9, clock.now()).await.unwrap();
     queue.settle(claims.into_iter().map(|claim| (claim, confirmed())).collect()).await.unwrap();
     assert_eq!(queue.counts(route).confirmed, 1);
 }
@@ -213,7 +215,7 @@ async fn unreadable_rows_are_set_aside_and_stop_nobody() {
     drop(db);
 
     let queue = RocksQueue::open(dir.path(), options(), clock.wall()).unwrap();
-    let claims = queue.claim(route, Lane::Fresh, 9, clock.now()).await.unwrap();
+    let claims = claim_any(&queue, route, Lane::Fresh, 9, clock.now()).await.unwrap();
     let claimed: Vec<_> = claims.iter().map(|claim| claim.entry().blob).collect();
     assert_eq!(claimed, [0, 3, 4, 5].map(blob));
     drop(claims);
@@ -234,7 +236,7 @@ async fn unreadable_rows_are_set_aside_and_stop_nobody() {
     drop(db);
     let queue = RocksQueue::open(dir.path(), options(), clock.wall()).unwrap();
     assert_eq!(queue.set_aside(), 4);
-    assert_eq!(queue.claim(route, Lane::Fresh, 9, clock.now()).await.unwrap().len(), 5);
+    assert_eq!(claim_any(&queue, route, Lane::Fresh, 9, clock.now()).await.unwrap().len(), 5);
 }
 
 #[tokio::test]
@@ -286,7 +288,7 @@ async fn a_drop_that_is_not_written_drops_nothing() {
     fails.store(false, Ordering::SeqCst);
     damage::recovered(&queue).await;
     assert_eq!((queue.counts(route).fresh.ready.entries, queue.counts(route).discarded), (3, 0));
-    assert_eq!(queue.claim(route, Lane::Fresh, 9, clock.now()).await.unwrap().len(), 3);
+    assert_eq!(claim_any(&queue, route, Lane::Fresh, 9, clock.now()).await.unwrap().len(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -311,7 +313,7 @@ async fn tallies_of_old_syncs_are_forgotten() {
     const SYNCS: u64 = 10_000;
     let (dir, clock, queue, route) = one_route().await;
     queue.push((0..SYNCS).map(|number| found(route, number, number, false)).collect(), vec![]).await.unwrap();
-    let mut claims = queue.claim(route, Lane::Backfill, 10_000, clock.now()).await.unwrap();
+    let mut claims = claim_any(&queue, route, Lane::Backfill, 10_000, clock.now()).await.unwrap();
     let first = claims.remove(0);
     queue.settle(claims.into_iter().map(|claim| (claim, confirmed())).collect()).await.unwrap();
     let tally = |sync| queue.sync_tally(SyncId(sync));
@@ -332,13 +334,13 @@ async fn tallies_of_old_syncs_are_forgotten() {
 async fn a_settlement_is_done_though_its_caller_went_away() {
     let (_dir, clock, queue, route) = one_route().await;
     queue.push(vec![announced(route, 1)], vec![]).await.unwrap();
-    let claims = queue.claim(route, Lane::Fresh, 1, clock.now()).await.unwrap();
+    let claims = claim_any(&queue, route, Lane::Fresh, 1, clock.now()).await.unwrap();
     let settle = queue.settle(claims.into_iter().map(|claim| (claim, confirmed())).collect());
     // Long enough to hand it over, not to be answered.
     drop(tokio::time::timeout(Duration::ZERO, settle).await);
     queue.write(vec![StateWrite { key: "after".to_owned(), value: None }]).await.unwrap();
     assert_eq!(queue.counts(route).confirmed, 1);
-    assert!(queue.claim(route, Lane::Fresh, 1, clock.now()).await.unwrap().is_empty());
+    assert!(claim_any(&queue, route, Lane::Fresh, 1, clock.now()).await.unwrap().is_empty());
 }
 
 /// Writers who hasten, change lanes and revive while workers claim: no entry is ever held twice, and all end.
@@ -374,7 +376,7 @@ async fn claims_hold_against_concurrent_writers() {
                 let finishing = done.load(Ordering::SeqCst);
                 let mut found = 0;
                 for lane in Lane::ALL {
-                    let claims = queue.claim(route, lane, 3, clock.now()).await.unwrap();
+                    let claims = claim_any(&*queue, route, lane, 3, clock.now()).await.unwrap();
                     for claim in claims {
                         found += 1;
                         turn += 1;
@@ -384,10 +386,12 @@ async fn claims_hold_against_concurrent_writers() {
                         held.lock().unwrap().remove(&blob);
                         let outcome = match turn % 5 {
                             _ if finishing => confirmed(),
-                            0 => Outcome::Park { failure: failure(&clock) },
-                            1 => {
-                                Outcome::Retry { due: clock.now() + Duration::from_secs(60), failure: failure(&clock) }
-                            }
+                            0 => Outcome::Park { failure: failure(&clock), weight: Weight::ONE },
+                            1 => Outcome::Retry {
+                                due: clock.now() + Duration::from_secs(60),
+                                failure: failure(&clock),
+                                weight: Weight::ONE,
+                            },
                             2 => continue,
                             _ => confirmed(),
                         };
@@ -408,8 +412,8 @@ async fn claims_hold_against_concurrent_writers() {
     // What the last retries left, and what succeeds it.
     loop {
         clock.advance(60);
-        let mut left = queue.claim(route, Lane::Fresh, 99, clock.now()).await.unwrap();
-        left.extend(queue.claim(route, Lane::Backfill, 99, clock.now()).await.unwrap());
+        let mut left = claim_any(&*queue, route, Lane::Fresh, 99, clock.now()).await.unwrap();
+        left.extend(claim_any(&*queue, route, Lane::Backfill, 99, clock.now()).await.unwrap());
         if left.is_empty() {
             break;
         }
@@ -440,7 +444,7 @@ async fn completions_are_bounded_on_disk_and_in_memory() {
     for batch in 0..50_u64 {
         let pushes = (0..10).map(|number| announced(route, 10 * batch + number)).collect();
         rocks.queue().push(pushes, Vec::new()).await.unwrap();
-        let claims = rocks.queue().claim(route, Lane::Fresh, 10, clock.now()).await.unwrap();
+        let claims = claim_any(rocks.queue(), route, Lane::Fresh, 10, clock.now()).await.unwrap();
         rocks.queue().settle(claims.into_iter().map(|claim| (claim, confirmed())).collect()).await.unwrap();
         if batch == 30 {
             rocks.restart().await;
@@ -471,7 +475,7 @@ async fn a_queue_without_completions_is_opened() {
     db.drop_cf(keys::DONE).unwrap();
     drop(db);
     rocks.open();
-    let claims = rocks.queue().claim(route, Lane::Fresh, 1, clock.now()).await.unwrap();
+    let claims = claim_any(rocks.queue(), route, Lane::Fresh, 1, clock.now()).await.unwrap();
     rocks.queue().settle(claims.into_iter().map(|claim| (claim, confirmed())).collect()).await.unwrap();
     rocks.restart().await;
     let known = rocks.queue().look_up(vec![(route, blob(1))]).await.unwrap();
@@ -486,13 +490,13 @@ async fn a_batch_that_was_not_written_is_no_completion() {
     let route = queue.register("a_to_b", "a", "b").await.unwrap();
     queue.push(vec![announced(route, 1)], Vec::new()).await.unwrap();
     fails.store(true, Ordering::SeqCst);
-    let claims = queue.claim(route, Lane::Fresh, 1, clock.now()).await.unwrap();
+    let claims = claim_any(&queue, route, Lane::Fresh, 1, clock.now()).await.unwrap();
     queue.settle(claims.into_iter().map(|claim| (claim, confirmed())).collect()).await.unwrap_err();
     fails.store(false, Ordering::SeqCst);
     damage::recovered(&queue).await;
     let known = queue.look_up(vec![(route, blob(1))]).await.unwrap();
     assert!(known[0].queued.is_some() && known[0].completion.is_none());
-    let claims = queue.claim(route, Lane::Fresh, 1, clock.now()).await.unwrap();
+    let claims = claim_any(&queue, route, Lane::Fresh, 1, clock.now()).await.unwrap();
     queue.settle(claims.into_iter().map(|claim| (claim, confirmed())).collect()).await.unwrap();
     let known = queue.look_up(vec![(route, blob(1))]).await.unwrap();
     assert!(known[0].queued.is_none() && known[0].completion.is_some());

@@ -3,7 +3,7 @@
 use super::{Bench, Both, Make, announced, blob, blobs, confirmed, failure};
 use crate::fault::FaultKind;
 use crate::queue::failures::{Failed, FailedState, FailureFilter, Remedy};
-use crate::queue::{Failure, Lane, Outcome, Pushed, RouteId, Seq, SyncTally};
+use crate::queue::{Failure, Lane, Outcome, Pushed, RouteId, Seq, SyncTally, Weight};
 use std::time::Duration;
 
 /// All failed entries that a filter admits, read in pages of this size.
@@ -49,7 +49,7 @@ pub(crate) async fn failures_are_listed_in_pages(make: Make) {
     bench.retry_in(bench.claim(Lane::Backfill).await, 10).await;
     bench.announce(4).await;
     let short = Failure { kind: FaultKind::ShortRead, ..failure(&bench.clock) };
-    bench.settle(bench.claim(Lane::Fresh).await, Outcome::Park { failure: short }).await;
+    bench.settle(bench.claim(Lane::Fresh).await, Outcome::Park { failure: short, weight: Weight::ONE }).await;
     bench.announce(5).await;
     bench.park(bench.claim(Lane::Fresh).await).await;
     bench.announce(6).await;

@@ -2,13 +2,12 @@
 
 use crate::blob::BlobRef;
 use crate::queue::{
-    Claim, Lane, LaneCounts, Oldest, Origin, Outcome, Push, Pushed, Queue, QueueError, RouteCounts, RouteId, State,
-    StateWrite, SyncId, SyncTally, Tally,
+    Claim, ClaimRequest, Claimed, Lane, LaneCounts, Oldest, Origin, Outcome, Push, Pushed, Queue, QueueError,
+    RouteCounts, RouteId, State, StateWrite, SyncId, SyncTally, Tally,
 };
 use async_trait::async_trait;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
-use std::time::SystemTime;
 use tokio::sync::watch;
 
 #[derive(Clone, Debug)]
@@ -125,8 +124,8 @@ impl Queue for Ledger {
         Ok(results)
     }
 
-    async fn claim(&self, _: RouteId, _: Lane, _: usize, _: SystemTime) -> Result<Vec<Claim>, QueueError> {
-        Ok(Vec::new())
+    async fn claim(&self, _: ClaimRequest) -> Result<Claimed, QueueError> {
+        Ok(Claimed::default())
     }
 
     async fn settle(&self, _: Vec<(Claim, Outcome)>) -> Result<(), QueueError> {

@@ -6,6 +6,7 @@ use super::super::{
 use crate::blob::DigestFunction;
 use crate::clock::{Clock, SystemClock};
 use crate::queue::model::ModelQueue;
+use crate::queue::suite::claim_any;
 use crate::queue::{Lane, Outcome, Queue, RouteId};
 use crate::store::memory::MemoryStore;
 use crate::store::{ByteRange, EnumerateRange, Put, Store};
@@ -30,7 +31,7 @@ async fn listing(store: &MemoryStore) -> Vec<crate::blob::BlobMeta> {
 async fn copy_some(queue: &ModelQueue, route: RouteId, source: &MemoryStore, destination: &MemoryStore) {
     let clock = SystemClock::new();
     let mut settled = Vec::new();
-    for claim in queue.claim(route, Lane::Backfill, 500, clock.now()).await.unwrap() {
+    for claim in claim_any(queue, route, Lane::Backfill, 500, clock.now()).await.unwrap() {
         let entry = claim.entry();
         let fetched = source.fetch(entry.blob, ByteRange::default()).await.unwrap();
         let put = Put { blob: entry.blob, size: Some(fetched.size), replace: entry.repair };

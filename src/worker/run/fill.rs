@@ -4,7 +4,7 @@ use super::settling::QUEUE_PAUSE;
 use super::{Rest, Run, SHORTEST_REST};
 use crate::fault::FaultKind;
 use crate::peer::{Admission, Peer};
-use crate::queue::{Claim, Entry, Lane, QueueError};
+use crate::queue::{Claim, ClaimOrder, ClaimRequest, Entry, Lane, QueueError};
 use crate::worker::judge::Permits;
 use crate::worker::lanes::{Shares, index};
 use crate::worker::packs::Joint;
@@ -303,7 +303,15 @@ async fn claim_probe(worker: &Worker) -> Result<Claimed, QueueError> {
 
 async fn claim(worker: &Worker, lane: Lane, max: usize) -> Result<Vec<Claim>, QueueError> {
     let Deps { queue, clock, .. } = &worker.deps;
-    queue.claim(worker.spec.id, lane, max, clock.now()).await
+    let request = |order, max| ClaimRequest { route: worker.spec.id, lane, order, max, now: clock.now() };
+    // Half for what failed, half for what was never tried; what one cannot use goes to the other.
+    let mut claims = queue.claim(request(ClaimOrder::Due, max.div_ceil(2))).await?.claims;
+    claims.extend(queue.claim(request(ClaimOrder::Oldest, max - claims.len())).await?.claims);
+    let left = max - claims.len();
+    if left > 0 {
+        claims.extend(queue.claim(request(ClaimOrder::Due, left)).await?.claims);
+    }
+    Ok(claims)
 }
 
 /// Rests until the next retry is due, and no longer than a poll interval.

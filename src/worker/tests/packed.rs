@@ -5,6 +5,7 @@ use crate::blob::BlobRef;
 use crate::breaker::Phase;
 use crate::limits::{BlobRate, Limits};
 use crate::queue::failures::{FailedState, FailureFilter, Failures};
+use crate::queue::suite::claim_any;
 use crate::queue::{Lane, Push, Queue};
 use crate::store::faulty::Trouble;
 use crate::telemetry::TraceContext;
@@ -381,7 +382,7 @@ async fn a_packs_chain_inherits_each_blobs_trace() {
     lab.stopped().await;
     let route = lab.workers[1].spec.id;
     let now = std::time::UNIX_EPOCH + Duration::from_secs(1 << 33);
-    let claims = lab.queue.claim(route, Lane::Fresh, 99, now).await.unwrap();
+    let claims = claim_any(&*lab.queue, route, Lane::Fresh, 99, now).await.unwrap();
     let chained: Vec<_> = claims.iter().map(|claim| (claim.entry().blob, claim.entry().trace.clone())).collect();
     assert_eq!(chained, expected);
 }

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use blobferry::blob::{BlobRef, DigestFunction};
 use blobferry::queue::rocks::{RocksOptions, RocksQueue};
-use blobferry::queue::{Claim, Lane, Origin, Outcome, Push, Queue, RouteId};
+use blobferry::queue::{Claim, ClaimOrder, ClaimRequest, Lane, Origin, Outcome, Push, Queue, RouteId};
 use rand::{RngCore as _, rngs::SmallRng};
 use std::path::Path;
 use std::sync::Arc;
@@ -42,7 +42,8 @@ impl Subject {
 
     /// Claims at most this many entries.
     pub(crate) async fn claim(&self, max: usize) -> Result<Vec<Claim>> {
-        Ok(self.queue.claim(self.route, Lane::Fresh, max, SystemTime::now()).await?)
+        let (route, lane, order, now) = (self.route, Lane::Fresh, ClaimOrder::Oldest, SystemTime::now());
+        Ok(self.queue.claim(ClaimRequest { route, lane, order, max, now }).await?.claims)
     }
 
     /// Confirms these.

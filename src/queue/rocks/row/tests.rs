@@ -4,7 +4,7 @@ use super::{EntryRow, FailureRow, Place, Stored, TraceRow, decode, decode_entry,
 use crate::blob::{BlobRef, DigestFunction};
 use crate::fault::FaultKind;
 use crate::queue::rocks::keys;
-use crate::queue::{Entry, Failure, Lane, Misses, RouteId, Seq, SyncId};
+use crate::queue::{Entry, Failure, Lane, Misses, RouteId, Seq, SyncId, Weight};
 use crate::telemetry::TraceContext;
 use proptest::collection::vec;
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
@@ -40,7 +40,7 @@ fn stored() -> impl Strategy<Value = Stored> {
         vec("[a-z]{1,300}", 0..3),
         vec(any::<u64>(), 0..3),
         any::<bool>(),
-        any::<(u32, u64)>(),
+        any::<(u32, u64, u32)>(),
     );
     let place =
         prop_oneof![Just(Place::Waiting), Just(Place::Ready), Just(Place::Due), any::<u8>().prop_map(Place::Parked)];
@@ -63,6 +63,7 @@ fn stored() -> impl Strategy<Value = Stored> {
                 syncs: syncs.into_iter().map(SyncId).collect(),
                 repair,
                 misses: Misses { count: misses.0, lasted: Duration::from_nanos(misses.1) },
+                weight: Weight(if attempts > 0 { misses.2 } else { 0 }),
             };
             Stored { entry, place, alone }
         },
@@ -105,6 +106,7 @@ fn by_message(Stored { entry, place, alone }: &Stored) -> Vec<u8> {
         alone: *alone,
         misses: entry.misses.count,
         missed_for: u64::try_from(entry.misses.lasted.as_nanos()).unwrap(),
+        weight: (entry.attempts > 0).then_some(entry.weight.0),
     })
 }
 

@@ -15,7 +15,8 @@ use crate::queue::rocks::open::open;
 use crate::queue::rocks::{RocksOptions, RocksQueue};
 use crate::queue::suite::{MAX_BACKOFF, TestClock, all_failures, announced, blob, failure};
 use crate::queue::{
-    Claim, Entry, Failure, Lane, Origin, Outcome, Push, Queue, QueueError, RouteId, Seq, State, StateWrite, SyncId,
+    Claim, ClaimOrder, ClaimRequest, Entry, Failure, Lane, Origin, Outcome, Push, Queue, QueueError, RouteId, Seq,
+    State, StateWrite, SyncId, Weight,
 };
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -184,6 +185,7 @@ impl Pair {
     fn an_outcome(&mut self) -> Outcome {
         let kind = if self.rng.random_bool(0.5) { FaultKind::MissingAtSource } else { FaultKind::ShortRead };
         let failure = Failure { kind, ..failure(&self.clock) };
+        let weight = Weight(self.rng.random_range(0..2000));
         match self.rng.random_range(0..10) {
             0..4 => {
                 let chained = (0..self.rng.random_range(0..3)).map(|_| self.a_push(1)).collect();
@@ -191,9 +193,9 @@ impl Pair {
             }
             4..7 => {
                 let due = self.clock.now() + Duration::from_secs(self.rng.random_range(0..600));
-                Outcome::Retry { due, failure }
+                Outcome::Retry { due, failure, weight }
             }
-            7..9 => Outcome::Park { failure },
+            7..9 => Outcome::Park { failure, weight },
             _ => Outcome::Discard,
         }
     }
@@ -251,8 +253,21 @@ impl Pair {
             return;
         }
         let now = self.clock.now();
-        let real = self.rocks.queue().claim(route, lane, max, now).await.unwrap();
-        let model = self.model.claim(route, lane, max, now).await.unwrap();
+        // A pair of known sequences, to look around them.
+        let at = self.rng.random_range(0..=self.seqs.len());
+        let (real_at, model_at) = self.seqs.iter().nth(at).map_or((Seq(0), Seq(0)), |(real, model)| (*real, *model));
+        let (of_real, of_model) = match self.rng.random_range(0..8) {
+            0..3 => (ClaimOrder::Oldest, ClaimOrder::Oldest),
+            3..5 => (ClaimOrder::Due, ClaimOrder::Due),
+            5 => (ClaimOrder::Newest, ClaimOrder::Newest),
+            6 => (ClaimOrder::After(real_at), ClaimOrder::After(model_at)),
+            _ => (ClaimOrder::Before(real_at), ClaimOrder::Before(model_at)),
+        };
+        let request = |order| ClaimRequest { route, lane, order, max, now };
+        let real = self.rocks.queue().claim(request(of_real)).await.unwrap();
+        let model = self.model.claim(request(of_model)).await.unwrap();
+        assert_eq!(real.next_due, model.next_due);
+        let (real, model) = (real.claims, model.claims);
         for (real, model) in real.iter().zip(&model) {
             let (real, model) = (real.entry(), model.entry());
             assert_eq!(&Entry { seq: model.seq, ..real.clone() }, model);

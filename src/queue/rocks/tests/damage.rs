@@ -5,8 +5,8 @@ use crate::queue::damage::{Condition, INCIDENTS, Incident, Mending, SYNC_NEEDED,
 use crate::queue::rocks::database::write_synced;
 use crate::queue::rocks::open::open;
 use crate::queue::rocks::{OpenError, RocksQueue, keys};
-use crate::queue::suite::{TestClock, announced, blob, confirmed, failure, found};
-use crate::queue::{Lane, Outcome, Pushed, Queue, QueueError, RouteId, State, StateWrite, SyncId};
+use crate::queue::suite::{TestClock, announced, blob, claim_any, confirmed, failure, found};
+use crate::queue::{Lane, Outcome, Pushed, Queue, QueueError, RouteId, State, StateWrite, SyncId, Weight};
 use rocksdb::{DB, Options};
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -167,7 +167,7 @@ async fn a_log_damaged_in_its_middle_is_read_up_to_there_and_kept() {
     let queue = reopen(&dir, &clock).unwrap();
     let left = queue.counts(RouteId(0)).fresh.ready.entries;
     assert!((1..50).contains(&left), "{left}");
-    let claims = queue.claim(RouteId(0), Lane::Fresh, 100, clock.now()).await.unwrap();
+    let claims = claim_any(&queue, RouteId(0), Lane::Fresh, 100, clock.now()).await.unwrap();
     let blobs: Vec<_> = claims.iter().map(|claim| claim.entry().blob).collect();
     assert_eq!(blobs, (0..left).map(blob).collect::<Vec<_>>());
     let newest = claims.last().unwrap().entry().enqueue_time;
@@ -340,7 +340,7 @@ async fn damage_met_while_running_shows_and_is_mended_by_the_next_start() {
     let queue = reopen(&dir, &clock).unwrap();
     assert_eq!((queue.trouble(), incidents(&queue).await), (None, vec![]));
     for _ in 0..3 {
-        assert!(matches!(queue.claim(RouteId(0), Lane::Fresh, 10, clock.now()).await, Err(QueueError::Read(_))));
+        assert!(matches!(claim_any(&queue, RouteId(0), Lane::Fresh, 10, clock.now()).await, Err(QueueError::Read(_))));
     }
     // RocksDB itself may have met it meanwhile, and write no more.
     assert!(queue.trouble().is_some());
@@ -358,9 +358,9 @@ async fn a_failed_write_acks_nothing_changes_nothing_and_is_followed_by_opening_
     let (queue, fails, _) = faulty(dir.path(), &clock);
     let route = queue.register("a_to_b", "a", "b").await.unwrap();
     queue.push(vec![announced(route, 1), announced(route, 2), found(route, 3, 7, false)], vec![]).await.unwrap();
-    let claim = async |lane| queue.claim(route, lane, 1, clock.now()).await.unwrap().pop().unwrap();
+    let claim = async |lane| claim_any(&queue, route, lane, 1, clock.now()).await.unwrap().pop().unwrap();
     let parked = claim(Lane::Backfill).await;
-    queue.settle(vec![(parked, Outcome::Park { failure: failure(&clock) })]).await.unwrap();
+    queue.settle(vec![(parked, Outcome::Park { failure: failure(&clock), weight: Weight::ONE })]).await.unwrap();
     let (first, kept) = (claim(Lane::Fresh).await, claim(Lane::Fresh).await);
     let counts = queue.counts(route);
 
@@ -381,7 +381,7 @@ async fn a_failed_write_acks_nothing_changes_nothing_and_is_followed_by_opening_
     let pushed = queue.push(vec![announced(route, 4), announced(route, 1), announced(route, 3)], vec![]).await;
     assert_eq!(pushed.unwrap(), [Pushed::Added, Pushed::AlreadyQueued, Pushed::Revived]);
     // A claim that was held all the while is still one.
-    let claims = queue.claim(route, Lane::Fresh, 9, clock.now()).await.unwrap();
+    let claims = claim_any(&queue, route, Lane::Fresh, 9, clock.now()).await.unwrap();
     let mut claimed: Vec<_> = claims.iter().map(|claim| claim.entry().blob).collect();
     claimed.sort();
     let mut expected = [1, 3, 4].map(blob);
@@ -400,9 +400,10 @@ async fn a_batch_of_unknown_fate_is_read_back() {
     let route = queue.register("a_to_b", "a", "b").await.unwrap();
     let pushes = (1..=4).map(|number| announced(route, number)).collect();
     queue.push(pushes, vec![]).await.unwrap();
-    let mut claims = queue.claim(route, Lane::Fresh, 3, clock.now()).await.unwrap();
+    let mut claims = claim_any(&queue, route, Lane::Fresh, 3, clock.now()).await.unwrap();
     let (settled, retried) = (claims.remove(0), claims.remove(0));
-    let retry = Outcome::Retry { due: clock.now() + Duration::from_secs(60), failure: failure(&clock) };
+    let retry =
+        Outcome::Retry { due: clock.now() + Duration::from_secs(60), failure: failure(&clock), weight: Weight::ONE };
 
     *way.lock().unwrap() = Way::FailsAfter;
     let refused = queue.settle(vec![(settled, confirmed()), (retried, retry)]).await;
@@ -413,7 +414,7 @@ async fn a_batch_of_unknown_fate_is_read_back() {
     assert_eq!((counts.confirmed, counts.fresh.retrying.entries, counts.fresh.claimed.entries), (1, 1, 1));
     assert_eq!(counts.fresh.ready.entries, 1);
     // What was confirmed is gone, what is to be retried waits, what is claimed stays so.
-    let found = queue.claim(route, Lane::Fresh, 9, clock.now()).await.unwrap();
+    let found = claim_any(&queue, route, Lane::Fresh, 9, clock.now()).await.unwrap();
     let found: Vec<_> = found.iter().map(|claim| claim.entry().blob).collect();
     assert_eq!(found, [blob(4)]);
 
@@ -435,14 +436,14 @@ async fn a_successor_of_unknown_fate_is_claimed_when_its_turn_comes() {
     let queue = queue_with(dir.path(), &clock, way.clone());
     let route = queue.register("a_to_b", "a", "b").await.unwrap();
     queue.push(vec![announced(route, 1)], vec![]).await.unwrap();
-    let claim = queue.claim(route, Lane::Fresh, 1, clock.now()).await.unwrap().pop().unwrap();
+    let claim = claim_any(&queue, route, Lane::Fresh, 1, clock.now()).await.unwrap().pop().unwrap();
 
     *way.lock().unwrap() = Way::FailsAfter;
     assert!(queue.push(vec![announced(route, 1)], vec![]).await.is_err());
     *way.lock().unwrap() = Way::Works;
     recovered(&queue).await;
     queue.settle(vec![(claim, confirmed())]).await.unwrap();
-    let found = queue.claim(route, Lane::Fresh, 9, clock.now()).await.unwrap();
+    let found = claim_any(&queue, route, Lane::Fresh, 9, clock.now()).await.unwrap();
     assert_eq!(found.iter().map(|claim| claim.entry().blob).collect::<Vec<_>>(), [blob(1)]);
 }
 
@@ -475,12 +476,12 @@ async fn an_unreadable_row_whose_setting_aside_failed_is_met_again() {
     drop(db);
     let way = Arc::new(Mutex::new(Way::FailsBefore));
     let queue = queue_with(dir.path(), &clock, way.clone());
-    assert_eq!(queue.claim(route, Lane::Fresh, 9, clock.now()).await.unwrap().len(), 1);
+    assert_eq!(claim_any(&queue, route, Lane::Fresh, 9, clock.now()).await.unwrap().len(), 1);
     assert!(queue.push(vec![announced(route, 3)], vec![]).await.is_err());
     assert_eq!(queue.set_aside(), 0);
     *way.lock().unwrap() = Way::Works;
     recovered(&queue).await;
-    assert_eq!(queue.claim(route, Lane::Fresh, 9, clock.now()).await.unwrap().len(), 1);
+    assert_eq!(claim_any(&queue, route, Lane::Fresh, 9, clock.now()).await.unwrap().len(), 1);
     recovered(&queue).await;
     assert_eq!(queue.set_aside(), 1);
 }

@@ -3,8 +3,8 @@
 use super::{one_route, options};
 use crate::queue::damage::{REASON_IMPORTED, SYNC_NEEDED};
 use crate::queue::rocks::{RocksQueue, TransferError, export, import, keys};
-use crate::queue::suite::{announced, blob, confirmed, failure, found};
-use crate::queue::{Lane, Outcome, Queue, State, StateWrite, SyncId};
+use crate::queue::suite::{announced, blob, claim_any, confirmed, failure, found};
+use crate::queue::{Lane, Outcome, Queue, State, StateWrite, SyncId, Weight};
 use rocksdb::{DB, Options};
 
 #[tokio::test]
@@ -12,8 +12,8 @@ async fn an_exported_queue_is_imported_whole_or_not_at_all() {
     let (dir, clock, queue, route) = one_route().await;
     queue.push((0..5000).map(|number| announced(route, number)).collect(), vec![]).await.unwrap();
     queue.push(vec![found(route, 7000, 7, true)], vec![]).await.unwrap();
-    let mut claims = queue.claim(route, Lane::Fresh, 3, clock.now()).await.unwrap();
-    let park = Outcome::Park { failure: failure(&clock) };
+    let mut claims = claim_any(&queue, route, Lane::Fresh, 3, clock.now()).await.unwrap();
+    let park = Outcome::Park { failure: failure(&clock), weight: Weight::ONE };
     queue.settle(vec![(claims.remove(0), park), (claims.remove(0), confirmed())]).await.unwrap();
     queue.write(vec![StateWrite { key: "override/a".to_owned(), value: Some(vec![1]) }]).await.unwrap();
     let counts = |queue: &RocksQueue| (queue.counts(route), queue.sync_tally(SyncId(7)), queue.routes());
@@ -49,7 +49,7 @@ async fn an_exported_queue_is_imported_whole_or_not_at_all() {
     assert_eq!(queue.get("override/a").await.unwrap(), Some(vec![1]));
     let needed = queue.get(&format!("{SYNC_NEEDED}a_to_b")).await.unwrap().unwrap();
     assert_eq!(needed, REASON_IMPORTED.as_bytes());
-    let claims = queue.claim(route, Lane::Fresh, 9999, clock.now()).await.unwrap();
+    let claims = claim_any(&queue, route, Lane::Fresh, 9999, clock.now()).await.unwrap();
     assert_eq!((claims.len(), claims[0].entry().blob), (4998, blob(2)));
     queue.settle(claims.into_iter().map(|claim| (claim, confirmed())).collect()).await.unwrap();
     assert_eq!(queue.counts(route).confirmed, 4999);
@@ -84,7 +84,7 @@ async fn a_queue_of_format_1_opens_and_drains() {
     let route = queue.register("a_to_b", "a", "b").await.unwrap();
     // It is known: no full sync is needed for that.
     assert_eq!(queue.get(&format!("{SYNC_NEEDED}a_to_b")).await.unwrap(), None);
-    let claims = queue.claim(route, Lane::Fresh, 9, clock.now()).await.unwrap();
+    let claims = claim_any(&queue, route, Lane::Fresh, 9, clock.now()).await.unwrap();
     let entry = claims[0].entry().clone();
     assert_eq!((entry.blob, entry.size, entry.seq.0, &*entry.visited[0]), (blob(1), Some(100), 8, "a"));
     queue.settle(claims.into_iter().map(|claim| (claim, confirmed())).collect()).await.unwrap();
