@@ -20,7 +20,7 @@ FULL_DISKS ?= 5
 SYNC_BLOBS ?= 100000
 MODEL_OPS ?= 50000
 
-.PHONY: help build demo test test-slow kill powerloss diskfull sync bench instructions queue-bench tracing-bench model image-check lint proto-lint proto-baseline doc clean
+.PHONY: help build demo test test-slow kill powerloss diskfull sync bench instructions queue-bench tracing-bench model simulate image-check lint proto-lint proto-baseline doc clean
 
 help: ## Show what can be made.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -71,6 +71,10 @@ queue-bench: ## Measure the queue alone, with ten million entries too (ARGS="--e
 model: ## Hold the queue to its plain model for N random operations (make model N=1000000; BLOBFERRY_MODEL_SEED= repeats a run).
 	@[ -w /dev/shm ] && export TMPDIR=/dev/shm; \
 	BLOBFERRY_MODEL_OPS=$(or $(N),1000000) $(CARGO) test --lib random_operations_end_as_in_the_model -- --nocapture
+
+simulate: ## Step the rules that the worker is to follow next through N random histories (make simulate N=100000; SEED= repeats one).
+	@BLOBFERRY_SIMULATE=$(or $(N),10000) $(if $(SEED),BLOBFERRY_SIMULATE_SEED=$(SEED)) \
+	$(CARGO) test --lib worker::simulation -- --include-ignored --nocapture
 
 image-check: ## Build the Dockerfile on a stand-in for its base image, and probe the result (as root; needs buildah, debootstrap).
 	@scripts/image-check

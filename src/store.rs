@@ -94,7 +94,7 @@ pub struct StoreInfo {
 
 impl StoreInfo {
     /// What a store of this crate tells of itself; `place` says where it keeps its blobs.
-    fn of_own(store_id: &str, place: &str) -> Self {
+    pub(crate) fn of_own(store_id: &str, place: &str) -> Self {
         Self {
             store_id: Some(store_id.to_owned()),
             kind: PeerKind::Store,

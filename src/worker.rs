@@ -35,6 +35,8 @@ mod probes;
 mod question;
 mod report;
 mod run;
+#[cfg(test)]
+mod simulation;
 mod streaks;
 mod suspects;
 mod traced;

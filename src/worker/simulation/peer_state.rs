@@ -1,0 +1,213 @@
+//! What is known of a peer: its breaker, its concurrency, and its identity. Plain data with plain decisions.
+
+use super::breaker::{Breaker, Failed, Pass, Reason, Transition};
+use super::concurrency::Concurrency;
+use crate::store::StoreInfo;
+use std::time::Duration;
+
+/// A peer that was silent for longer is asked what it is before it is used: it may have been replaced meanwhile.
+const SILENCE: Duration = Duration::from_secs(2);
+
+/// A peer that failed is asked again what it is, unless it was asked within this time.
+const DOUBT: Duration = Duration::from_millis(500);
+
+/// A peer is asked what it is at least so often.
+const INFO_MAX_AGE: Duration = Duration::from_mins(1);
+
+/// The pause after an identification that failed; doubles with each.
+const FIRST_PAUSE: Duration = Duration::from_millis(25);
+
+/// The longest pause between identifications that fail while the breaker is closed.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// What is known of a peer, and what follows from it. Times are monotonic.
+#[derive(Debug)]
+pub struct PeerState {
+    /// Whether the peer is tried at all.
+    breaker: Breaker,
+    /// How many copies at a time may use it.
+    pub concurrency: Concurrency,
+    /// What the store last said of itself, and when.
+    info: Option<(StoreInfo, Duration)>,
+    last_contact: Option<Duration>,
+    last_error: Option<(Reason, Duration)>,
+    /// It failed since it last said what it is.
+    doubted: bool,
+    /// Since when it is being asked what it is.
+    identifying: Option<Duration>,
+    /// Identifications that failed in a row, and when the next may begin.
+    unidentified: u32,
+    next_identification: Duration,
+    /// Changes that were not logged yet.
+    transitions: Vec<Transition>,
+    /// Whether other routes are to look again.
+    is_news: bool,
+    /// A route wanted to begin more than there is room for.
+    pub denied: bool,
+}
+
+impl PeerState {
+    /// A peer that was not asked yet.
+    pub fn new(now: Duration) -> Self {
+        Self {
+            breaker: Breaker::new(now),
+            concurrency: Concurrency::default(),
+            info: None,
+            last_contact: None,
+            last_error: None,
+            doubted: false,
+            identifying: None,
+            unidentified: 0,
+            next_identification: Duration::ZERO,
+            transitions: Vec::new(),
+            is_news: false,
+            denied: false,
+        }
+    }
+
+    /// The breaker.
+    pub fn breaker(&self) -> &Breaker {
+        &self.breaker
+    }
+
+    /// What may be done with the peer now, as far as its breaker goes.
+    pub fn pass(&self, now: Duration) -> Pass {
+        self.breaker.pass(now)
+    }
+
+    /// What the store last said of itself.
+    pub fn info(&self) -> Option<&StoreInfo> {
+        self.info.as_ref().map(|(info, _)| info)
+    }
+
+    /// Whether the peer has to say what it is before it is used.
+    pub fn needs_identification(&self, now: Duration) -> bool {
+        let is_older = |since: Duration, limit| now.saturating_sub(since) > limit;
+        let Some((_, asked)) = self.info else { return true };
+        self.breaker.snapshot().latched
+            || is_older(asked, INFO_MAX_AGE)
+            || self.last_contact.is_none_or(|contact| is_older(contact, SILENCE))
+            || (self.doubted && is_older(asked, DOUBT))
+    }
+
+    /// Whether an identification may begin now; if not, it is under way, or when to look again.
+    ///
+    /// # Errors
+    /// When to look again; `None` while one is under way.
+    pub fn may_identify(&self, now: Duration) -> Result<(), Option<Duration>> {
+        if self.identifying.is_some() {
+            return Err(None);
+        }
+        if now < self.next_identification { Err(Some(self.next_identification)) } else { Ok(()) }
+    }
+
+    /// An identification begins; one that is a try of the open breaker, too. `jitter` is in `[0, 1)`.
+    pub fn begin_identification(&mut self, now: Duration, jitter: f64) {
+        self.identifying = Some(now);
+        self.breaker.begin(now, jitter);
+    }
+
+    /// When the store last said what it is, or failed to.
+    pub fn asked(&self) -> Option<Duration> {
+        self.info.as_ref().map(|(_, asked)| *asked).max(self.last_error.as_ref().map(|(_, at)| *at))
+    }
+
+    /// The store said what it is, and that is what it should be.
+    pub fn identified(&mut self, info: StoreInfo, now: Duration) {
+        self.end_identification();
+        (self.doubted, self.unidentified) = (false, 0);
+        self.info = Some((info, now));
+        self.last_contact = Some(now);
+        let transition = self.breaker.identified(now);
+        self.note(transition);
+    }
+
+    /// The store did not say what it is. `jitter` is in `[0, 1)`.
+    pub fn not_identified(&mut self, reason: Reason, now: Duration, jitter: f64) {
+        self.end_identification();
+        let pause = FIRST_PAUSE.saturating_mul(1 << self.unidentified.min(10)).min(LONGEST_PAUSE);
+        self.unidentified = self.unidentified.saturating_add(1);
+        self.next_identification = now.saturating_add(pause);
+        let is_try = self.breaker.is_open();
+        self.fail(Failed::Identification, is_try, reason, now, jitter);
+    }
+
+    /// The store says that it is another one, or of the wrong kind. `jitter` is in `[0, 1)`.
+    pub fn is_another(&mut self, info: StoreInfo, reason: Reason, now: Duration, jitter: f64) {
+        self.end_identification();
+        self.info = Some((info, now));
+        self.last_error = Some((reason.clone(), now));
+        let transition = self.breaker.latch(reason, now, jitter);
+        self.note(transition);
+    }
+
+    /// A copy begins; gives how wide it is. `jitter` is in `[0, 1)`.
+    pub fn begin(&mut self, now: Duration, jitter: f64) -> usize {
+        self.breaker.begin(now, jitter);
+        self.concurrency.begin()
+    }
+
+    /// A copy that began then uses the peer no more. What came of it is told apart.
+    pub fn end(&mut self) {
+        self.concurrency.end();
+        self.is_news |= std::mem::take(&mut self.denied);
+    }
+
+    /// A try of the open breaker, which began then, has ended.
+    pub fn end_try(&mut self, began: Duration) {
+        self.breaker.end(began);
+    }
+
+    /// The peer did what it was asked to.
+    pub fn succeeded(&mut self, now: Duration) {
+        self.last_contact = Some(now);
+        let transition = self.breaker.succeeded(now);
+        if transition.is_some() {
+            self.concurrency.reopened();
+        }
+        self.note(transition);
+    }
+
+    /// The peer answered, though not as it was asked to.
+    pub fn answered(&mut self, now: Duration) {
+        self.last_contact = Some(now);
+    }
+
+    /// The peer failed, or seems to have; see [`Breaker::failed`].
+    pub fn fail(&mut self, how: Failed, is_try: bool, reason: Reason, now: Duration, jitter: f64) {
+        self.doubted = true;
+        self.last_error = Some((reason.clone(), now));
+        let in_flight = self.concurrency.in_flight();
+        let transition = self.breaker.failed(how, in_flight, is_try, reason, now, jitter);
+        self.note(transition);
+    }
+
+    /// The peer refused for want of capacity.
+    pub fn refused(&mut self, width: usize, wait: Duration, reason: Reason, now: Duration) {
+        self.last_error = Some((reason, now));
+        self.last_contact = Some(now);
+        self.concurrency.refused(width, wait, now);
+    }
+
+    /// What it says of blobs is odd, as if it were another: it is asked what it is before its next use, unless it has just been.
+    pub fn doubt(&mut self) {
+        self.doubted = true;
+    }
+
+    /// The peer was asked a small question; the answer was well, or it was not.
+    pub fn canary(&mut self, well: bool, now: Duration) {
+        self.breaker.canary(well, now);
+        self.is_news = true;
+    }
+
+    fn end_identification(&mut self) {
+        if let Some(began) = self.identifying.take() {
+            self.breaker.end(began);
+        }
+        self.is_news = true;
+    }
+
+    fn note(&mut self, transition: Option<Transition>) {
+        self.transitions.extend(transition);
+    }
+}
