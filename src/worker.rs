@@ -58,6 +58,7 @@ use budget::Budget;
 use probes::Probes;
 use report::Board;
 use run::Run;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use streaks::Streaks;
@@ -149,6 +150,8 @@ pub struct Worker {
     evidence: Mutex<Evidence>,
     throttle: Arc<Throttle>,
     budget: Budget,
+    /// Whether those that are to be tried again get the larger half of a lane's next claims.
+    due_turns: [AtomicBool; 2],
 }
 
 /// What failures and successes of late say of entries and peers.
@@ -167,7 +170,15 @@ impl Worker {
         let throttle = Throttle::new(deps.clock.clone());
         throttle.set(&spec.limits.borrow());
         let budget = Budget::new(spec.bytes_in_flight);
-        Arc::new(Self { spec, deps, board, evidence: Mutex::default(), throttle, budget })
+        Arc::new(Self {
+            spec,
+            deps,
+            board,
+            evidence: Mutex::default(),
+            throttle,
+            budget,
+            due_turns: [true, true].map(AtomicBool::new),
+        })
     }
 
     /// Its route.

@@ -12,6 +12,7 @@ use crate::worker::report::Activity;
 use crate::worker::waiting::{AHEAD, Kind};
 use crate::worker::{Deps, Evidence, Worker};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -301,15 +302,18 @@ async fn claim_probe(worker: &Worker) -> Result<Claimed, QueueError> {
     Ok((Vec::new(), [true; 2], true))
 }
 
+/// Half of those that are to be tried again and half of those that never were, so that failures never hold up the others;
+/// what one cannot use goes to the other, and which has the larger half changes each time.
 async fn claim(worker: &Worker, lane: Lane, max: usize) -> Result<Vec<Claim>, QueueError> {
     let Deps { queue, clock, .. } = &worker.deps;
-    let request = |order, max| ClaimRequest { route: worker.spec.id, lane, order, max, now: clock.now() };
-    // Half for what failed, half for what was never tried; what one cannot use goes to the other.
-    let mut claims = queue.claim(request(ClaimOrder::Due, max.div_ceil(2))).await?.claims;
+    let (route, now) = (worker.spec.id, clock.now());
+    let request = |order, max| ClaimRequest { route, lane, order, max, now };
+    let half = if worker.due_turns[index(lane)].fetch_not(Ordering::Relaxed) { max.div_ceil(2) } else { max / 2 };
+    let mut claims = queue.claim(request(ClaimOrder::Due, half)).await?.claims;
+    let more_due = claims.len() == half;
     claims.extend(queue.claim(request(ClaimOrder::Oldest, max - claims.len())).await?.claims);
-    let left = max - claims.len();
-    if left > 0 {
-        claims.extend(queue.claim(request(ClaimOrder::Due, left)).await?.claims);
+    if more_due && claims.len() < max {
+        claims.extend(queue.claim(request(ClaimOrder::Due, max - claims.len())).await?.claims);
     }
     Ok(claims)
 }

@@ -1,6 +1,7 @@
 //! What each lane gets of the workers, and what the workers wait for, in simulated time.
 
 use super::Lab;
+use crate::backoff::Backoff;
 use crate::blob::BlobRef;
 use crate::queue::{Lane, Tally};
 use crate::store::faulty::Trouble;
@@ -79,6 +80,26 @@ async fn entries_that_retry_count_for_their_lane_and_wait_for_no_ready_ones() {
     assert!(start.elapsed() < COPY * 100 / 2 + Duration::from_secs(10), "{:?}", start.elapsed());
     let left = lab.queued(Lane::Fresh);
     assert!((1..=1700).contains(&left), "{left} of 2,000");
+    lab.abort.cancel();
+    lab.stopped().await;
+}
+
+/// A fault found: a worker that claims one at a time asked for what is due first, each time.
+#[tokio::test(start_paused = true)]
+async fn a_lone_worker_is_not_kept_from_new_entries_by_those_that_are_always_due() {
+    let mut lab = Lab::unpacked(&[("a", "b")], 1).await;
+    lab.set_policy(|policy| {
+        policy.backoff = Backoff::new(Duration::from_millis(1), Duration::from_millis(1));
+        policy.patience.park_after = u32::MAX;
+    });
+    let refused = lab.announce("a", 0..5).await;
+    refused.iter().for_each(|blob| lab.place("b").faulty.set_for(*blob, Some(Trouble::Reject)));
+    lab.place("a").faulty.set(Some(Trouble::Slow(COPY)));
+    lab.start();
+    lab.until("they retry", |lab| lab.fresh(0).retrying.entries >= 4).await;
+    lab.announce("a", 5..15).await;
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(lab.counts(0).confirmed, 10, "{:?}", lab.fresh(0));
     lab.abort.cancel();
     lab.stopped().await;
 }
