@@ -253,15 +253,15 @@ impl Pair {
             return;
         }
         let now = self.clock.now();
-        // A pair of known sequences, to look around them.
-        let at = self.rng.random_range(0..=self.seqs.len());
-        let (real_at, model_at) = self.seqs.iter().nth(at).map_or((Seq(0), Seq(0)), |(real, model)| (*real, *model));
-        let (of_real, of_model) = match self.rng.random_range(0..8) {
-            0..3 => (ClaimOrder::Oldest, ClaimOrder::Oldest),
-            3..5 => (ClaimOrder::Due, ClaimOrder::Due),
-            5 => (ClaimOrder::Newest, ClaimOrder::Newest),
-            6 => (ClaimOrder::After(real_at), ClaimOrder::After(model_at)),
-            _ => (ClaimOrder::Before(real_at), ClaimOrder::Before(model_at)),
+        // Of known sequences, to look around them: they are not the same in both queues.
+        let known = (!self.seqs.is_empty()).then(|| self.rng.random_range(0..self.seqs.len()));
+        let known = known.and_then(|at| self.seqs.iter().nth(at)).map(|(real, model)| (*real, *model));
+        let (of_real, of_model) = match (self.rng.random_range(0..8), known) {
+            (3..5, _) => (ClaimOrder::Due, ClaimOrder::Due),
+            (5, _) => (ClaimOrder::Newest, ClaimOrder::Newest),
+            (6, Some((real, model))) => (ClaimOrder::After(real), ClaimOrder::After(model)),
+            (7, Some((real, model))) => (ClaimOrder::Before(real), ClaimOrder::Before(model)),
+            _ => (ClaimOrder::Oldest, ClaimOrder::Oldest),
         };
         let request = |order| ClaimRequest { route, lane, order, max, now };
         let real = self.rocks.queue().claim(request(of_real)).await.unwrap();
