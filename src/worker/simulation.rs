@@ -5,11 +5,8 @@
 //! concurrency and peer state, until the driver that steps them replaces the loop in `worker::run`. Queue, peers and clock are
 //! stand-ins; everything else is what will run.
 //!
-//! Two things do not hold yet: now and then a breaker opens at 30% of errors, since identifications fail with the rest, and
-//! with a small number of workers some histories end in a hot loop (seed 118). So both are run by `make simulate` only.
-//!
 //! [`scenarios`] holds the rules to bounds that were found with a prototype, [`histories`] looks for anything that breaks an
-//! invariant. `make simulate N=… SEED=…` runs more of them.
+//! invariant. `make test` steps through some histories; `make simulate N=… SEED=…` through more, and through the scenarios.
 
 #![allow(
     clippy::unwrap_used,

@@ -8,9 +8,9 @@
 //! holds to:
 //!
 //! - **It opens when everything fails alike**: after [`ROW`] failures of distinct entries in a row without one success (or
-//!   twice as many as are in flight), or [`SOON`] failures of any kind without a success for [`QUIET`], or if it does not even
-//!   say what it is then. One failure amid
-//!   successes never opens it. What an entry fails again counts [`REPEATED`] only: a few hopeless entries are no outage.
+//!   twice as many as are in flight), after [`SOON`] failures of any kind without a success for [`QUIET`], or after
+//!   [`UNIDENTIFIED`] identifications in a row that failed. One failure amid successes never opens it. What an entry fails
+//!   again counts [`REPEATED`] only: a few hopeless entries are no outage.
 //! - **While it is open, one try at a time**, with a gap between them that doubles from [`FIRST_GAP`] to [`LONGEST_GAP`], or
 //!   to [`SHORT_GAP`] while the peer answers its canary. A try that hangs does not hold back the next for longer than that.
 //! - **Any success closes it**; how wide the peer is used then is for [`Concurrency`](super::concurrency::Concurrency).
@@ -264,8 +264,7 @@ impl Breaker {
             outage.reason = reason;
             return Some(Transition::Opened { reason: outage.reason.clone(), latched: false });
         }
-        let is_enough = how == Failed::Identification || self.failures >= u64::from(SOON);
-        let soon = is_enough && now.saturating_sub(self.last_success) > QUIET;
+        let soon = self.failures >= u64::from(SOON) && now.saturating_sub(self.last_success) > QUIET;
         if self.row < row && !soon {
             return None;
         }

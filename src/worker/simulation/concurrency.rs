@@ -87,7 +87,8 @@ impl Concurrency {
             self.next_place = now.saturating_add(self.pace);
         }
         match self.limit().saturating_sub(self.in_flight) {
-            0 if self.places < self.most() => Err(Some(self.next_place)),
+            // Where the width limits, no place that comes back changes it.
+            0 if self.places < self.most() && self.in_flight >= self.places => Err(Some(self.next_place)),
             0 => Err(None),
             room => Ok(room),
         }

@@ -78,6 +78,23 @@ fn after_an_outage_the_width_begins_at_one_and_doubles_up_to_half() {
     assert_eq!((rounds[39], peer.in_force()), (32, None));
 }
 
+/// A fault found by `make simulate` (seed 118): a time to look again that had passed made the scheduler look without end.
+#[test]
+fn a_time_to_look_again_lies_ahead() {
+    let mut peer = peer(32);
+    let width = peer.begin();
+    peer.end();
+    peer.refused(width, Duration::ZERO, at(1.0));
+    peer.reopened();
+    for second in 2..60 {
+        let now = at(f64::from(second));
+        match peer.room(now) {
+            Ok(_) => _ = peer.begin(),
+            Err(until) => assert!(until.is_none_or(|until| until > now), "{until:?} at {now:?}"),
+        }
+    }
+}
+
 #[test]
 fn tries_that_still_hang_do_not_count_against_the_width() {
     let mut peer = peer(32);
