@@ -192,10 +192,12 @@ impl Barrier {
 
 /// Whether the replicator is restarting, or the way there is cut.
 fn is_away(error: &ClientError) -> bool {
-    matches!(
-        error.code(),
-        Code::Unavailable | Code::Unknown | Code::Cancelled | Code::DeadlineExceeded | Code::ResourceExhausted
-    )
+    match error.code() {
+        Code::Unavailable | Code::Unknown | Code::Cancelled | Code::DeadlineExceeded | Code::ResourceExhausted => true,
+        // A connection that ends amid an answer is INTERNAL to its client. The replicator's own has a reason.
+        Code::Internal => error.reason().is_none(),
+        _ => false,
+    }
 }
 
 /// The word for a state.

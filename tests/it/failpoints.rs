@@ -212,12 +212,13 @@ impl Stage {
         };
         // Once more, at the end of the last round and now: both sides are asked before these are sent again.
         self.announce_known(&mut calls).await;
-        // Announced before it is written: it fails at first, and both sides are asked when it is tried again.
+        // Announced before it is written: it fails at first.
         let early = self.make(2_000);
         if try_call(announce(&mut calls.operator, "a", &[early.0])).await.is_some() {
             self.acked.insert(early.0);
         }
-        let blobs = [self.make(0), self.make(1_000), self.make(5_000), self.make(100_000), self.make(70_000)];
+        // From a megabyte on, both sides are asked before a blob is sent whose size is known, as it is after a sync.
+        let blobs = [self.make(0), self.make(1_000), self.make(5_000), self.make(100_000), self.make(1 << 20)];
         let mut known = Vec::new();
         for (blob, bytes) in &blobs {
             if try_call(send(&mut calls.source, *blob, bytes)).await.is_some() && bytes.len() < 10_000 {

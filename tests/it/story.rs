@@ -6,7 +6,7 @@ use crate::harness::{
 };
 use blobferry::blob::BlobRef;
 use blobferry::pb::v1 as pb;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 use tonic::{Code, Request};
@@ -187,7 +187,9 @@ async fn a_token_survives_kill_9_and_follows_the_chain() {
     replicator.again();
     end.again();
     let said = code_and_words(&child.wait_with_output().unwrap());
-    assert_eq!(said, (Some(0), "50 blobs confirmed on 2 routes\n".to_owned()));
+    let mut complaint = String::new();
+    stderr.read_to_string(&mut complaint).unwrap();
+    assert_eq!(said, (Some(0), "50 blobs confirmed on 2 routes\n".to_owned()), "{complaint}");
     assert_eq!(held(&mut reader(&end).await, &refs).await, 50);
 }
 
