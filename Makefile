@@ -72,7 +72,7 @@ model: ## Hold the queue to its plain model for N random operations (make model 
 	@[ -w /dev/shm ] && export TMPDIR=/dev/shm; \
 	BLOBFERRY_MODEL_OPS=$(or $(N),1000000) $(CARGO) test --lib random_operations_end_as_in_the_model -- --nocapture
 
-simulate: ## Step the rules that the worker is to follow next through N random histories (make simulate N=100000; SEED= repeats one).
+simulate: ## Step the worker's scheduler through its scenarios and N random histories (make simulate N=100000; SEED= repeats one).
 	@BLOBFERRY_SIMULATE=$(or $(N),10000) $(if $(SEED),BLOBFERRY_SIMULATE_SEED=$(SEED)) \
 	$(CARGO) test --lib worker::simulation -- --include-ignored --nocapture
 

@@ -380,7 +380,6 @@ fn open_workers(
         policy.idle_timeout = idle_timeout.unwrap_or(policy.idle_timeout);
         let deps = Deps {
             queue: parts.queue.clone(),
-            failures: parts.failures.clone(),
             clock: parts.clock.clone(),
             entropy: parts.entropy.clone(),
             tracer: parts.tracer.clone(),

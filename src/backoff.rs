@@ -4,7 +4,6 @@
 //! "Exponential Backoff And Jitter", AWS Architecture Blog, 2015): half of the nominal delay is certain, half is random, so
 //! that entries which failed together do not come back together, and none comes back at once.
 
-use crate::fault::FaultKind;
 use std::time::Duration;
 
 /// Delays that double from attempt to attempt up to a cap.
@@ -17,8 +16,6 @@ pub struct Backoff {
 impl Backoff {
     /// For entries: 1 s, doubling up to 10 minutes.
     pub const ENTRY: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_mins(10));
-    /// For the probes of a peer's breaker: 1 s, doubling up to 30 s.
-    pub const PROBE: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
 
     /// Doubles from `initial` up to `max`, which caps the first delay too.
     pub const fn new(initial: Duration, max: Duration) -> Self {
@@ -83,19 +80,6 @@ pub struct Patience {
     pub on_missing: OnMissing,
 }
 
-impl Patience {
-    /// Whether an entry is given up that failed in this way, after so many attempts, this one included, among them so many
-    /// misses that span so long.
-    ///
-    /// Failures that no retry can mend park at once; that is for the error's own type to say, not for a count.
-    pub fn is_exhausted(&self, kind: FaultKind, attempts: u32, misses: u32, missed_for: Duration) -> bool {
-        match kind {
-            FaultKind::MissingAtSource => missed_for >= self.missing,
-            _ => attempts.saturating_sub(misses) >= self.park_after,
-        }
-    }
-}
-
 impl Default for Patience {
     /// 10 attempts (4 to 9 minutes with [`Backoff::ENTRY`]); 2 hours for a blob that is missing, which is parked then.
     fn default() -> Self {
@@ -105,8 +89,7 @@ impl Default for Patience {
 
 #[cfg(test)]
 mod tests {
-    use super::{Backoff, Patience};
-    use crate::fault::FaultKind;
+    use super::Backoff;
     use proptest::prelude::{any, prop_assert, proptest};
     use std::time::Duration;
 
@@ -129,19 +112,6 @@ mod tests {
         assert_eq!(none.delay(u32::MAX, 0.5), Duration::ZERO);
         let crossed = Backoff::new(Duration::from_secs(9), Duration::from_secs(3));
         assert_eq!(crossed.delay(1, 1.0), Duration::from_secs(3));
-    }
-
-    #[test]
-    fn a_missing_blob_is_waited_for_longer() {
-        let patience = Patience::default();
-        let rejected = |attempts, misses| {
-            patience.is_exhausted(FaultKind::DestinationRejected, attempts, misses, Duration::from_hours(9))
-        };
-        assert!(!rejected(9, 0) && rejected(10, 0));
-        assert!(!rejected(39, 30) && rejected(40, 30), "time that it was waited for is not held against it");
-        let missing =
-            |seconds| patience.is_exhausted(FaultKind::MissingAtSource, 100, 100, Duration::from_secs(seconds));
-        assert!(!missing(7199) && missing(7200));
     }
 
     proptest! {

@@ -1,31 +1,56 @@
-//! The breaker of one peer: while the peer itself is at fault, copies stop and no entry is charged.
+//! The breaker of one peer: whether the peer is tried at all.
 //!
 //! ```text
-//! Closed ── peer fault, latch ──▶ Open ── the probe's turn ──▶ Probing ── success ──▶ Closed
-//!                                  ▲                               │
-//!                                  └─ peer fault, latch, abandoned ┘
+//! Closed ── everything fails alike, latch ──▶ Open ── any success, identification ──▶ Closed
 //! ```
 //!
-//! A plain state machine: events and the monotonic time go in, decisions come out. What it holds to:
+//! A plain state machine: events and the monotonic time go in, decisions come out. Nobody is charged while it is open. What it
+//! holds to:
 //!
-//! - **One probe at a time**, with [`Backoff::PROBE`] between them; one success closes the breaker to full width.
-//! - **Only what was permitted since the last change counts.** Every permit carries a [`Ticket`]; each change of state makes
-//!   older tickets stale. So the 31 other copies that fail with the first do not push the probe away, a copy that
-//!   dies of the old outage does not open a breaker that has closed, and only the probe itself can close one.
-//! - **A latched breaker** (wrong kind of peer, another store's id) asks for identification instead of a copy: the peer
-//!   answers well, but it is the wrong one, and a copy that succeeds there proves nothing.
-//! - **No probe is lost.** Whoever was given a probe reports its end or abandons it (a guard's `Drop` does); an abandoned
-//!   probe can be had again at once.
+//! - **It opens when everything fails alike**: after [`ROW`] failures of distinct entries in a row without one success (or
+//!   twice as many as are in flight), after `SOON` failures of any kind without a success for `QUIET`, or after
+//!   `UNIDENTIFIED` identifications in a row that failed. One failure amid successes never opens it. What an entry fails
+//!   again counts `REPEATED` only: a few hopeless entries are no outage.
+//! - **While it is open, one try at a time**, with a gap between them that doubles from `FIRST_GAP` to [`LONGEST_GAP`], or
+//!   to `SHORT_GAP` while the peer answers its canary. A try that hangs does not hold back the next for longer than that.
+//! - **Any success closes it**; how wide the peer is used then is for [`Concurrency`](crate::concurrency::Concurrency).
+//! - **A latched breaker** (wrong kind of peer, another store's id) is closed by an identification only: the peer answers well,
+//!   but it is the wrong one, and a copy that succeeds there proves nothing.
 //!
-//! "Success" means that the peer answered as a peer should: a blob that it does not hold or refuses is an answer. Report it
-//! as soon as that is known, with the first bytes of a large blob rather than the last, for all others wait for it.
+//! The numbers were found by simulation (`worker::simulation`).
 
-use crate::backoff::Backoff;
 use crate::fault::FaultKind;
 use std::time::Duration;
 
 /// The most of a peer's message that is kept, in bytes.
 const MAX_MESSAGE: usize = 500;
+
+/// First failures in a row that open it, at least.
+pub const ROW: f64 = 64.0;
+
+/// What the failure of an entry that failed there before counts.
+const REPEATED: f64 = 1.0 / 16.0;
+
+/// Failures of any kind that open it, if nothing succeeded for `QUIET`.
+const SOON: u32 = 16;
+
+/// See `SOON`.
+const QUIET: Duration = Duration::from_secs(10);
+
+/// Identifications that fail in a row, with no success between, open it.
+const UNIDENTIFIED: f64 = 6.0;
+
+/// The pause before the first try.
+const FIRST_GAP: Duration = Duration::from_millis(100);
+
+/// The longest pause between tries while the peer answers its canary.
+const SHORT_GAP: Duration = Duration::from_millis(500);
+
+/// The longest pause between tries.
+pub const LONGEST_GAP: Duration = Duration::from_secs(10);
+
+/// So long a try that hangs holds back the next, while the peer answers its canary.
+const HANGS: Duration = Duration::from_secs(3);
 
 /// Why a breaker is open.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,32 +70,27 @@ impl Reason {
     }
 }
 
-/// Proof of a permit, to be shown with the outcome of what it permitted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use = "report the outcome with this ticket, or abandon the probe"]
-pub struct Ticket(u64);
-
 /// What may be done with the peer now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Permit {
+pub enum Pass {
     /// Anything.
-    Go(Ticket),
-    /// One copy, to find out whether the peer is back. Its end must be reported, or the probe abandoned.
-    Probe(Ticket),
-    /// One `GetPeerInfo`, to find out whether the right peer is back. Its end must be reported, or the probe abandoned.
-    Identify(Ticket),
-    /// Nothing, before this monotonic time. While another's probe is out that is a guess; a transition comes earlier or later.
+    Go,
+    /// One copy, to find out whether the peer is back.
+    Try,
+    /// One `GetPeerInfo`, to find out whether the right peer is back.
+    Identify,
+    /// Nothing, before this monotonic time.
     Wait(Duration),
 }
 
 /// What a breaker's state is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// The peer is used at full width.
+    /// The peer is used.
     Closed,
-    /// The peer is left alone until the next probe.
+    /// The peer is left alone until the next try.
     Open,
-    /// A probe is out.
+    /// A try is out.
     Probing,
 }
 
@@ -85,7 +105,18 @@ impl Phase {
     }
 }
 
-/// A change that is worth one line in the log. Probes that change nothing are not.
+/// How a failure counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failed {
+    /// An entry failed for the first time at this peer; a pack as a whole counts as one.
+    First,
+    /// An entry that had failed there before.
+    Again,
+    /// The peer was asked what it is, and did not say.
+    Identification,
+}
+
+/// A change that is worth one line in the log. Tries that change nothing are not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Transition {
     /// It opened, or is open for another kind of reason than before.
@@ -94,8 +125,6 @@ pub enum Transition {
         reason: Reason,
         /// Whether only the right peer's identification closes it.
         latched: bool,
-        /// When the next probe is due; monotonic.
-        next_probe: Duration,
     },
     /// It closed: the peer is used again.
     Closed {
@@ -103,7 +132,7 @@ pub enum Transition {
         reason: Reason,
         /// How long it was open.
         after: Duration,
-        /// How many peer faults that took.
+        /// How many failures that took.
         failures: u64,
     },
 }
@@ -119,135 +148,165 @@ pub struct Snapshot {
     pub latched: bool,
     /// Since when it is closed, or not closed.
     pub since: Duration,
-    /// When the next probe is due; absent while closed or while a probe is out.
-    pub next_probe: Option<Duration>,
-    /// Peer faults since the last success.
+    /// When the next try is due; absent while closed or while a try is out.
+    pub next_try: Option<Duration>,
+    /// Failures since the last success.
     pub failures: u64,
+    /// How often it opened since it was made.
+    pub openings: u64,
 }
 
-/// What is known while the breaker is not closed.
 #[derive(Clone, Debug)]
 struct Outage {
     reason: Reason,
     latched: bool,
-    // Probes that failed; sets the delay of the next.
-    failed_probes: u32,
-    next_probe: Duration,
-    probing: bool,
+    gap: Duration,
+    next_try: Duration,
+    /// The try that is out: when it began, and until when it holds back the next.
+    out: Option<(Duration, Duration)>,
 }
 
 /// The breaker of one peer. See the module's header.
 #[derive(Clone, Debug)]
 pub struct Breaker {
-    backoff: Backoff,
     outage: Option<Outage>,
     since: Duration,
+    /// Failures without a success between: by weight, and as such.
+    row: f64,
     failures: u64,
-    // The current ticket; larger with every change of state.
-    ticket: u64,
+    last_success: Duration,
+    /// When the peer last answered its canary.
+    canary: Option<Duration>,
+    openings: u64,
 }
 
 impl Breaker {
-    /// A closed breaker that probes with this backoff.
-    pub const fn new(backoff: Backoff, now: Duration) -> Self {
-        Self { backoff, outage: None, since: now, failures: 0, ticket: 0 }
+    /// A closed breaker.
+    pub const fn new(now: Duration) -> Self {
+        Self { outage: None, since: now, row: 0.0, failures: 0, last_success: now, canary: None, openings: 0 }
     }
 
-    /// What may be done now. A probe that this permits is out from here on.
-    pub fn permit(&mut self, now: Duration) -> Permit {
-        if let Some(until) = self.wait_until(now) {
-            return Permit::Wait(until);
-        }
-        let Some(outage) = &mut self.outage else { return Permit::Go(Ticket(self.ticket)) };
-        outage.probing = true;
-        self.ticket += 1;
-        if outage.latched { Permit::Identify(Ticket(self.ticket)) } else { Permit::Probe(Ticket(self.ticket)) }
-    }
-
-    /// Until when [`permit`](Self::permit) would make the caller wait; `None` if it would not. Takes no probe: for a copy
-    /// that needs two peers, ask both before taking either.
-    pub fn wait_until(&self, now: Duration) -> Option<Duration> {
-        let outage = self.outage.as_ref()?;
-        if outage.probing {
-            return Some(now.saturating_add(self.backoff.nominal(1)));
-        }
-        (now < outage.next_probe).then_some(outage.next_probe)
-    }
-
-    /// The ticket for those who learn of the peer's state without a permit, such as a connection that is kept open: good for
-    /// [`on_peer_fault`](Self::on_peer_fault) while nothing changes, and never good for closing the breaker.
-    pub fn observer(&self) -> Ticket {
-        let probing = self.outage.as_ref().is_some_and(|outage| outage.probing);
-        // While a probe is out, the current ticket is its holder's.
-        Ticket(self.ticket.wrapping_sub(u64::from(probing)))
-    }
-
-    /// The peer answered as it should. Closes the breaker if this is the probe's ticket.
-    pub fn on_success(&mut self, ticket: Ticket, now: Duration) -> Option<Transition> {
-        if ticket.0 != self.ticket {
-            return None;
-        }
-        if self.outage.as_ref().is_some_and(|outage| !outage.probing) {
-            return None;
-        }
-        let failures = std::mem::take(&mut self.failures);
-        let outage = self.outage.take()?;
-        let after = now.saturating_sub(self.since);
-        self.since = now;
-        self.ticket += 1;
-        Some(Transition::Closed { reason: outage.reason, after, failures })
-    }
-
-    /// The peer itself failed. Opens the breaker, or sends the probe whose ticket this is back to wait longer.
-    /// `jitter` is in `[0, 1)`.
-    pub fn on_peer_fault(&mut self, ticket: Ticket, reason: Reason, now: Duration, jitter: f64) -> Option<Transition> {
-        self.failures = self.failures.saturating_add(u64::from(self.outage.is_some() || ticket.0 == self.ticket));
-        if ticket.0 != self.ticket {
-            return None;
-        }
-        match &self.outage {
-            Some(outage) if !outage.probing => None,
-            // A probe for the right identity that failed to connect is no reason to take the next best answer.
-            Some(outage) if outage.latched => self.open(None, true, now, jitter),
-            Some(_) | None => self.open(Some(reason), false, now, jitter),
+    /// What may be done now.
+    pub fn pass(&self, now: Duration) -> Pass {
+        let Some(outage) = &self.outage else { return Pass::Go };
+        let at = outage.out.map_or(outage.next_try, |(_, until)| outage.next_try.max(until));
+        if now < at {
+            Pass::Wait(at)
+        } else if outage.latched {
+            Pass::Identify
+        } else {
+            Pass::Try
         }
     }
 
-    /// The wrong peer answers (its kind or its store id is not the expected one): opens the breaker until an identification
-    /// succeeds, whatever its state, and whoever found out. `jitter` is in `[0, 1)`.
-    pub fn latch(&mut self, reason: Reason, now: Duration, jitter: f64) -> Option<Transition> {
-        let waiting = self.outage.as_mut().filter(|outage| outage.latched && !outage.probing);
-        if let Some(outage) = waiting {
-            // Known already. The probe's turn stays, or frequent findings would push it away for ever.
-            let changed = outage.reason.kind != reason.kind;
-            outage.reason = reason;
-            return changed.then(|| Transition::Opened {
-                reason: outage.reason.clone(),
-                latched: true,
-                next_probe: outage.next_probe,
-            });
-        }
-        self.failures = self.failures.saturating_add(1);
-        self.open(Some(reason), true, now, jitter)
-    }
-
-    /// Gives a probe back that was permitted and came to nothing (cancelled, or stopped by the other peer): it can be had
-    /// again at once. Does nothing if it has been reported already, or was none.
-    pub fn abandon_probe(&mut self, ticket: Ticket) {
-        if ticket.0 != self.ticket {
-            return;
-        }
-        if let Some(outage) = self.outage.as_mut().filter(|outage| outage.probing) {
-            outage.probing = false;
-            self.ticket += 1;
-        }
-    }
-
-    /// What is expected of the peer has changed: the next probe is due now. One that is out goes on.
-    pub fn probe_now(&mut self, now: Duration) {
+    /// A try or an identification begins, if the breaker is open. `jitter` is in `[0, 1)`.
+    pub fn begin(&mut self, now: Duration, jitter: f64) {
+        let hangs = if self.is_well(now) { HANGS } else { LONGEST_GAP };
         if let Some(outage) = &mut self.outage {
-            outage.next_probe = outage.next_probe.min(now);
+            outage.out = Some((now, now.saturating_add(jittered(hangs, jitter))));
         }
+    }
+
+    /// A try that began then has ended, whatever came of it. Only the latest lets the next go.
+    pub fn end(&mut self, began: Duration) {
+        if let Some(outage) = &mut self.outage
+            && outage.out.is_some_and(|(latest, _)| latest == began)
+        {
+            outage.out = None;
+        }
+    }
+
+    /// The peer did what it was asked to.
+    pub fn succeeded(&mut self, now: Duration) -> Option<Transition> {
+        self.last_success = now;
+        self.row = 0.0;
+        if self.outage.as_ref().is_some_and(|outage| outage.latched) {
+            return None;
+        }
+        self.close(now)
+    }
+
+    /// The right peer said what it is. Closes a latched breaker; any other waits for a copy that succeeds.
+    pub fn identified(&mut self, now: Duration) -> Option<Transition> {
+        if self.outage.as_ref().is_some_and(|outage| outage.latched) { self.close(now) } else { None }
+    }
+
+    /// The peer failed, or seems to have. `in_flight` is how many copies use it, `is_try` whether this one was a try of the
+    /// open breaker; `jitter` is in `[0, 1)`.
+    pub fn failed(
+        &mut self,
+        how: Failed,
+        in_flight: usize,
+        is_try: bool,
+        reason: Reason,
+        now: Duration,
+        jitter: f64,
+    ) -> Option<Transition> {
+        #[expect(clippy::cast_precision_loss, reason = "thousands at most")]
+        let row = ROW.max(2.0 * in_flight as f64);
+        self.failures = self.failures.saturating_add(1);
+        self.row += match how {
+            Failed::First => 1.0,
+            Failed::Again => REPEATED,
+            // A little more, since six sixths are not quite one.
+            Failed::Identification => row / UNIDENTIFIED + 0.001,
+        };
+        let longest = if self.is_well(now) { SHORT_GAP } else { LONGEST_GAP };
+        if let Some(outage) = &mut self.outage {
+            if is_try {
+                outage.gap = (outage.gap * 2).min(longest);
+                let since = outage.out.map_or(now, |(began, _)| began);
+                outage.next_try = since.saturating_add(jittered(outage.gap, jitter)).max(outage.next_try);
+            }
+            if outage.latched || outage.reason.kind == reason.kind {
+                return None;
+            }
+            outage.reason = reason;
+            return Some(Transition::Opened { reason: outage.reason.clone(), latched: false });
+        }
+        let soon = self.failures >= u64::from(SOON) && now.saturating_sub(self.last_success) > QUIET;
+        if self.row < row && !soon {
+            return None;
+        }
+        self.open(reason, false, now, jitter)
+    }
+
+    /// The wrong peer answers (its kind or its store id is not the expected one): open until an identification succeeds,
+    /// whatever the state was, and whoever found out. `jitter` is in `[0, 1)`.
+    pub fn latch(&mut self, reason: Reason, now: Duration, jitter: f64) -> Option<Transition> {
+        self.failures = self.failures.saturating_add(1);
+        let Some(outage) = self.outage.as_mut().filter(|outage| outage.latched) else {
+            return self.open(reason, true, now, jitter);
+        };
+        let is_news = outage.reason.kind != reason.kind;
+        outage.reason = reason;
+        outage.gap = (outage.gap * 2).min(LONGEST_GAP);
+        outage.next_try = now.saturating_add(jittered(outage.gap, jitter));
+        is_news.then(|| Transition::Opened { reason: outage.reason.clone(), latched: true })
+    }
+
+    /// The peer was asked a small question; the answer was well, or it was not.
+    pub fn canary(&mut self, well: bool, now: Duration) {
+        if well {
+            self.canary = Some(now);
+        }
+    }
+
+    /// When the peer last answered its canary.
+    pub fn last_canary(&self) -> Option<Duration> {
+        self.canary
+    }
+
+    /// What is expected of the peer has changed: the next try is due now. One that is out goes on.
+    pub fn try_now(&mut self, now: Duration) {
+        if let Some(outage) = &mut self.outage {
+            outage.next_try = outage.next_try.min(now);
+        }
+    }
+
+    /// Whether it is open.
+    pub fn is_open(&self) -> bool {
+        self.outage.is_some()
     }
 
     /// The breaker as it is to be shown.
@@ -256,34 +315,44 @@ impl Breaker {
         Snapshot {
             phase: match outage {
                 None => Phase::Closed,
-                Some(outage) if outage.probing => Phase::Probing,
+                Some(outage) if outage.out.is_some() => Phase::Probing,
                 Some(_) => Phase::Open,
             },
             reason: outage.map(|outage| outage.reason.clone()),
             latched: outage.is_some_and(|outage| outage.latched),
             since: self.since,
-            next_probe: outage.filter(|outage| !outage.probing).map(|outage| outage.next_probe),
+            next_try: outage.filter(|outage| outage.out.is_none()).map(|outage| outage.next_try),
             failures: self.failures,
+            openings: self.openings,
         }
     }
 
-    /// Opens, or goes back to waiting after a failed probe. Without a reason, the present one stands.
-    fn open(&mut self, reason: Option<Reason>, latched: bool, now: Duration, jitter: f64) -> Option<Transition> {
-        self.ticket += 1;
-        let before = self.outage.take();
-        let failed_probes = before.as_ref().map_or(0, |outage| outage.failed_probes + u32::from(outage.probing));
-        if before.is_none() {
-            self.since = now;
-        }
-        let news = match (&before, &reason) {
-            (Some(before), Some(reason)) => before.reason.kind != reason.kind || before.latched != latched,
-            (before, _) => before.is_none(),
-        };
-        let reason = reason.or(before.map(|outage| outage.reason))?;
-        let next_probe = now.saturating_add(self.backoff.delay(failed_probes.saturating_add(1), jitter));
-        self.outage = Some(Outage { reason: reason.clone(), latched, failed_probes, next_probe, probing: false });
-        news.then_some(Transition::Opened { reason, latched, next_probe })
+    fn is_well(&self, now: Duration) -> bool {
+        self.canary.is_some_and(|at| now.saturating_sub(at) < 3 * LONGEST_GAP)
     }
+
+    fn open(&mut self, reason: Reason, latched: bool, now: Duration, jitter: f64) -> Option<Transition> {
+        if self.outage.is_none() {
+            self.since = now;
+            self.openings = self.openings.saturating_add(1);
+        }
+        let next_try = now.saturating_add(jittered(FIRST_GAP, jitter));
+        self.outage = Some(Outage { reason: reason.clone(), latched, gap: FIRST_GAP, next_try, out: None });
+        Some(Transition::Opened { reason, latched })
+    }
+
+    fn close(&mut self, now: Duration) -> Option<Transition> {
+        let failures = std::mem::take(&mut self.failures);
+        let outage = self.outage.take()?;
+        let after = now.saturating_sub(self.since);
+        (self.since, self.row) = (now, 0.0);
+        Some(Transition::Closed { reason: outage.reason, after, failures })
+    }
+}
+
+/// Half of it for certain, half by chance.
+fn jittered(time: Duration, jitter: f64) -> Duration {
+    time.mul_f64(0.5 + 0.5 * jitter.clamp(0.0, 1.0))
 }
 
 #[cfg(test)]

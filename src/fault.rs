@@ -99,22 +99,6 @@ impl FaultKind {
         }
     }
 
-    /// Whether such a fault is one blob's, unless so many blobs in a row show it that it must be their peer's.
-    pub const fn is_of_one_blob(self) -> bool {
-        matches!(
-            self,
-            Self::MissingAtSource
-                | Self::SourceSizeMismatch
-                | Self::SourceBytesCorrupt
-                | Self::ShortRead
-                | Self::SourceRejected
-                | Self::DestinationRejected
-                | Self::DestinationConfirmedOther
-                | Self::Panicked
-                | Self::UnsupportedDigest
-        )
-    }
-
     /// The durable number.
     pub const fn number(self) -> u8 {
         self as u8

@@ -7,6 +7,7 @@ pub mod backoff;
 pub mod blob;
 pub mod breaker;
 pub mod clock;
+pub mod concurrency;
 pub mod config;
 pub mod failpoint;
 pub mod fault;

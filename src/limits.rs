@@ -220,8 +220,6 @@ impl Bucket {
 struct Buckets {
     bytes: Option<Bucket>,
     blobs: Option<Bucket>,
-    /// Copies begun since the last [`Throttle::room`].
-    begun: usize,
 }
 
 impl Buckets {
@@ -257,22 +255,6 @@ impl Throttle {
         renew(&mut buckets.blobs, limits.blobs_per_second.map(|rate| rate.0));
     }
 
-    /// How many of `max` copies to prepare: as many as may begin, or a guess that adapts itself.
-    ///
-    /// # Errors
-    /// When to come again, in monotonic time, where none may begin now.
-    pub fn room(&self, max: usize) -> Result<usize, Duration> {
-        let mut buckets = self.buckets();
-        if buckets.bytes.is_none() && buckets.blobs.is_none() {
-            return Ok(max);
-        }
-        let begun = std::mem::take(&mut buckets.begun);
-        match buckets.pay() {
-            Some(until) => Err(until),
-            None => Ok(max.min(begun.saturating_mul(2).max(1))),
-        }
-    }
-
     /// Begins a copy of a blob of this size, where it is known already.
     ///
     /// # Errors
@@ -282,7 +264,6 @@ impl Throttle {
         if let Some(until) = buckets.pay() {
             return Err(until);
         }
-        buckets.begun += 1;
         if let Some(blobs) = &mut buckets.blobs {
             blobs.charge(i128::from(BlobRate::ONE));
         }

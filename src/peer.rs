@@ -1,28 +1,25 @@
 //! A configured store as the routes see it: the store, its breaker, and what it said of itself. One for each configured
 //! store, shared by every route that starts or ends there, so that an outage is found once and probed once.
 //!
-//! Whoever wants to use the peer asks [`Peer::admit`] first. That asks the store what it is where that is not known for this
-//! connection: before the first use, after the breaker was open, after a silence, and once in a while. A peer of the wrong
-//! kind, or with another store's id, latches the breaker: it is asked again and again what it is, and nothing else.
+//! What is known of it, and what follows from that, is plain data: [`PeerState`]. The workers of its routes decide by it, each
+//! under its lock ([`Peer::state`]); whoever gives the lock back logs what has changed, and wakes the others.
 //!
-//! Changes of the breaker are logged here, each once.
+//! The store is asked what it is where that is not known for this connection: before the first use, after a failure, after a
+//! silence, and once in a while. A peer of the wrong kind, or with another store's id, latches the breaker: it is asked again
+//! and again what it is, and nothing else.
 
-use crate::backoff::Backoff;
-use crate::breaker::{Breaker, Permit as Decision, Phase, Reason, Ticket, Transition};
+pub mod state;
+
+use crate::breaker::{Pass, Phase, Reason, Transition};
 use crate::clock::{Clock, Entropy};
 use crate::fault::FaultKind;
-use crate::store::{Abilities, PeerKind, Store, StoreError, StoreInfo};
+use crate::store::{PeerKind, Store, StoreError, StoreInfo};
+use state::PeerState;
 use std::fmt;
+use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
-
-/// A peer that was silent for longer is asked what it is before it is used: it may have been replaced meanwhile.
-const SILENCE: Duration = Duration::from_secs(2);
-
-/// A peer is asked what it is at least so often.
-const INFO_MAX_AGE: Duration = Duration::from_mins(1);
 
 /// How long the answer may take.
 const INFO_TIMEOUT: Duration = Duration::from_secs(15);
@@ -60,82 +57,55 @@ pub struct Peer {
     needs: Needs,
     clock: Arc<dyn Clock>,
     entropy: Arc<Entropy>,
-    state: Mutex<State>,
-    // Held by whoever asks the store what it is, so that one asks for all.
-    asking: tokio::sync::Mutex<()>,
+    state: Mutex<PeerState>,
+    /// When an operator adopted this store in place of another.
+    adopted: Mutex<Option<SystemTime>>,
     changes: watch::Sender<u64>,
     store_id: watch::Sender<Option<String>>,
 }
 
-struct State {
-    breaker: Breaker,
-    // What the store said, and when; absent where it must be asked before it is used.
-    info: Option<(StoreInfo, Duration)>,
-    // The latest that it ever said, and when.
-    shown: Option<(StoreInfo, Duration)>,
-    last_contact: Option<Duration>,
-    last_error: Option<(Reason, Duration)>,
-    // When an operator adopted this store in place of another.
-    adopted: Option<SystemTime>,
+/// The state of a peer, locked. When it is given back, what has changed is logged, and whoever uses the peer is woken.
+pub struct Locked<'a> {
+    peer: &'a Peer,
+    state: Option<MutexGuard<'a, PeerState>>,
 }
 
-/// Whether a peer may be used now.
-#[derive(Debug)]
-pub enum Admission {
-    /// At full width: the permit is good for any number of uses, until one fails.
-    Go(Permit),
-    /// For one copy, which finds out whether the peer is back.
-    Probe(Permit),
-    /// Not before this monotonic time, or a change of the peer's state.
-    Wait(Duration),
-}
+impl Deref for Locked<'_> {
+    type Target = PeerState;
 
-/// The right to use a peer. Its outcome is to be reported; a probe that is dropped unreported can be had again at once.
-pub struct Permit {
-    peer: Arc<Peer>,
-    ticket: Ticket,
-    // Of a probe: why the breaker is open.
-    probes: Option<FaultKind>,
-}
-
-impl Permit {
-    /// The peer answered as a peer should; what it says of a blob does not matter. May be reported again and again.
-    pub fn succeeded(&self) {
-        self.peer.succeeded(self.ticket);
-    }
-
-    /// The peer itself failed.
-    pub fn failed(&self, reason: Reason) {
-        self.peer.failed(self.ticket, reason);
-    }
-
-    /// Why the breaker is open, where this is a probe.
-    pub fn probes(&self) -> Option<FaultKind> {
-        self.probes
-    }
-
-    /// The peer.
-    pub fn peer(&self) -> &Arc<Peer> {
-        &self.peer
+    fn deref(&self) -> &PeerState {
+        #[expect(clippy::unwrap_used, reason = "taken by drop alone")]
+        self.state.as_deref().unwrap()
     }
 }
 
-impl Drop for Permit {
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut PeerState {
+        #[expect(clippy::unwrap_used, reason = "taken by drop alone")]
+        self.state.as_deref_mut().unwrap()
+    }
+}
+
+impl Drop for Locked<'_> {
     fn drop(&mut self) {
-        let mut state = self.peer.state();
-        let probing = state.breaker.snapshot().phase == Phase::Probing;
-        state.breaker.abandon_probe(self.ticket);
-        let abandoned = probing && state.breaker.snapshot().phase == Phase::Open;
+        let Some(mut state) = self.state.take() else { return };
+        let (transitions, is_news) = state.take_news();
         drop(state);
-        if abandoned {
-            self.peer.tell();
+        for transition in transitions {
+            self.peer.log(&transition);
+        }
+        if is_news {
+            self.peer.changes.send_modify(|count| *count = count.wrapping_add(1));
         }
     }
 }
 
-impl fmt::Debug for Permit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Permit").field("peer", &self.peer.name).field("ticket", &self.ticket).finish()
+/// An identification that was begun. One that is dropped before it came to anything can be had again at once.
+struct Identification<'a>(&'a Peer);
+
+impl Drop for Identification<'_> {
+    fn drop(&mut self) {
+        self.0.state().abandon_identification();
     }
 }
 
@@ -187,10 +157,20 @@ pub struct PeerSnapshot {
     pub latched: bool,
     /// Since when the breaker is closed, or not closed.
     pub since: SystemTime,
-    /// When the next probe is due; absent while closed or while a probe is out.
+    /// When the next try is due; absent while closed or while a try is out.
     pub next_probe: Option<SystemTime>,
-    /// Peer faults since the last success.
+    /// Failures since the last success.
     pub failures: u64,
+    /// How often the breaker opened since the process started.
+    pub openings: u64,
+    /// Whether it answers small questions these days, whatever becomes of copies.
+    pub answers: bool,
+    /// Copies that use it now.
+    pub copies: usize,
+    /// How many copies at a time it takes; absent: it limits nothing.
+    pub concurrency_limit: Option<usize>,
+    /// When it last refused a copy for want of capacity.
+    pub last_refusal: Option<SystemTime>,
     /// The last peer fault, and when it happened.
     pub last_error: Option<(Reason, SystemTime)>,
     /// When it told what `info` says.
@@ -209,22 +189,14 @@ impl Peer {
         clock: Arc<dyn Clock>,
         entropy: Arc<Entropy>,
     ) -> Arc<Self> {
-        let state = State {
-            breaker: Breaker::new(Backoff::PROBE, clock.monotonic()),
-            info: None,
-            shown: None,
-            last_contact: None,
-            last_error: None,
-            adopted: None,
-        };
         Arc::new(Self {
             name: name.into(),
             store,
             needs,
+            state: Mutex::new(PeerState::new(clock.monotonic())),
             clock,
             entropy,
-            state: Mutex::new(state),
-            asking: tokio::sync::Mutex::new(()),
+            adopted: Mutex::new(None),
             changes: watch::Sender::new(0),
             store_id: watch::Sender::new(expected_store_id),
         })
@@ -242,15 +214,7 @@ impl Peer {
 
     /// What the store said of itself, when it last did.
     pub fn info(&self) -> Option<StoreInfo> {
-        self.state().shown.as_ref().map(|(info, _)| info.clone())
-    }
-
-    /// What it can do, and the largest blob that it takes and gives packed, in bytes (0: none), as it last said.
-    pub fn abilities(&self) -> (Abilities, u64) {
-        let state = self.state();
-        let Some((info, _)) = &state.shown else { return (Abilities::default(), 0) };
-        let packed = if info.abilities.packed { info.max_packed_bytes.unwrap_or(0) } else { 0 };
-        (info.abilities, packed)
+        self.state().info().cloned()
     }
 
     /// The store id that is expected: changes when one is learned, which is to be recorded durably then.
@@ -262,22 +226,18 @@ impl Peer {
     pub fn adopt_store_id(&self, id: Option<String>) {
         self.store_id.send_replace(id);
         let now = self.clock.monotonic();
-        let mut state = self.state();
-        state.info = None;
-        state.breaker.probe_now(now);
-        drop(state);
-        self.tell();
+        self.state().expect_another(now);
     }
 
     /// Since when the store is another one than before; absent: it always was this one. What was confirmed earlier, was so
     /// by the other one.
     pub fn adopted(&self) -> Option<SystemTime> {
-        self.state().adopted
+        *self.adopted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Remembers when an operator adopted the store.
     pub fn set_adopted(&self, time: SystemTime) {
-        self.state().adopted = Some(time);
+        *self.adopted.lock().unwrap_or_else(PoisonError::into_inner) = Some(time);
     }
 
     /// Asks the store whether this is its id, for whoever is about to adopt it.
@@ -295,146 +255,116 @@ impl Peer {
         Err(AdoptError::Other { store: self.name.clone(), found: info.store_id })
     }
 
-    /// Changes whenever the breaker does, or a probe is given back.
+    /// Changes whenever those who use the peer should look again: its breaker has changed, it was asked what it is, a copy
+    /// made room that another route waits for.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
 
-    /// Until when [`admit`](Self::admit) would make the caller wait, in monotonic time; `None` if it would not.
-    pub fn wait_until(&self) -> Option<Duration> {
-        self.state().breaker.wait_until(self.clock.monotonic())
-    }
-
-    /// Why the breaker is not closed, and whether only the right peer's identification closes it.
-    pub fn open_for(&self) -> Option<(FaultKind, bool)> {
-        let breaker = self.state().breaker.snapshot();
-        breaker.reason.map(|reason| (reason.kind, breaker.latched))
-    }
-
-    /// What the peer says of blobs is odd, as if it were another: it is asked what it is before its next use, unless it has
-    /// just been asked.
-    pub fn doubt(&self) {
-        let now = self.clock.monotonic();
-        let mut state = self.state();
-        if state.info.as_ref().is_some_and(|(_, asked)| now.saturating_sub(*asked) > SILENCE) {
-            state.info = None;
-        }
+    /// What is known of the peer, locked; held for moments only.
+    pub fn state(&self) -> Locked<'_> {
+        Locked { peer: self, state: Some(self.state.lock().unwrap_or_else(PoisonError::into_inner)) }
     }
 
     /// Whether the breaker is closed. Says nothing about the very next use.
     pub fn is_closed(&self) -> bool {
-        self.state().breaker.snapshot().phase == Phase::Closed
+        !self.state().breaker().is_open()
     }
 
-    /// Asks to use the peer now; asks the store what it is, where that must be known first. May be dropped at any time.
-    pub async fn admit(self: &Arc<Self>) -> Admission {
-        let mut guard = None;
+    /// Has the store say what it is, where that must be known before it is used. False where it may not be used now.
+    pub async fn identified(&self) -> bool {
+        let mut changes = self.changes();
         loop {
-            let now = self.clock.monotonic();
-            let (decision, known, open_for) = {
-                let mut state = self.state();
-                let known = state.is_identified(now);
-                // Who would have to ask waits for his turn first, and takes no probe into the queue.
-                if !known && guard.is_none() && state.breaker.wait_until(now).is_none() {
-                    (None, false, None)
-                } else {
-                    let open_for = state.breaker.snapshot().reason.map(|reason| reason.kind);
-                    (Some(state.breaker.permit(now)), known, open_for)
-                }
-            };
-            let permit = |ticket| Permit { peer: self.clone(), ticket, probes: open_for };
-            match decision {
-                None => guard = Some(self.asking.lock().await),
-                Some(Decision::Wait(until)) => return Admission::Wait(until),
-                Some(Decision::Go(ticket)) if known => return Admission::Go(permit(ticket)),
-                Some(Decision::Probe(ticket)) if known => return Admission::Probe(permit(ticket)),
-                Some(Decision::Go(ticket)) => self.identify(&permit(ticket), false).await,
-                Some(Decision::Probe(ticket)) => {
-                    let permit = permit(ticket);
-                    self.identify(&permit, false).await;
-                    if self.state().is_identified(self.clock.monotonic()) {
-                        return Admission::Probe(permit);
+            changes.mark_unchanged();
+            match self.try_identify() {
+                Ok(usable) => return usable,
+                // Somebody else is asking.
+                Err(false) => {
+                    if changes.changed().await.is_err() {
+                        return false;
                     }
                 }
-                Some(Decision::Identify(ticket)) => self.identify(&permit(ticket), true).await,
+                Err(true) => self.identify().await,
             }
         }
     }
 
-    /// Waits until the peer may be used; `None` when cancelled before.
-    pub async fn wait_ready(self: &Arc<Self>, cancel: &CancellationToken) -> Option<Permit> {
-        let mut changes = self.changes();
-        let ready = async {
-            loop {
-                changes.mark_unchanged();
-                match self.admit().await {
-                    Admission::Go(permit) | Admission::Probe(permit) => return permit,
-                    Admission::Wait(until) => {
-                        let pause = until.saturating_sub(self.clock.monotonic()).max(Duration::from_millis(5));
-                        tokio::select! {
-                            () = tokio::time::sleep(pause) => {}
-                            _ = changes.changed() => {}
-                        }
-                    }
-                }
+    /// Whether it may be used; or else whether it is to be asked what it is by the caller, or is being asked.
+    fn try_identify(&self) -> Result<bool, bool> {
+        let now = self.clock.monotonic();
+        let mut state = self.state();
+        if matches!(state.pass(now), Pass::Wait(_)) {
+            return Ok(false);
+        }
+        if !state.needs_identification(now) {
+            return Ok(true);
+        }
+        match state.may_identify(now) {
+            Ok(()) => {
+                state.begin_identification(now, self.entropy.jitter());
+                Err(true)
             }
-        };
-        cancel.run_until_cancelled(ready).await
+            Err(None) => Err(false),
+            // It failed just now.
+            Err(Some(_)) => Ok(false),
+        }
     }
 
     /// The peer as it is to be shown.
     pub fn snapshot(&self) -> PeerSnapshot {
+        let now = self.clock.monotonic();
         let state = self.state();
-        let breaker = state.breaker.snapshot();
+        let breaker = state.breaker().snapshot();
         let wall = |monotonic| self.clock.wall_of(monotonic);
         PeerSnapshot {
             name: self.name.clone(),
             store_id: self.store_id.borrow().clone(),
-            info: state.shown.as_ref().map(|(info, _)| info.clone()),
-            info_time: state.shown.as_ref().map(|(_, told)| wall(*told)),
+            info: state.info().cloned(),
+            info_time: state.info_time().map(wall),
             phase: breaker.phase,
             reason: breaker.reason,
             latched: breaker.latched,
             since: wall(breaker.since),
-            next_probe: breaker.next_probe.map(wall),
+            next_probe: breaker.next_try.map(wall),
             failures: breaker.failures,
-            last_error: state.last_error.clone().map(|(reason, at)| (reason, wall(at))),
-            last_contact: state.last_contact.map(wall),
+            openings: breaker.openings,
+            answers: state.answers(now),
+            copies: state.concurrency.in_flight(),
+            concurrency_limit: state.concurrency.in_force(),
+            last_refusal: state.concurrency.last_refusal().map(wall),
+            last_error: state.last_error().map(|(reason, at)| (reason.clone(), wall(*at))),
+            last_contact: state.last_contact().map(wall),
         }
     }
 
-    /// Asks the store what it is, and reports the outcome to the breaker. `close`: the right answer closes it.
-    async fn identify(&self, permit: &Permit, close: bool) {
-        let answer = match tokio::time::timeout(INFO_TIMEOUT, self.store.info()).await {
-            Ok(answer) => answer,
-            Err(_) => {
-                let seconds = INFO_TIMEOUT.as_secs();
-                return permit.failed(self.unavailable(&format!("GetPeerInfo was not answered within {seconds} s")));
-            }
+    /// Asks the store what it is, after [`PeerState::begin_identification`]. May be dropped at any time.
+    pub async fn identify(&self) {
+        let begun = Identification(self);
+        let answer = tokio::time::timeout(INFO_TIMEOUT, self.store.info()).await;
+        let (now, jitter) = (self.clock.monotonic(), self.entropy.jitter());
+        let reason = match answer {
+            Ok(Ok(info)) => match self.complaint(&info) {
+                None => {
+                    self.state().identified(info, now);
+                    return drop(begun);
+                }
+                Some(reason) => {
+                    self.state().is_another(info, reason, now, jitter);
+                    return drop(begun);
+                }
+            },
+            Ok(Err(StoreError::Protocol(message))) => Reason::new(FaultKind::PeerProtocol, message),
+            Ok(Err(error)) => self.unavailable(&error.to_string()),
+            Err(_) => self.unavailable(&format!("GetPeerInfo was not answered within {} s", INFO_TIMEOUT.as_secs())),
         };
-        let info = match answer {
-            Ok(info) => info,
-            Err(StoreError::Protocol(message)) => {
-                return permit.failed(Reason::new(FaultKind::PeerProtocol, message));
-            }
-            Err(error) => return permit.failed(self.unavailable(&error.to_string())),
-        };
-        self.state().shown = Some((info.clone(), self.clock.monotonic()));
-        if let Some(complaint) = self.needs.complaint(&info) {
-            return self.latch(Reason::new(FaultKind::WrongPeerKind, complaint));
-        }
-        if let Some(complaint) = self.check_store_id(&info) {
-            return self.latch(Reason::new(FaultKind::StoreIdChanged, complaint));
-        }
-        let now = self.clock.monotonic();
-        {
-            let mut state = self.state();
-            state.info = Some((info, now));
-            state.last_contact = Some(now);
-        }
-        if close {
-            permit.succeeded();
-        }
+        self.state().not_identified(reason, now, jitter);
+        drop(begun);
+    }
+
+    /// Why the store that says this of itself is not the one that is meant, if it is not.
+    fn complaint(&self, info: &StoreInfo) -> Option<Reason> {
+        let of_kind = self.needs.complaint(info).map(|complaint| Reason::new(FaultKind::WrongPeerKind, complaint));
+        of_kind.or_else(|| Some(Reason::new(FaultKind::StoreIdChanged, self.check_store_id(info)?)))
     }
 
     fn check_store_id(&self, info: &StoreInfo) -> Option<String> {
@@ -467,69 +397,16 @@ impl Peer {
         Reason::new(kind, message)
     }
 
-    fn succeeded(&self, ticket: Ticket) {
-        let now = self.clock.monotonic();
-        let mut state = self.state();
-        state.last_contact = Some(now);
-        let transition = state.breaker.on_success(ticket, now);
-        drop(state);
-        self.note(transition);
-    }
-
-    fn failed(&self, ticket: Ticket, reason: Reason) {
-        let (now, jitter) = (self.clock.monotonic(), self.entropy.jitter());
-        let mut state = self.state();
-        state.last_error = Some((reason.clone(), now));
-        // The connection may be another one afterwards.
-        state.info = None;
-        let was_probing = state.breaker.snapshot().phase == Phase::Probing;
-        let transition = state.breaker.on_peer_fault(ticket, reason, now, jitter);
-        drop(state);
-        if was_probing && transition.is_none() {
-            self.tell();
-        }
-        self.note(transition);
-    }
-
-    fn latch(&self, reason: Reason) {
-        let (now, jitter) = (self.clock.monotonic(), self.entropy.jitter());
-        let mut state = self.state();
-        state.last_error = Some((reason.clone(), now));
-        state.info = None;
-        let transition = state.breaker.latch(reason, now, jitter);
-        drop(state);
-        self.note(transition);
-    }
-
-    fn note(&self, transition: Option<Transition>) {
+    fn log(&self, transition: &Transition) {
         match transition {
-            None => return,
-            Some(Transition::Opened { reason, latched, .. }) => {
+            Transition::Opened { reason, latched } => {
                 tracing::warn!(peer = %self.name, kind = %reason.kind, latched, "breaker open: {}", reason.message);
             }
-            Some(Transition::Closed { reason, after, failures }) => {
+            Transition::Closed { reason, after, failures } => {
                 let seconds = after.as_secs_f64();
                 tracing::info!(peer = %self.name, kind = %reason.kind, seconds, failures, "breaker closed");
             }
         }
-        self.tell();
-    }
-
-    fn tell(&self) {
-        self.changes.send_modify(|count| *count = count.wrapping_add(1));
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl State {
-    /// Whether it is known well enough who is at the other end.
-    fn is_identified(&self, now: Duration) -> bool {
-        let is_fresh = |since: Duration, limit| now.saturating_sub(since) <= limit;
-        let Some((_, asked)) = self.info else { return false };
-        is_fresh(asked, INFO_MAX_AGE) && self.last_contact.is_some_and(|contact| is_fresh(contact, SILENCE))
     }
 }
 

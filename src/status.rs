@@ -175,6 +175,8 @@ pub enum LimitingFactor {
     Breaker,
     /// Copies mostly wait for the queue.
     QueueDisk,
+    /// A peer takes no more copies at a time.
+    PeerOverloaded,
 }
 
 /// What a route has done in some span of time.

@@ -1,68 +1,46 @@
 //! The worker of a route: claims entries, has them copied, settles them. Nothing else starts a copy; only the queue retries.
 //!
 //! ```text
-//!        ┌─────────────── fill ────────────────┐    ┌─ begin ──────────┐
-//! queue ─┤ both peers admit? ── claim a batch ─┼─▶ │ alone, or a pack │ ─▶ copies ──▶ judge ──▶ settle ─▶ queue
-//!        └─────────────────────────────────────┘    └──────────────────┘                │
-//!                                                              the peer's fault: release ┘
+//! queue  ─▶ ┌──────────────────── driver ─────────────────────┐
+//! copies ─▶ │ event ──▶ scheduler.apply(event, now) ──▶ effects │ ─▶ claim, start, settle, identify, ask
+//! peers  ─▶ └─────────────────────────────────────────────────┘
 //! ```
 //!
-//! One loop picks one event at a time and applies it with plain functions; what takes time runs beside it: one fill, one
-//! settlement, and the copies. Everything in flight is owned by the loop and ends with it.
+//! - `scheduler` decides everything, in one synchronous step: what is claimed and started next, and what follows from the end
+//!   of a copy. `attribution` says whose fault a failure is, the peers' own state (`peer::state`) whether and how wide they
+//!   are used.
+//! - `driver` waits and acts, and decides nothing. `transfer` makes one copy.
+//! - `simulation` steps the same scheduler through hours of trouble in virtual time, for tests.
 //!
-//! - **Small blobs go in packs** where both peers can: what is ready, in order, up to a megabyte or 256 of them; nothing waits
-//!   for a pack to fill. Large blobs, repairs, and whoever has failed before go alone, by a stream of their own.
-//! - `workers` is the number of blobs that are copied alone at a time, and again the number of packs: neither kind waits
-//!   for the other, and each has half of the route's `bytes_in_flight`. So that large blobs which stand before small ones do not
-//!   hide them, some entries are claimed ahead; whatever stops copying releases them.
-//! - Both breakers are asked before anything is claimed: closed, all workers; probing, one entry alone, each time another where
-//!   there is another; open, none. A peer's fault releases the claim and charges nobody.
-//! - Whose fault a failed copy was is for [`CopyError`](crate::copy::CopyError) to say; `suspects` finds the entry that alone
-//!   draws a peer's errors, and `streaks` the peer that has one fault with every blob. A pack's blobs are judged one by one.
-//! - What has been copied while a settlement was being written is settled together in the next; a lone one at once.
-//! - Limits are read live. A paused route claims nothing and asks nothing of its peers; what is in flight ends by itself, also
-//!   where workers are taken away. A rate holds a claimed entry back before its copy starts, by releasing it.
-//! - Wake-ups are hints: a lost one costs a poll interval.
-//! - A claim is a guard. Whatever drops a copy, the stop of the whole process included, releases its entries.
+//! Wake-ups are hints: a lost one costs a poll interval. Limits are read live; they never touch a copy in flight.
 
-mod attempt;
-mod budget;
-mod judge;
-mod lanes;
+mod attribution;
+mod driver;
 mod pace;
-mod packs;
-mod probes;
-mod question;
 mod report;
-mod run;
+mod scheduler;
 #[cfg(test)]
 mod simulation;
-mod streaks;
-mod suspects;
 mod traced;
-mod waiting;
+mod transfer;
 
+pub use attribution::Streak;
 pub use pace::{Wait, Waits};
-pub use report::{Activity, ErrorGroup, InProgress, LagPercentiles, Rate, Report};
+pub use report::{Activity, ErrorGroup, InProgress, Report};
 
 use crate::backoff::{Backoff, Patience};
 use crate::blob::BlobRef;
 use crate::clock::{Clock, Entropy};
-use crate::limits::{Limits, Throttle};
+use crate::fault::Side;
+use crate::limits::Limits;
 use crate::metrics::CopyMetrics;
 use crate::peer::Peer;
-use crate::queue::failures::Failures;
 use crate::queue::{Queue, RouteId};
 use crate::telemetry::Tracer;
-use budget::Budget;
-use probes::Probes;
+use driver::Driver;
 use report::Board;
-use run::Run;
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
-use streaks::Streaks;
-use suspects::Suspects;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -130,8 +108,6 @@ impl Default for Policy {
 pub struct Deps {
     /// The queue.
     pub queue: Arc<dyn Queue>,
-    /// Mends what failed; the same queue.
-    pub failures: Arc<dyn Failures>,
     /// The clock.
     pub clock: Arc<dyn Clock>,
     /// Jitter.
@@ -147,19 +123,6 @@ pub struct Worker {
     spec: RouteSpec,
     deps: Deps,
     board: Arc<Board>,
-    evidence: Mutex<Evidence>,
-    throttle: Arc<Throttle>,
-    budget: Budget,
-    /// Whether those that are to be tried again get the larger half of a lane's next claims.
-    due_turns: [AtomicBool; 2],
-}
-
-/// What failures and successes of late say of entries and peers.
-#[derive(Default)]
-struct Evidence {
-    suspects: Suspects,
-    streaks: Streaks,
-    probes: Probes,
 }
 
 impl Worker {
@@ -167,18 +130,7 @@ impl Worker {
     pub fn new(spec: RouteSpec, deps: Deps) -> Arc<Self> {
         let metrics = Arc::new(CopyMetrics::new(spec.from.name().clone(), spec.to.name().clone()));
         let board = Board::new(deps.clock.clone(), metrics);
-        let throttle = Throttle::new(deps.clock.clone());
-        throttle.set(&spec.limits.borrow());
-        let budget = Budget::new(spec.bytes_in_flight);
-        Arc::new(Self {
-            spec,
-            deps,
-            board,
-            evidence: Mutex::default(),
-            throttle,
-            budget,
-            due_turns: [true, true].map(AtomicBool::new),
-        })
+        Arc::new(Self { spec, deps, board })
     }
 
     /// Its route.
@@ -209,15 +161,14 @@ impl Worker {
     /// Works until `stop`, then claims no more and returns when what is in flight has been copied and settled; or until
     /// `abort`, which cancels the copies in flight, releases their claims, and settles what was copied already.
     pub async fn run(self: Arc<Self>, stop: CancellationToken, abort: CancellationToken) {
-        Run::new(self).until_drained(&stop, &abort).await;
+        Driver::new(self).until_drained(&stop, &abort).await;
     }
 
-    fn limits(&self) -> Limits {
-        *self.spec.limits.borrow()
-    }
-
-    fn evidence(&self) -> MutexGuard<'_, Evidence> {
-        self.evidence.lock().unwrap_or_else(PoisonError::into_inner)
+    fn peer(&self, side: Side) -> &Arc<Peer> {
+        match side {
+            Side::Source => &self.spec.from,
+            Side::Destination => &self.spec.to,
+        }
     }
 }
 

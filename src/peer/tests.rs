@@ -1,15 +1,14 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use super::{Admission, AdoptError, Needs, Peer, Permit};
-use crate::breaker::{Phase, Reason};
-use crate::clock::{Entropy, ManualClock};
+use super::{AdoptError, Identification, Needs, Peer};
+use crate::breaker::{Failed, Phase, Reason};
+use crate::clock::{Clock, Entropy, ManualClock};
 use crate::fault::FaultKind;
 use crate::store::faulty::FaultyStore;
 use crate::store::memory::MemoryStore;
 use crate::store::{PeerKind, Store, StoreInfo};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio_util::sync::CancellationToken;
 
 const BOTH: Needs = Needs { read: true, hold: true };
 
@@ -31,22 +30,9 @@ async fn lab(needs: Needs, expected: Option<&str>) -> Lab {
 }
 
 impl Lab {
-    async fn go(&self) -> Permit {
-        match self.peer.admit().await {
-            Admission::Go(permit) => permit,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    async fn probe(&self) -> Permit {
-        match self.peer.admit().await {
-            Admission::Probe(permit) => permit,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    async fn is_waiting(&self) -> bool {
-        matches!(self.peer.admit().await, Admission::Wait(_))
+    /// Whether it may be used, asking it what it is where that must be known.
+    async fn is_usable(&self) -> bool {
+        self.peer.identified().await
     }
 
     fn pass(&self, seconds: u64) {
@@ -56,10 +42,18 @@ impl Lab {
     fn reason(&self) -> Option<FaultKind> {
         self.peer.snapshot().reason.map(|reason| reason.kind)
     }
-}
 
-fn reason() -> Reason {
-    Reason::new(FaultKind::SourceUnavailable, "gone")
+    /// So many copies failed there.
+    fn fail(&self, times: usize) {
+        for _ in 0..times {
+            let reason = Reason::new(FaultKind::SourceUnavailable, "gone");
+            self.peer.state().fail(Failed::First, false, reason, self.clock.monotonic(), 0.0);
+        }
+    }
+
+    fn succeed(&self) {
+        self.peer.state().succeeded(self.clock.monotonic());
+    }
 }
 
 #[tokio::test]
@@ -67,15 +61,16 @@ async fn a_peer_is_asked_before_its_first_use_after_a_silence_and_once_in_a_whil
     let lab = lab(BOTH, None).await;
     assert_eq!(lab.store.infos(), 0);
     for _ in 0..3 {
-        drop(lab.go().await);
+        assert!(lab.is_usable().await);
     }
     assert_eq!(lab.store.infos(), 1);
     lab.pass(3);
-    drop(lab.go().await);
+    assert!(lab.is_usable().await);
     assert_eq!(lab.store.infos(), 2);
     for _ in 0..70 {
         lab.pass(1);
-        lab.go().await.succeeded();
+        assert!(lab.is_usable().await);
+        lab.succeed();
     }
     assert_eq!(lab.store.infos(), 3);
 }
@@ -83,53 +78,51 @@ async fn a_peer_is_asked_before_its_first_use_after_a_silence_and_once_in_a_whil
 #[tokio::test]
 async fn many_who_need_it_at_once_ask_it_once() {
     let lab = lab(BOTH, None).await;
-    let all = futures::future::join_all((0..20).map(|_| lab.peer.admit())).await;
-    assert!(all.iter().all(|admission| matches!(admission, Admission::Go(_))));
+    let all = futures::future::join_all((0..20).map(|_| lab.peer.identified())).await;
+    assert!(all.iter().all(|usable| *usable));
     assert_eq!(lab.store.infos(), 1);
 }
 
 #[tokio::test]
-async fn one_probe_at_a_time_and_one_success_opens_the_way_for_all() {
+async fn one_failure_has_it_asked_again_and_a_row_of_them_opens_the_breaker() {
     let lab = lab(BOTH, None).await;
-    let go = lab.go().await;
-    go.failed(reason());
-    assert!(lab.is_waiting().await);
-    lab.pass(2);
-    let probe = lab.probe().await;
-    assert_eq!(lab.store.infos(), 2, "asked again: it may be another by now");
-    assert!(lab.is_waiting().await);
-    // A copy from before the outage ends late.
-    go.failed(reason());
-    assert_eq!(lab.peer.snapshot().phase, Phase::Probing);
-    probe.succeeded();
-    drop(lab.go().await);
+    assert!(lab.is_usable().await);
+    lab.pass(1);
+    lab.fail(1);
+    assert!(lab.peer.is_closed() && lab.is_usable().await);
+    assert_eq!(lab.store.infos(), 2, "it may be another by now");
+    let mut changes = lab.peer.changes();
+    changes.mark_unchanged();
+    lab.fail(64);
+    assert!(changes.has_changed().unwrap() && !lab.is_usable().await);
+    assert_eq!((lab.peer.snapshot().phase, lab.peer.snapshot().openings), (Phase::Open, 1));
+    lab.succeed();
     assert_eq!(lab.peer.snapshot().phase, Phase::Closed);
+    assert!(lab.is_usable().await);
 }
 
 #[tokio::test]
-async fn a_probe_that_is_dropped_can_be_had_again_and_others_are_told() {
+async fn an_identification_that_is_dropped_can_be_had_again() {
     let lab = lab(BOTH, None).await;
-    lab.go().await.failed(reason());
-    lab.pass(2);
-    let probe = lab.probe().await;
-    let mut changes = lab.peer.changes();
-    changes.mark_unchanged();
-    drop(probe);
-    assert!(changes.has_changed().unwrap());
-    drop(lab.probe().await);
+    lab.peer.state().begin_identification(lab.clock.monotonic(), 0.0);
+    assert!(lab.peer.state().may_identify(lab.clock.monotonic()).is_err());
+    drop(Identification(&lab.peer));
+    assert!(lab.peer.state().may_identify(lab.clock.monotonic()).is_ok());
 }
 
 #[tokio::test]
 async fn a_peer_that_is_down_from_the_start_opens_the_breaker_and_is_used_when_it_comes() {
     let lab = lab(Needs { read: false, hold: true }, None).await;
     lab.store.set_down(true);
-    assert!(lab.is_waiting().await);
+    for _ in 0..6 {
+        assert!(!lab.is_usable().await);
+        lab.pass(6);
+    }
     assert_eq!(lab.reason(), Some(FaultKind::DestinationUnavailable));
-    lab.pass(2);
-    assert!(lab.is_waiting().await);
     lab.store.set_down(false);
     lab.pass(60);
-    lab.probe().await.succeeded();
+    assert!(lab.is_usable().await && !lab.peer.is_closed(), "it says what it is; a copy will tell");
+    lab.succeed();
     assert!(lab.peer.is_closed() && lab.peer.snapshot().last_error.is_some());
 }
 
@@ -147,16 +140,16 @@ async fn a_peer_of_the_wrong_kind_latches_until_the_right_one_answers() {
     for (kind, needs, good) in kinds {
         let lab = lab(needs, None).await;
         lab.store.set_info(Some(StoreInfo { kind, ..lab.info.clone() }));
-        assert_eq!(!lab.is_waiting().await, good, "{kind:?} {needs:?}");
+        assert_eq!(lab.is_usable().await, good, "{kind:?} {needs:?}");
         if good {
             continue;
         }
         assert_eq!(lab.reason(), Some(FaultKind::WrongPeerKind));
         lab.pass(60);
-        assert!(lab.is_waiting().await, "asked what it is, and nothing else");
+        assert!(!lab.is_usable().await, "asked what it is, and nothing else");
         lab.store.set_info(None);
         lab.pass(60);
-        drop(lab.go().await);
+        assert!(lab.is_usable().await);
     }
 }
 
@@ -166,7 +159,7 @@ async fn a_source_without_fetch_latches() {
     let mut info = lab.info.clone();
     info.abilities.fetch = false;
     lab.store.set_info(Some(info));
-    assert!(lab.is_waiting().await);
+    assert!(!lab.is_usable().await);
     assert_eq!(lab.reason(), Some(FaultKind::WrongPeerKind));
 }
 
@@ -175,13 +168,13 @@ async fn a_store_id_is_learned_and_another_one_latches_until_it_is_adopted() {
     let lab = lab(BOTH, None).await;
     let mut learned = lab.peer.store_id();
     assert_eq!(*learned.borrow_and_update(), None);
-    drop(lab.go().await);
+    assert!(lab.is_usable().await);
     assert!(learned.has_changed().unwrap());
     assert_eq!(learned.borrow_and_update().as_deref(), Some("id-1"));
     for other in [Some("id-2".to_owned()), None] {
         lab.store.set_info(Some(StoreInfo { store_id: other, ..lab.info.clone() }));
         lab.pass(60);
-        assert!(lab.is_waiting().await);
+        assert!(!lab.is_usable().await);
         assert_eq!(lab.reason(), Some(FaultKind::StoreIdChanged));
     }
     assert_eq!(lab.peer.snapshot().store_id.as_deref(), Some("id-1"));
@@ -189,12 +182,12 @@ async fn a_store_id_is_learned_and_another_one_latches_until_it_is_adopted() {
     let complaint = lab.peer.snapshot().reason.unwrap().message;
     assert!(complaint.contains("no store id"), "{complaint}");
     lab.pass(60);
-    assert!(lab.is_waiting().await);
+    assert!(!lab.is_usable().await);
     let complaint = lab.peer.snapshot().reason.unwrap().message;
     assert!(complaint.ends_with("if it is to take its place: blobferry adopt primary \"id-2\""), "{complaint}");
     // At once, whenever the next probe would have been due.
     lab.peer.adopt_store_id(Some("id-2".to_owned()));
-    drop(lab.go().await);
+    assert!(lab.is_usable().await);
 }
 
 #[tokio::test]
@@ -212,20 +205,6 @@ async fn an_id_is_adopted_only_where_the_store_tells_it() {
 #[tokio::test]
 async fn an_id_recorded_earlier_counts_from_the_first_answer() {
     let lab = lab(BOTH, Some("id-0")).await;
-    assert!(lab.is_waiting().await);
+    assert!(!lab.is_usable().await);
     assert_eq!(lab.reason(), Some(FaultKind::StoreIdChanged));
-}
-
-#[tokio::test(start_paused = true)]
-async fn waiting_for_a_peer_can_be_cancelled() {
-    let lab = lab(BOTH, None).await;
-    let cancel = CancellationToken::new();
-    assert!(lab.peer.wait_ready(&cancel).await.is_some());
-    lab.go().await.failed(reason());
-    let wait = lab.peer.wait_ready(&cancel);
-    let end = async {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        cancel.cancel();
-    };
-    assert!(tokio::join!(wait, end).0.is_none());
 }

@@ -97,6 +97,7 @@ fn route(status: &RouteStatus) -> v1::RouteStatus {
         Some(LimitingFactor::SourceSlow) => v1::LimitingFactor::SourceSlow,
         Some(LimitingFactor::DestinationSlow) => v1::LimitingFactor::DestinationSlow,
         Some(LimitingFactor::Breaker) => v1::LimitingFactor::Breaker,
+        Some(LimitingFactor::PeerOverloaded) => v1::LimitingFactor::PeerOverloaded,
         Some(LimitingFactor::QueueDisk) => v1::LimitingFactor::QueueDisk,
     };
     let RouteCounts { confirmed, copied, copied_bytes, discarded, .. } = status.counts;
@@ -223,6 +224,7 @@ fn fault_group(group: &ErrorGroup) -> v1::FaultGroup {
         first_time: Some(timestamp(group.first)),
         last_time: Some(timestamp(group.last)),
         example_ref: group.example.map(|blob| blob.to_string()).unwrap_or_default(),
+        charged_count: Some(group.charged),
     }
 }
 
@@ -232,7 +234,9 @@ pub(super) fn fault_kind(kind: Option<FaultKind>) -> i32 {
 }
 
 fn peer(status: &PeerStatus) -> v1::PeerStatus {
-    let PeerSnapshot { name, info, phase, reason, since, next_probe, last_error, .. } = &status.snapshot;
+    let PeerSnapshot { name, info, phase, reason, since, next_probe, last_error, openings, answers, .. } =
+        &status.snapshot;
+    let count = |copies: usize| u32::try_from(copies).unwrap_or(u32::MAX);
     let health = match status.health {
         PeerHealth::Unknown => v1::PeerHealth::Unspecified,
         PeerHealth::Reachable => v1::PeerHealth::Reachable,
@@ -265,9 +269,14 @@ fn peer(status: &PeerStatus) -> v1::PeerStatus {
             since_time: Some(timestamp(*since)),
             next_probe_time: next_probe.map(timestamp),
             cause: reason.as_ref().map(|reason| peer_fault(reason.kind, &reason.message, *since)),
+            openings: *openings,
         }),
         expected_store_id: status.snapshot.store_id.clone().unwrap_or_default(),
         last_fault: last_error.as_ref().map(|(reason, time)| peer_fault(reason.kind, &reason.message, *time)),
+        copies_in_flight: count(status.snapshot.copies),
+        concurrency_limit: status.snapshot.concurrency_limit.map(count),
+        last_refusal_time: status.snapshot.last_refusal.map(timestamp),
+        answers: *answers,
     }
 }
 

@@ -75,8 +75,8 @@ async fn take(
         routes.iter().for_each(|route| parts.syncs.needs().require(route, &reason));
         peer.adopt_store_id(Some(store_id.clone()));
         peer.set_adopted(now);
-        // Closes the breaker now, also where all routes of the store are paused. A permit that is dropped is given back.
-        drop(peer.admit().await);
+        // Closes the breaker now, also where all routes of the store are paused.
+        peer.identified().await;
         tracing::warn!(
             peer = %store, store_id, previous = previous.as_deref().unwrap_or_default(), %by,
             "an operator has adopted another store under this name"

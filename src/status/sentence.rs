@@ -7,11 +7,12 @@ use super::{
 };
 use crate::announce::{Backlog, Route};
 use crate::breaker::Phase;
+use crate::fault::Side;
 use crate::overrides::{InForce, Stamp};
 use crate::peer::PeerSnapshot;
 use crate::queue::{Oldest, RouteCounts, Tally};
 use crate::sync::{NeededSync, SyncPhase, SyncRecord, SyncState};
-use crate::worker::{Activity, Report, Wait, Waits};
+use crate::worker::{Activity, Report, Streak, Wait, Waits};
 use std::time::{Duration, SystemTime};
 
 /// The causes of faults that a worker remembers.
@@ -55,10 +56,7 @@ pub struct RouteFacts<'a> {
 
 /// The picture of a route; `peers` are all peers.
 pub fn route_status(facts: RouteFacts<'_>, peers: &[PeerStatus], now: SystemTime) -> RouteStatus {
-    let queue_failed = match facts.worker.as_ref().map(|report| &report.activity) {
-        Some(Activity::QueueFailed(why)) => Some(why.clone()),
-        _ => None,
-    };
+    let odd = facts.worker.as_ref().map(|report| odd(report, facts.route, peers, now)).unwrap_or_default();
     let RouteFacts {
         route,
         orphaned,
@@ -115,8 +113,8 @@ pub fn route_status(facts: RouteFacts<'_>, peers: &[PeerStatus], now: SystemTime
     if let Some(needed) = needed_sync.as_ref().filter(|_| route.enabled && !orphaned && running_sync.is_none()) {
         detail.push_str(&needed_text(needed, now));
     }
-    if let Some(why) = queue_failed {
-        detail.push_str(&format!("; but the queue fails: {why}"));
+    if route.enabled && !orphaned {
+        detail.push_str(&odd);
     }
     let limiting = limiting(route, &limits, &open, worker.as_ref(), oldest.next_due, now);
     let (mut copies, faults) = worker.map(|report| (report.in_progress, report.errors)).unwrap_or_default();
@@ -150,6 +148,38 @@ pub fn route_status(facts: RouteFacts<'_>, peers: &[PeerStatus], now: SystemTime
         last_sync,
         needed_sync,
     }
+}
+
+/// What is odd about the queue or the peers of a route, while it works.
+fn odd(report: &Report, route: &Route, peers: &[PeerStatus], now: SystemTime) -> String {
+    let mut text = match &report.activity {
+        Activity::QueueFailed(why) => format!("; but the queue fails: {why}"),
+        Activity::PeerOverloaded(name) => {
+            let peer = peers.iter().find(|peer| peer.snapshot.name == *name);
+            match peer.and_then(|peer| peer.snapshot.concurrency_limit) {
+                Some(1) => format!("; {name} is overloaded, and takes one copy at a time"),
+                Some(limit) => format!("; {name} is overloaded, and takes {limit} copies at a time"),
+                None => format!("; {name} is overloaded"),
+            }
+        }
+        _ => String::new(),
+    };
+    if let Some(gone) = report.vanished {
+        let (from, when) = (&route.from, since(gone, now));
+        text.push_str(&format!(
+            "; but blobs that were copied earlier have vanished from {from} since {when}: is it the right volume? \
+             Nothing is given up as missing meanwhile"
+        ));
+    }
+    if let Some(Streak { kind, side, count, since: first, message }) = &report.alarm {
+        let name = match side {
+            Side::Source => &route.from,
+            Side::Destination => &route.to,
+        };
+        let (count, when) = (number(*count), since(*first, now));
+        text.push_str(&format!("; but {name} has answered {kind} {count} times in a row since {when}: {message}"));
+    }
+    text
 }
 
 fn needed_text(needed: &NeededSync, now: SystemTime) -> String {
@@ -389,6 +419,7 @@ pub(super) fn limiting_of(waits: &Waits) -> Option<LimitingFactor> {
     Some(match waits.most()? {
         Wait::Work => LimitingFactor::Idle,
         Wait::Breaker => LimitingFactor::Breaker,
+        Wait::Capacity => LimitingFactor::PeerOverloaded,
         // A pause in force has been told already: this is a rate, or was a pause.
         Wait::Limit => LimitingFactor::RateLimit,
         Wait::Queue => LimitingFactor::QueueDisk,
@@ -401,9 +432,7 @@ pub(super) fn limiting_of(waits: &Waits) -> Option<LimitingFactor> {
 fn trouble(peer: &PeerStatus, now: SystemTime) -> String {
     let what = match peer.health {
         PeerHealth::Unsuitable => "cannot be used",
-        _ if peer.snapshot.reason.as_ref().is_some_and(|reason| reason.kind.is_of_one_blob()) => {
-            "fails with every blob"
-        }
+        _ if peer.snapshot.answers => "answers, and everything else fails,",
         _ => "is unreachable",
     };
     let when = since(peer.snapshot.since, now);

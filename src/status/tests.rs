@@ -38,6 +38,11 @@ fn peer(name: &str, reason: Option<&str>) -> PeerStatus {
         since: now() - Duration::from_secs(7080),
         next_probe: Some(now() + Duration::from_secs(5)),
         failures: 3,
+        openings: 1,
+        answers: false,
+        copies: 0,
+        concurrency_limit: None,
+        last_refusal: None,
         last_error: None,
         last_contact: None,
         info_time: None,
@@ -227,20 +232,21 @@ fn a_queue_that_refuses_outweighs_its_routes_and_the_drain_outweighs_all() {
 
 #[test]
 fn what_limits_is_what_was_waited_for_most() {
-    let of = |parts: [u64; 6]| {
+    let of = |parts: [u64; 7]| {
         let waits = Wait::ALL.into_iter().zip(parts).map(|(wait, part)| Waits::of(wait, Duration::from_secs(part)));
         limiting_of(&waits.fold(Waits::default(), |all, one| all + one))
     };
-    // For work, a breaker, a limit, the queue, the source, the destination.
-    assert_eq!(of([0, 0, 0, 0, 0, 0]), None);
-    assert_eq!(of([60, 0, 0, 5, 20, 15]), Some(LimitingFactor::Idle));
-    assert_eq!(of([0, 60, 0, 0, 20, 20]), Some(LimitingFactor::Breaker));
-    assert_eq!(of([0, 0, 60, 0, 20, 20]), Some(LimitingFactor::RateLimit));
-    assert_eq!(of([10, 0, 0, 40, 25, 25]), Some(LimitingFactor::QueueDisk));
-    assert_eq!(of([0, 0, 0, 5, 80, 15]), Some(LimitingFactor::SourceSlow));
-    assert_eq!(of([5, 0, 0, 0, 10, 85]), Some(LimitingFactor::DestinationSlow));
-    assert_eq!(of([0, 0, 0, 5, 40, 55]), Some(LimitingFactor::Workers));
-    assert_eq!(of([20, 0, 0, 0, 38, 42]), Some(LimitingFactor::DestinationSlow));
+    // For work, a breaker, capacity, a limit, the queue, the source, the destination.
+    assert_eq!(of([0, 0, 0, 0, 0, 0, 0]), None);
+    assert_eq!(of([0, 0, 60, 0, 0, 20, 20]), Some(LimitingFactor::PeerOverloaded));
+    assert_eq!(of([60, 0, 0, 0, 5, 20, 15]), Some(LimitingFactor::Idle));
+    assert_eq!(of([0, 60, 0, 0, 0, 20, 20]), Some(LimitingFactor::Breaker));
+    assert_eq!(of([0, 0, 0, 60, 0, 20, 20]), Some(LimitingFactor::RateLimit));
+    assert_eq!(of([10, 0, 0, 0, 40, 25, 25]), Some(LimitingFactor::QueueDisk));
+    assert_eq!(of([0, 0, 0, 0, 5, 80, 15]), Some(LimitingFactor::SourceSlow));
+    assert_eq!(of([5, 0, 0, 0, 0, 10, 85]), Some(LimitingFactor::DestinationSlow));
+    assert_eq!(of([0, 0, 0, 0, 5, 40, 55]), Some(LimitingFactor::Workers));
+    assert_eq!(of([20, 0, 0, 0, 0, 38, 42]), Some(LimitingFactor::DestinationSlow));
 }
 
 #[test]

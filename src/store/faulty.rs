@@ -9,6 +9,7 @@ use super::{
     StoreError, StoreInfo,
 };
 use crate::blob::{BlobMeta, BlobRef};
+use crate::clock::Entropy;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt, stream};
@@ -71,11 +72,25 @@ pub struct FaultyStore {
     receives: AtomicU64,
     infos: AtomicU64,
     packs: AtomicU64,
+    inside: AtomicU64,
+    chance: Entropy,
+}
+
+/// A blob that is being received.
+struct Inside<'a>(&'a AtomicU64);
+
+impl Drop for Inside<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 #[derive(Default)]
 struct Script {
     down: bool,
+    // How many blobs are received at a time; the part of blobs that fails by chance.
+    admits: Option<u64>,
+    fails: f64,
     info: Option<StoreInfo>,
     // A trouble, and how many times more it happens; absent: for ever.
     all: Option<(Trouble, Option<u64>)>,
@@ -111,7 +126,36 @@ impl FaultyStore {
             receives: AtomicU64::new(0),
             infos: AtomicU64::new(0),
             packs: AtomicU64::new(0),
+            inside: AtomicU64::new(0),
+            chance: Entropy::seeded(1),
         }
+    }
+
+    /// Receives so many blobs at a time, and refuses more with RESOURCE_EXHAUSTED; `None`: all.
+    pub fn set_admits(&self, blobs: Option<u64>) {
+        self.script().admits = blobs;
+    }
+
+    /// Answers UNAVAILABLE to this part of all fetches and receives, from 0 to 1.
+    pub fn set_fails(&self, part: f64) {
+        self.script().fails = part;
+    }
+
+    fn enter(&self) -> Result<Inside<'_>, StoreError> {
+        self.check_up()?;
+        let admits = self.script().admits;
+        let before = self.inside.fetch_add(1, Ordering::Relaxed);
+        let inside = Inside(&self.inside);
+        if admits.is_some_and(|admits| before >= admits) {
+            return Err(failed(Code::ResourceExhausted));
+        }
+        self.check_luck()?;
+        Ok(inside)
+    }
+
+    fn check_luck(&self) -> Result<(), StoreError> {
+        let fails = self.script().fails;
+        if fails > 0.0 && self.chance.jitter() < fails { Err(failed(Code::Unavailable)) } else { Ok(()) }
     }
 
     /// Whether everything, [`Store::info`] included, answers UNAVAILABLE.
@@ -250,6 +294,7 @@ impl Store for FaultyStore {
     async fn fetch(&self, blob: BlobRef, range: ByteRange) -> Result<Fetched, StoreError> {
         self.fetches.fetch_add(1, Ordering::Relaxed);
         self.check_up()?;
+        self.check_luck()?;
         let trouble = self.script().draw(blob, is_for_fetch);
         match &trouble {
             Some(Trouble::Missing) => return Err(StoreError::Missing(blob)),
@@ -279,7 +324,7 @@ impl Store for FaultyStore {
 
     async fn receive(&self, put: Put, mut bytes: ByteStream) -> Result<Received, StoreError> {
         self.receives.fetch_add(1, Ordering::Relaxed);
-        self.check_up()?;
+        let _inside = self.enter()?;
         let trouble = self.script().draw(put.blob, is_for_receive);
         let blob = put.blob;
         let confirmed = |size, disposition| Received { blob, size, disposition, was_new: true };

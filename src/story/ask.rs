@@ -2,7 +2,7 @@
 //! asked, and what comes of it is told to no breaker.
 
 use crate::blob::BlobRef;
-use crate::peer::{Admission, Peer, PeerSnapshot};
+use crate::peer::{Peer, PeerSnapshot};
 use crate::store::StoreError;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -50,10 +50,9 @@ enum Unanswered {
 }
 
 async fn held(peer: &Arc<Peer>, blobs: &[BlobRef]) -> Result<HashMap<BlobRef, u64>, Unanswered> {
-    match peer.admit().await {
-        Admission::Wait(_) => return Err(Unanswered::Breaker),
-        // It is known now who answers there. A probe is given back for a copy to make.
-        Admission::Go(_) | Admission::Probe(_) => {}
+    // It must be known who answers there.
+    if !peer.identified().await {
+        return Err(Unanswered::Breaker);
     }
     if peer.info().is_some_and(|info| !info.abilities.stat) {
         return Err(Unanswered::Never);
@@ -66,6 +65,8 @@ async fn held(peer: &Arc<Peer>, blobs: &[BlobRef]) -> Result<HashMap<BlobRef, u6
 }
 
 fn closed_door(peer: &PeerSnapshot) -> String {
-    let reason = peer.reason.as_ref().map(|reason| format!(" ({}: {})", reason.kind, reason.message));
-    format!("{} was not asked: its breaker is open{}", peer.name, reason.unwrap_or_default())
+    let open = peer.reason.as_ref().map(|reason| format!("its breaker is open ({}: {})", reason.kind, reason.message));
+    let away = || peer.last_error.as_ref().map(|(reason, _)| format!("it does not say what it is: {}", reason.message));
+    let why = open.or_else(away).unwrap_or_else(|| "it does not say what it is".to_owned());
+    format!("{} was not asked: {why}", peer.name)
 }

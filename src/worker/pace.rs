@@ -20,6 +20,8 @@ pub enum Wait {
     Work,
     /// For a peer whose breaker is not closed.
     Breaker,
+    /// For a peer that takes no more copies at a time.
+    Capacity,
     /// For an operator's limit: a pause, or a rate.
     Limit,
     /// For the queue, to give out entries or to record outcomes.
@@ -32,7 +34,8 @@ pub enum Wait {
 
 impl Wait {
     /// All of them, in the order of [`Waits`].
-    pub const ALL: [Wait; 6] = [Self::Work, Self::Breaker, Self::Limit, Self::Queue, Self::Source, Self::Destination];
+    pub const ALL: [Wait; 7] =
+        [Self::Work, Self::Breaker, Self::Capacity, Self::Limit, Self::Queue, Self::Source, Self::Destination];
 }
 
 /// Time by what it was waited for, summed over slots.
@@ -157,7 +160,7 @@ mod tests {
         let copying = Waits::of(Wait::Destination, seconds(12)) + Waits::of(Wait::Source, seconds(1));
         let recent = pace.recent(copying, seconds(6));
         let all = Wait::ALL.map(|wait| recent.get(wait).as_secs());
-        assert_eq!(all, [8, 4, 0, 0, 4, 12]);
+        assert_eq!(all, [8, 4, 0, 0, 0, 4, 12]);
         assert_eq!(recent.most(), Some(Wait::Destination));
         assert!((recent.share(Wait::Work) - 8.0 / 28.0).abs() < 1e-9);
     }

@@ -1,4 +1,4 @@
-//! What a route's worker tells of itself: copies in progress, errors by cause, rates and lag. All of it is bounded.
+//! What a route's worker tells of itself: copies in progress, errors by cause, totals. All of it is bounded.
 
 use super::pace::{Pace, Wait, Waits};
 use crate::blob::BlobRef;
@@ -7,19 +7,14 @@ use crate::copy::{CopyError, Progress, Stage};
 use crate::fault::FaultKind;
 use crate::metrics::CopyMetrics;
 use crate::queue::{Entry, Lane, Seq};
-use std::collections::{BTreeMap, VecDeque};
+use crate::worker::attribution::Streak;
+use std::collections::BTreeMap;
 use std::ops::Add;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 /// Causes of errors that are remembered.
 const MAX_ERRORS: usize = 20;
-
-/// The longest window that rates are told of, in seconds.
-const WINDOW_SECONDS: u64 = 60;
-
-/// The latest confirmations whose lag is remembered.
-const LAG_SAMPLES: usize = 4096;
 
 /// A worker at one moment.
 #[derive(Clone, Debug)]
@@ -36,14 +31,12 @@ pub struct Report {
     pub copied: u64,
     /// The bytes sent for them.
     pub copied_bytes: u64,
-    /// What was confirmed in the last 10 seconds.
-    pub rate_10s: Rate,
-    /// What was confirmed in the last 60 seconds.
-    pub rate_60s: Rate,
     /// What its slots spent about the last 10 seconds on.
     pub waits: Waits,
-    /// The time from push to confirmation, of the latest confirmed fresh entries.
-    pub lag: LagPercentiles,
+    /// Answers of one kind about very many blobs in a row, and none copied between them.
+    pub alarm: Option<Streak>,
+    /// Since when refs that were copied earlier have vanished from the source.
+    pub vanished: Option<SystemTime>,
 }
 
 /// What a worker is doing as a whole.
@@ -57,6 +50,8 @@ pub enum Activity {
     RateLimited,
     /// It waits for this peer, whose breaker is not closed.
     WaitingForPeer(Arc<str>),
+    /// This peer refuses more copies at a time.
+    PeerOverloaded(Arc<str>),
     /// The queue gives out no entries, or records no outcomes.
     QueueFailed(String),
     /// It was told to stop, or did not start yet.
@@ -109,26 +104,6 @@ pub struct ErrorGroup {
     pub example: Option<BlobRef>,
 }
 
-/// A rate over a window.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Rate {
-    /// Entries a second.
-    pub entries: f64,
-    /// Bytes a second.
-    pub bytes: f64,
-}
-
-/// The lag of recent confirmations; zeros without any.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LagPercentiles {
-    /// How many confirmations this is about.
-    pub samples: usize,
-    /// Half of them took at most this long.
-    pub p50: Duration,
-    /// 99 in 100 took at most this long.
-    pub p99: Duration,
-}
-
 /// An entry that was confirmed.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Confirmed {
@@ -149,15 +124,19 @@ pub(super) struct Board {
 
 struct State {
     activity: Activity,
-    in_progress: BTreeMap<Seq, Shown>,
+    in_progress: BTreeMap<Attempt, Shown>,
+    last_attempt: u64,
     errors: Vec<ErrorGroup>,
     confirmed: u64,
     copied: u64,
     copied_bytes: u64,
-    meter: Meter,
-    lags: Lags,
+    alarm: Option<Streak>,
+    vanished: Option<SystemTime>,
     pace: Pace,
 }
+
+/// An attempt at an entry: a number of its own, since the next may begin before the last one is recorded.
+type Attempt = (Seq, u64);
 
 struct Shown {
     blob: BlobRef,
@@ -189,13 +168,13 @@ impl Shown {
 /// Shows a copy as in progress until it is dropped.
 pub(super) struct ShownCopy {
     board: Arc<Board>,
-    seq: Seq,
+    attempt: Attempt,
 }
 
 impl Drop for ShownCopy {
     fn drop(&mut self) {
         let mut state = self.board.state();
-        if let Some(shown) = state.in_progress.remove(&self.seq) {
+        if let Some(shown) = state.in_progress.remove(&self.attempt) {
             let waits = waits(&shown.progress);
             state.pace.ended(waits);
             self.board.metrics.fetch.observe(waits.get(Wait::Source));
@@ -209,24 +188,30 @@ impl Board {
         let state = State {
             activity: Activity::Stopped,
             in_progress: BTreeMap::new(),
+            last_attempt: 0,
             errors: Vec::new(),
             confirmed: 0,
             copied: 0,
             copied_bytes: 0,
-            meter: Meter::new(clock.monotonic()),
-            lags: Lags::default(),
+            alarm: None,
+            vanished: None,
             pace: Pace::default(),
         };
         Arc::new(Self { clock, metrics, state: Mutex::new(state) })
     }
 
-    pub(super) fn activity(&self) -> Activity {
-        self.state().activity.clone()
-    }
-
     /// Returns what it was doing before.
     pub(super) fn set_activity(&self, activity: Activity) -> Activity {
         std::mem::replace(&mut self.state().activity, activity)
+    }
+
+    /// What is odd about the route's peers, while they answer.
+    pub(super) fn set_alarm(&self, alarm: Option<&Streak>, vanished: Option<SystemTime>) {
+        let mut state = self.state();
+        if state.alarm.as_ref() != alarm {
+            state.alarm = alarm.cloned();
+        }
+        state.vanished = vanished;
     }
 
     /// So many slots are free from now on, and wait for this.
@@ -253,27 +238,25 @@ impl Board {
             repair: entry.repair,
             progress,
         };
-        self.state().in_progress.insert(entry.seq, shown);
-        ShownCopy { board: self.clone(), seq: entry.seq }
+        let mut state = self.state();
+        state.last_attempt += 1;
+        let attempt = (entry.seq, state.last_attempt);
+        state.in_progress.insert(attempt, shown);
+        ShownCopy { board: self.clone(), attempt }
     }
 
     /// Entries were confirmed, and that is durable.
     pub(super) fn confirmed(&self, confirmed: impl IntoIterator<Item = Confirmed>) {
-        let (now, monotonic) = (self.clock.now(), self.clock.monotonic());
+        let now = self.clock.now();
         let mut state = self.state();
         for Confirmed { lane, enqueue_time, size, copied } in confirmed {
             state.confirmed += 1;
             state.copied += u64::from(copied);
-            let bytes = if copied { size } else { 0 };
-            state.copied_bytes = state.copied_bytes.saturating_add(bytes);
-            state.meter.add(monotonic, bytes);
+            state.copied_bytes = state.copied_bytes.saturating_add(if copied { size } else { 0 });
             // A clock that was set back makes no lag.
             let lag = now.duration_since(enqueue_time).unwrap_or_default();
             match lane {
-                Lane::Fresh => {
-                    state.lags.add(lag);
-                    self.metrics.fresh_lag.observe(lag);
-                }
+                Lane::Fresh => self.metrics.fresh_lag.observe(lag),
                 Lane::Backfill => self.metrics.backfill_lag.observe(lag),
             }
         }
@@ -285,17 +268,6 @@ impl Board {
 
     pub(super) fn copy_failed(&self, blob: BlobRef, peer: &Arc<str>, error: &CopyError, charged: bool) {
         self.failed(error.kind, error.code, peer.clone(), &error.message, Some(blob), charged);
-    }
-
-    /// So many more attempts failed, uncharged, as the last one did.
-    pub(super) fn copies_failed(&self, count: u64, peer: &Arc<str>, error: &CopyError) {
-        self.metrics.failed(error.kind, peer, count);
-        let errors = &mut self.state().errors;
-        if let Some(group) =
-            errors.iter_mut().find(|group| (group.kind, group.code, &group.peer) == (error.kind, error.code, peer))
-        {
-            group.count += count;
-        }
     }
 
     pub(super) fn queue_failed(&self, message: &str) {
@@ -348,17 +320,16 @@ impl Board {
             confirmed: state.confirmed,
             copied: state.copied,
             copied_bytes: state.copied_bytes,
-            rate_10s: state.meter.rate(now, 10),
-            rate_60s: state.meter.rate(now, WINDOW_SECONDS),
             waits: state.pace.recent(copying(&state.in_progress), now),
-            lag: state.lags.percentiles(),
+            alarm: state.alarm.clone(),
+            vanished: state.vanished,
         }
     }
 
     /// The copy that a blob is a part of, if one is in progress.
     pub(super) fn copy_of(&self, blob: BlobRef) -> Option<InProgress> {
         let state = self.state();
-        state.in_progress.values().find(|shown| shown.blob == blob || shown.others.contains(&blob)).map(Shown::told)
+        state.in_progress.values().rfind(|shown| shown.blob == blob || shown.others.contains(&blob)).map(Shown::told)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -372,117 +343,17 @@ fn waits(progress: &Progress) -> Waits {
     Waits::of(Wait::Source, source) + Waits::of(Wait::Destination, destination)
 }
 
-fn copying(in_progress: &BTreeMap<Seq, Shown>) -> Waits {
+fn copying(in_progress: &BTreeMap<Attempt, Shown>) -> Waits {
     in_progress.values().map(|shown| waits(&shown.progress)).fold(Waits::default(), Waits::add)
-}
-
-/// Counts by the second, for the last minute.
-struct Meter {
-    start: Duration,
-    // The second, entries, bytes; ascending.
-    seconds: VecDeque<(u64, u64, u64)>,
-}
-
-impl Meter {
-    fn new(start: Duration) -> Self {
-        Self { start, seconds: VecDeque::new() }
-    }
-
-    fn add(&mut self, now: Duration, bytes: u64) {
-        let second = now.as_secs();
-        match self.seconds.back_mut() {
-            Some((last, entries, sum)) if *last >= second => {
-                *entries += 1;
-                *sum = sum.saturating_add(bytes);
-            }
-            _ => self.seconds.push_back((second, 1, bytes)),
-        }
-        while self.seconds.front().is_some_and(|(first, ..)| first + WINDOW_SECONDS < second) {
-            self.seconds.pop_front();
-        }
-    }
-
-    /// Over the last `window` seconds: the present one, as far as it has come, and the whole ones before.
-    #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
-    fn rate(&self, now: Duration, window: u64) -> Rate {
-        let first = (now.as_secs() + 1).saturating_sub(window);
-        let (mut entries, mut bytes) = (0u64, 0u64);
-        for (_, some_entries, some_bytes) in self.seconds.iter().filter(|(second, ..)| *second >= first) {
-            entries += some_entries;
-            bytes = bytes.saturating_add(*some_bytes);
-        }
-        let start = self.start.max(Duration::from_secs(first));
-        let seconds = now.saturating_sub(start).as_secs_f64().max(1.0);
-        Rate { entries: entries as f64 / seconds, bytes: bytes as f64 / seconds }
-    }
-}
-
-/// The lag of the latest confirmations.
-#[derive(Default)]
-struct Lags {
-    samples: Vec<Duration>,
-    next: usize,
-}
-
-impl Lags {
-    fn add(&mut self, lag: Duration) {
-        if self.samples.len() < LAG_SAMPLES {
-            self.samples.push(lag);
-        } else {
-            self.samples[self.next] = lag;
-            self.next = (self.next + 1) % LAG_SAMPLES;
-        }
-    }
-
-    fn percentiles(&self) -> LagPercentiles {
-        let mut sorted = self.samples.clone();
-        sorted.sort_unstable();
-        // The smallest sample that so many percent of all do not exceed.
-        let at = |percent: usize| {
-            let rank = (sorted.len() * percent).div_ceil(100).max(1);
-            sorted.get(rank - 1).copied().unwrap_or_default()
-        };
-        LagPercentiles { samples: sorted.len(), p50: at(50), p99: at(99) }
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Board, LAG_SAMPLES, Lags, MAX_ERRORS, Meter};
+    use super::{Board, MAX_ERRORS};
     use crate::clock::{Clock, ManualClock};
     use crate::metrics::CopyMetrics;
     use std::sync::Arc;
     use std::time::Duration;
-
-    #[test]
-    fn rates_are_of_their_window_and_of_no_more_than_the_time_since_the_start() {
-        let start = Duration::from_secs(1000);
-        let mut meter = Meter::new(start);
-        for second in 0..100 {
-            for _ in 0..5 {
-                meter.add(start + Duration::from_secs(second), 100);
-            }
-        }
-        let now = start + Duration::from_secs(100);
-        assert!((meter.rate(now, 60).entries - 5.0).abs() < 0.2, "{:?}", meter.rate(now, 60));
-        assert!((meter.rate(now, 10).bytes - 500.0).abs() < 60.0, "{:?}", meter.rate(now, 10));
-        assert!(meter.seconds.len() <= 62);
-        assert!(meter.rate(now + Duration::from_secs(61), 60).bytes < 0.1);
-        let mut young = Meter::new(start);
-        (0..20).for_each(|_| young.add(start + Duration::from_secs(1), 1));
-        assert!((young.rate(start + Duration::from_secs(2), 60).entries - 10.0).abs() < 0.1);
-    }
-
-    #[test]
-    fn percentiles_are_those_of_the_latest() {
-        let mut lags = Lags::default();
-        assert_eq!(lags.percentiles().p99, Duration::ZERO);
-        (1..=100).for_each(|ms| lags.add(Duration::from_millis(ms)));
-        let found = lags.percentiles();
-        assert_eq!((found.samples, found.p50, found.p99), (100, Duration::from_millis(50), Duration::from_millis(99)));
-        (0..LAG_SAMPLES).for_each(|_| lags.add(Duration::from_secs(1)));
-        assert_eq!((lags.percentiles().samples, lags.percentiles().p50), (LAG_SAMPLES, Duration::from_secs(1)));
-    }
 
     #[test]
     fn errors_are_grouped_and_the_oldest_cause_is_forgotten() {

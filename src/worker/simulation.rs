@@ -1,42 +1,30 @@
-//! The rules that the worker is to follow next (whose fault a failure is, whether a peer is tried, how many at a time, which
-//! entry is next), as one synchronous state machine, [`scheduler`], and held to scenarios in virtual time.
-//!
-//! **The worker does not follow them yet**: this is compiled for tests alone. They stand here, with their own breaker,
-//! concurrency and peer state, until the driver that steps them replaces the loop in `worker::run`. Queue, peers and clock are
-//! stand-ins; everything else is what will run.
+//! The worker's rules (whose fault a failure is, whether a peer is tried, how many at a time, which entry is next), held to
+//! scenarios in virtual time: it steps the [scheduler](super::scheduler) as the driver does. Queue, peers and clock are
+//! stand-ins; everything else is what runs.
 //!
 //! [`scenarios`] holds the rules to bounds that were found with a prototype, [`histories`] looks for anything that breaks an
 //! invariant. `make test` steps through some histories; `make simulate N=… SEED=…` through more, and through the scenarios.
 
-#![allow(
-    clippy::unwrap_used,
-    unreachable_pub,
-    dead_code,
-    reason = "compiled for tests alone, until the worker follows them"
-)]
+#![allow(clippy::unwrap_used, reason = "tests")]
 
-mod attribution;
-mod breaker;
-mod concurrency;
-mod entries;
+pub(super) mod entries;
 mod histories;
-mod peer_state;
 mod queue;
 mod scenarios;
-mod scheduler;
 
 use super::Policy;
+use super::scheduler::{Effect, EntryEnd, Event, Job, JobId, Kind, Moment, Peers, Route, Scheduler};
+use crate::breaker;
 use crate::clock::{Clock, Entropy, ManualClock};
 use crate::copy::{Copied, CopyError};
 use crate::fault::{FailureClass, FaultKind, Side};
 use crate::limits::{Limits, Throttle};
+use crate::peer::state::PeerState;
 use crate::queue::{Claim, Lane, RouteId};
 use crate::store::StoreInfo;
-use peer_state::PeerState;
 use queue::SimQueue;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use scheduler::{Effect, EntryEnd, Event, Job, JobId, Kind, Moment, Peers, Route, Scheduler};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap};
 use std::sync::Arc;

@@ -9,6 +9,7 @@ use crate::clock::{Clock, Entropy};
 use crate::fault::FaultKind;
 use crate::limits::Limits;
 use crate::peer::{Needs, Peer};
+use crate::queue::failures::{Failed, FailureFilter, Failures};
 use crate::queue::model::ModelQueue;
 use crate::queue::suite::claim_any;
 use crate::queue::{
@@ -155,10 +156,9 @@ impl Lab {
         };
         let (fails, failures) = (AtomicBool::new(false), AtomicU64::new(0));
         let flaky = Arc::new(FlakyQueue { inner: queue.clone(), fails, failures });
-        let failures = queue.clone();
         let limits = watch::Sender::new(Limits::workers(workers));
         let (tracer, policy) = (Tracer::off(), Policy::default());
-        let deps = Deps { queue: flaky.clone(), failures, clock, entropy, tracer, policy };
+        let deps = Deps { queue: flaky.clone(), clock, entropy, tracer, policy };
         let worker = |(index, (from, to)): (usize, &(&str, &str))| {
             let spec = RouteSpec {
                 name: hop(index).name,
@@ -297,6 +297,16 @@ impl Lab {
         }
     }
 
+    async fn failed(&self) -> Vec<Failed> {
+        let route = self.workers[0].spec.id;
+        self.queue.failures(route, FailureFilter::default(), None, usize::MAX).await.unwrap().failed
+    }
+
+    /// What the failures of any entry weigh at most, in thousandths of an answer.
+    async fn most_charged(&self) -> u32 {
+        self.failed().await.iter().map(|failed| failed.entry.weight.0).max().unwrap_or(0)
+    }
+
     fn kinds(&self) -> Vec<FaultKind> {
         self.workers[0].report().errors.iter().map(|group| group.kind).collect()
     }
@@ -314,7 +324,6 @@ async fn ten_thousand_entries_drain_with_four_workers() {
     let report = lab.workers[0].report();
     assert_eq!((report.confirmed, report.copied, report.copied_bytes), (10_000, 10_000, 40_000));
     assert!(report.in_progress.is_empty() && report.errors.is_empty());
-    assert!(report.lag.samples > 1000);
     assert_eq!(report.activity, Activity::Stopped);
 }
 
@@ -378,11 +387,11 @@ async fn a_dead_destination_charges_nobody_and_all_is_copied_once_it_is_back() {
     let fresh = lab.fresh(0);
     assert_eq!((fresh.ready.entries, fresh.retrying.entries, fresh.parked.entries), (100, 0, 0), "{fresh:?}");
     assert_eq!(lab.workers[0].report().activity, Activity::WaitingForPeer(Arc::from("b")));
-    assert!(lab.place("b").faulty.infos() < 2000, "probed every half minute or so");
+    assert!(lab.place("b").faulty.infos() < 6 * 60 * 20, "asked no more than 20 times a minute");
     lab.place("b").faulty.set_down(false);
     let start = Instant::now();
     lab.drain().await;
-    assert!(start.elapsed() <= Duration::from_secs(31), "{:?}", start.elapsed());
+    assert!(start.elapsed() <= Duration::from_secs(15), "{:?}", start.elapsed());
     lab.stopped().await;
 }
 
@@ -395,18 +404,20 @@ async fn a_destination_that_dies_amid_copies_in_any_way_charges_nobody() {
         lab.drain().await;
         lab.place("b").faulty.set(Some(Trouble::Code(code)));
         lab.announce("a", 10..50).await;
-        sleep(Duration::from_hours(6)).await;
-        let fresh = lab.fresh(0);
-        assert_eq!((fresh.ready.entries, fresh.retrying.entries, fresh.parked.entries), (40, 0, 0), "{fresh:?}");
+        sleep(Duration::from_hours(3)).await;
+        assert_eq!((lab.fresh(0).parked.entries, lab.left()), (0, 40), "{code:?}");
+        // It says all the time what it is, as one does that is well: that weighs something each 40 minutes.
+        assert!(lab.most_charged().await <= 4_000, "{code:?}");
         let errors = lab.workers[0].report().errors;
         let kind = match code {
             Code::ResourceExhausted => FaultKind::DestinationOverloaded,
             _ => FaultKind::DestinationUnavailable,
         };
         assert_eq!((errors[0].kind, errors[0].code), (kind, Some(code)));
-        assert_eq!((&*errors[0].peer, errors[0].charged), ("b", 0));
-        // Probed by one copy at a time, and half a minute apart.
-        assert!(lab.place("b").faulty.receives() < 2000, "{}", lab.place("b").faulty.receives());
+        assert_eq!(&*errors[0].peer, "b");
+        // While it says that it is well, it is tried about twice a second, one copy at a time.
+        let tries = lab.place("b").faulty.receives();
+        assert!(tries < 3 * 60 * 120, "{code:?}: {tries}");
         lab.place("b").faulty.set(None);
         lab.drain().await;
         lab.stopped().await;
@@ -541,7 +552,9 @@ async fn a_blob_that_its_peer_always_fails_on_is_charged_and_parked_in_the_end()
     }
     lab.stopped().await;
     let errors = lab.workers[0].report().errors;
-    assert_eq!((errors[0].kind, errors[0].charged), (FaultKind::DestinationUnavailable, 10));
+    assert_eq!(errors[0].kind, FaultKind::DestinationUnavailable);
+    // Each weighs as much as the part of the others that succeed.
+    assert!((10..13).contains(&errors[0].charged), "{}", errors[0].charged);
 }
 
 #[tokio::test(start_paused = true)]
@@ -556,7 +569,7 @@ async fn a_blob_for_which_a_store_has_no_room_is_not_charged_while_smaller_ones_
     }
     lab.until("the others are copied", |lab| lab.counts(0).confirmed == 299).await;
     let fresh = lab.fresh(0);
-    assert_eq!((fresh.retrying.entries, fresh.parked.entries), (0, 0), "{fresh:?}");
+    assert_eq!((fresh.parked.entries, lab.most_charged().await), (0, 0), "{fresh:?}");
     lab.place("b").faulty.set_for(blobs[0], None);
     lab.drain().await;
     lab.stopped().await;
@@ -587,8 +600,8 @@ async fn stop_lets_copies_end_and_claims_no_more() {
     // The idle timeout ends them.
     lab.stopped().await;
     let fresh = lab.fresh(0);
-    assert_eq!((fresh.claimed.entries, fresh.ready.entries), (0, 100));
-    assert_eq!(lab.place("b").faulty.receives(), 4);
+    assert_eq!((fresh.claimed.entries, fresh.ready.entries, fresh.retrying.entries), (0, 96, 4));
+    assert_eq!((lab.place("b").faulty.receives(), lab.most_charged().await), (4, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -691,7 +704,7 @@ async fn a_queue_that_fails_makes_it_pause_and_loses_nothing() {
     assert!(matches!(lab.workers[0].report().activity, Activity::QueueFailed(_)));
     assert_eq!(lab.kinds(), [FaultKind::QueueWriteFailed]);
     let failures = lab.flaky.failures.load(Ordering::Relaxed);
-    assert!(failures > 100 && failures < 1000, "{failures}");
+    assert!(failures > 100 && failures < 2000, "{failures}");
     assert_eq!(lab.fresh(0).ready.entries + lab.counts(0).confirmed, 100);
     lab.flaky.fails.store(false, Ordering::Relaxed);
     lab.drain().await;

@@ -10,9 +10,10 @@
 
 use super::RouteSpec;
 use crate::config::CopyParent;
-use crate::copy::{Copied, CopyError, PackEnd};
-use crate::queue::{Entry, Lane, Outcome};
+use crate::copy::{Copied, PackEnd};
+use crate::queue::{Entry, Lane};
 use crate::telemetry::{Parent, Span, TraceContext, Tracer, passing_on};
+use crate::worker::scheduler::{Conclusion, Fate};
 use futures::future::Either;
 use opentelemetry::KeyValue;
 use opentelemetry::trace::SpanKind;
@@ -97,20 +98,20 @@ pub(super) fn carrying<F: Future>(
     if span.is_recorded() { Either::Left(span.within(work)) } else { Either::Right(passing_on(trace, work)) }
 }
 
-/// Says how an attempt at this entry went. `outcome` is what it is settled with; absent, the claim is released, and nobody is
-/// charged.
-pub(super) fn end(span: &Span, entry: &Entry, result: &Result<Copied, CopyError>, outcome: Option<&Outcome>) {
-    let outcome = match outcome {
-        Some(Outcome::Confirmed { copied: true, .. }) => "confirmed",
-        Some(Outcome::Confirmed { copied: false, .. }) => "already_there",
-        Some(Outcome::Retry { .. }) => "retry",
-        Some(Outcome::Park { .. }) => "parked",
-        Some(Outcome::Discard) => "discarded",
-        None => "released",
+/// Says how an attempt went, and what became of its entry.
+pub(super) fn end(span: &Span, conclusion: &Conclusion) {
+    let Conclusion { size, result, fate, .. } = conclusion;
+    let outcome = match (fate, result) {
+        (Fate::Confirmed, Ok(Copied { copied: false, .. })) => "already_there",
+        (Fate::Confirmed, _) => "confirmed",
+        (Fate::Retried, _) => "retry",
+        (Fate::Parked, _) => "parked",
+        (Fate::Discarded, _) => "discarded",
+        (Fate::Kept, _) => "released",
     };
     span.set(|| {
         // Each name once: what is known now replaces nothing.
-        let size = result.as_ref().ok().map(|copied| copied.size).or(entry.size);
+        let size = result.as_ref().ok().map(|copied| copied.size).or(*size);
         let size = size.map(|size| i64::try_from(size).unwrap_or(i64::MAX));
         let size = size.map(|size| KeyValue::new("messaging.message.body.size", size));
         size.into_iter().chain([KeyValue::new("blobferry.outcome", outcome)])

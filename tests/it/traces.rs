@@ -272,7 +272,7 @@ async fn a_story_with(copy_parent: &str) {
     let failed = attempts.iter().find(|attempt| attempt.error().is_some()).unwrap();
     let done = attempts.iter().find(|attempt| attempt.error().is_none()).unwrap();
     assert_eq!(failed.error().as_deref(), Some("destination_unavailable"));
-    assert_eq!(failed.attribute("blobferry.outcome").as_deref(), Some("released"));
+    assert_eq!(failed.attribute("blobferry.outcome").as_deref(), Some("retry"));
     assert_eq!(done.attribute("blobferry.outcome").as_deref(), Some("confirmed"));
 
     // process -> the call, on both its sides, at the source and at the destination

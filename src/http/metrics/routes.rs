@@ -31,8 +31,18 @@ const fn route_state(state: RouteState) -> &'static str {
     }]
 }
 
-const FACTORS: [&str; 9] =
-    ["unknown", "idle", "paused", "rate_limit", "workers", "source_slow", "destination_slow", "breaker", "queue_disk"];
+const FACTORS: [&str; 10] = [
+    "unknown",
+    "idle",
+    "paused",
+    "rate_limit",
+    "workers",
+    "source_slow",
+    "destination_slow",
+    "breaker",
+    "queue_disk",
+    "peer_overloaded",
+];
 
 const fn factor(factor: Option<LimitingFactor>) -> &'static str {
     FACTORS[match factor {
@@ -45,6 +55,7 @@ const fn factor(factor: Option<LimitingFactor>) -> &'static str {
         Some(LimitingFactor::DestinationSlow) => 6,
         Some(LimitingFactor::Breaker) => 7,
         Some(LimitingFactor::QueueDisk) => 8,
+        Some(LimitingFactor::PeerOverloaded) => 9,
     }]
 }
 

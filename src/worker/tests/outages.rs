@@ -4,11 +4,13 @@ use super::Lab;
 use crate::blob::{BlobRef, DigestFunction};
 use crate::breaker::Phase;
 use crate::fault::FaultKind;
-use crate::queue::failures::{Failed, FailedState, FailureFilter, Failures};
+use crate::queue::failures::{Failed, FailedState};
 use crate::queue::{Lane, Queue, SyncId};
 use crate::store::faulty::Trouble;
 use crate::store::{Store, StoreInfo};
-use std::collections::{BTreeMap, HashMap};
+use crate::worker::Activity;
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tonic::Code;
@@ -16,11 +18,6 @@ use tonic::Code;
 const SIX_HOURS: Duration = Duration::from_hours(6);
 
 impl Lab {
-    async fn failed(&self) -> Vec<Failed> {
-        let route = self.workers[0].spec.id;
-        self.queue.failures(route, FailureFilter::default(), None, usize::MAX).await.unwrap().failed
-    }
-
     fn all_time(&self) -> u64 {
         self.counts(0).confirmed
     }
@@ -43,9 +40,9 @@ impl Lab {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_thousand_poison_entries_among_ten_thousand_good_ones_stop_none() {
+async fn poison_entries_among_ten_times_as_many_good_ones_stop_none() {
     let mut lab = Lab::with(&[("a", "b")], 16, false).await;
-    let blobs = lab.announce("a", 0..11_000).await;
+    let blobs = lab.announce("a", 0..3_300).await;
     let poisons = [
         ("a", Trouble::WrongBytes, FaultKind::SourceBytesCorrupt),
         ("b", Trouble::Reject, FaultKind::DestinationRejected),
@@ -60,12 +57,20 @@ async fn a_thousand_poison_entries_among_ten_thousand_good_ones_stop_none() {
         lab.place(at).faulty.set_for(*blob, Some(trouble.clone()));
         expected.insert(*blob, *kind);
     }
-    assert_eq!(expected.len(), 1000);
+    assert_eq!(expected.len(), 300);
     lab.start();
     let start = Instant::now();
-    lab.until("the good ones are copied", |lab| lab.all_time() == 10_000).await;
+    lab.until("the good ones are copied", |lab| lab.all_time() == 3_000).await;
     assert!(start.elapsed() < Duration::from_hours(2), "{:?}", start.elapsed());
-    lab.until("the others are parked", |lab| lab.fresh(0).parked.entries == 1000).await;
+    // While others succeed at their peers.
+    for number in 10_000.. {
+        if lab.fresh(0).parked.entries == 300 {
+            break;
+        }
+        assert!(number < 11_000, "{:?}", lab.fresh(0));
+        lab.announce("a", number..number + 1).await;
+        sleep(Duration::from_secs(10)).await;
+    }
     for Failed { entry, state } in lab.failed().await {
         let failure = entry.failure.unwrap();
         assert_eq!((state, failure.kind), (FailedState::Parked, expected[&entry.blob]), "{}", failure.message);
@@ -87,12 +92,20 @@ async fn a_block_of_entries_that_their_peer_fails_on_does_not_hide_the_good_ones
     lab.stopped().await;
 }
 
-/// What six hours of a trouble at a store leave behind: nothing charged, nothing parked, and everything drains afterwards.
-async fn six_hours(at: &str, what: &str, begin: impl AsyncFn(&Lab), end: impl Fn(&Lab)) {
-    six_hours_in(Lab::with(&[("a", "b")], 8, false).await, at, what, begin, end).await;
+/// What a peer looks like while nothing works there.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Seen {
+    /// Its breaker is open.
+    Open,
+    /// It is overloaded.
+    Overloaded,
+    /// It answers, and Status raises an alarm.
+    Alarm,
 }
 
-async fn six_hours_in(mut lab: Lab, at: &str, what: &str, begin: impl AsyncFn(&Lab), end: impl Fn(&Lab)) {
+/// What six hours of a trouble at a store leave behind: nothing parked, and everything drains afterwards.
+async fn six_hours(at: &str, what: &str, seen: Seen, begin: impl AsyncFn(&Lab), end: impl Fn(&Lab)) {
+    let mut lab = Lab::with(&[("a", "b")], 8, false).await;
     lab.start();
     lab.announce("a", 0..50).await;
     lab.drain().await;
@@ -102,18 +115,33 @@ async fn six_hours_in(mut lab: Lab, at: &str, what: &str, begin: impl AsyncFn(&L
         lab.announce("a", 100 + part * 50..150 + part * 50).await;
         sleep(SIX_HOURS / 6).await;
     }
-    let fresh = lab.fresh(0);
-    assert_eq!(fresh.parked.entries, 0, "{what} at {at}");
-    assert_eq!(fresh.ready.entries + fresh.retrying.entries, 400 - lab.all_time(), "{what} at {at}");
+    assert_eq!(lab.fresh(0).parked.entries, 0, "{what} at {at}");
+    // One that says all the time what it is, as if it were well, makes failures weigh something each 40 minutes.
+    let most =
+        if seen == Seen::Open && !lab.place(at).peer.snapshot().latched && what != "refused" { 9_000 } else { 0 };
+    assert!(lab.most_charged().await <= most, "{what} at {at}: {}", lab.most_charged().await);
+    assert_eq!(lab.left(), 400 - lab.all_time(), "{what} at {at}");
     assert!(lab.all_time() <= 100, "{what} at {at}");
-    for Failed { entry, .. } in lab.failed().await {
-        assert_eq!(entry.attempts, 0, "{what} at {at}: {:?}", entry.failure);
-    }
-    assert!(!lab.place(at).peer.is_closed(), "{what} at {at}");
+    let report = lab.workers[0].report();
+    let is_as_seen = match seen {
+        Seen::Open => !lab.place(at).peer.is_closed(),
+        Seen::Overloaded => {
+            report.activity == Activity::PeerOverloaded(Arc::from(at)) && lab.place(at).peer.is_closed()
+        }
+        Seen::Alarm => report.vanished.is_some() && report.alarm.is_some() && lab.place(at).peer.is_closed(),
+    };
+    assert!(is_as_seen, "{what} at {at}: {:?}", report.activity);
     end(&lab);
     let start = Instant::now();
     lab.drain().await;
-    assert!(start.elapsed() < Duration::from_secs(40), "{what} at {at}: {:?}", start.elapsed());
+    // A blob that is missing is looked for every ten minutes in the end.
+    let limit = match (seen, most) {
+        (Seen::Alarm, _) => Duration::from_mins(13),
+        // Whose failures weighed something waits longer.
+        (_, 1..) => Duration::from_mins(5),
+        _ => Duration::from_secs(90),
+    };
+    assert!(start.elapsed() < limit, "{what} at {at}: {:?}", start.elapsed());
     assert_eq!((lab.all_time(), lab.phases()), (400, [Phase::Closed; 2]));
     lab.stopped().await;
 }
@@ -121,19 +149,13 @@ async fn six_hours_in(mut lab: Lab, at: &str, what: &str, begin: impl AsyncFn(&L
 #[tokio::test(start_paused = true)]
 async fn six_hours_of_any_outage_park_and_charge_nothing() {
     for at in ["a", "b"] {
-        six_hours(
-            at,
-            "refused",
-            async |lab| lab.place(at).faulty.set_down(true),
-            |lab| {
-                lab.place(at).faulty.set_down(false);
-            },
-        )
-        .await;
+        let down = |lab: &Lab, down| lab.place(at).faulty.set_down(down);
+        six_hours(at, "refused", Seen::Open, async |lab| down(lab, true), |lab| down(lab, false)).await;
         let codes = [Code::Unavailable, Code::Unauthenticated, Code::ResourceExhausted, Code::Internal, Code::Unknown];
         for code in codes {
+            let seen = if code == Code::ResourceExhausted { Seen::Overloaded } else { Seen::Open };
             let begin = async |lab: &Lab| lab.place(at).faulty.set(Some(Trouble::Code(code)));
-            six_hours(at, &format!("{code:?}"), begin, |lab| lab.place(at).faulty.set(None)).await;
+            six_hours(at, &format!("{code:?}"), seen, begin, |lab| lab.place(at).faulty.set(None)).await;
         }
     }
 }
@@ -145,18 +167,19 @@ async fn six_hours_of_an_empty_store_in_place_of_the_source_park_and_charge_noth
         lab.place("a").faulty.set_info(None);
     };
     // The volume was emptied, under the same id.
-    six_hours("a", "emptied", async |lab| lab.place("a").faulty.set(Some(Trouble::Missing)), heal).await;
+    let emptied = async |lab: &Lab| lab.place("a").faulty.set(Some(Trouble::Missing));
+    six_hours("a", "emptied", Seen::Alarm, emptied, heal).await;
     // Another store, behind the same connection; and after a silence.
-    six_hours("a", "swapped", async |lab| lab.swap("a").await, heal).await;
+    six_hours("a", "swapped", Seen::Open, async |lab| lab.swap("a").await, heal).await;
     let after_a_silence = async |lab: &Lab| {
         sleep(Duration::from_secs(5)).await;
         lab.swap("a").await;
     };
-    six_hours("a", "swapped after a silence", after_a_silence, heal).await;
+    six_hours("a", "swapped after a silence", Seen::Open, after_a_silence, heal).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn six_hours_of_a_peer_that_fails_alike_with_every_blob_park_and_charge_nothing() {
+async fn a_peer_that_says_so_of_every_blob_raises_an_alarm_and_each_is_parked_in_its_time() {
     let other = DigestFunction::Sha256.ref_of(b"other");
     for (packed, trouble) in [
         (true, Trouble::Reject),
@@ -166,9 +189,16 @@ async fn six_hours_of_a_peer_that_fails_alike_with_every_blob_park_and_charge_no
         (false, Trouble::ConfirmUnread),
     ] {
         let routes = [("a", "b")];
-        let lab = if packed { Lab::with(&routes, 8, false).await } else { Lab::unpacked(&routes, 8).await };
-        let begin = async |lab: &Lab| lab.place("b").faulty.set(Some(trouble.clone()));
-        six_hours_in(lab, "b", &format!("{trouble:?}"), begin, |lab| lab.place("b").faulty.set(None)).await;
+        let mut lab = if packed { Lab::with(&routes, 8, false).await } else { Lab::unpacked(&routes, 8).await };
+        lab.place("b").faulty.set(Some(trouble.clone()));
+        lab.announce("a", 0..100).await;
+        lab.start();
+        lab.until("an alarm is raised", |lab| lab.workers[0].report().alarm.is_some()).await;
+        lab.until("all are parked", |lab| lab.fresh(0).parked.entries == 100).await;
+        let failed = lab.failed().await;
+        assert!(failed.iter().all(|failed| failed.entry.attempts == 10), "{trouble:?}");
+        assert_eq!(lab.phases(), [Phase::Closed; 2], "{trouble:?}");
+        lab.stopped().await;
     }
 }
 
@@ -184,27 +214,28 @@ async fn one_blob_that_alone_draws_a_peers_error_or_a_panic_is_parked_and_holds_
             // Nobody else is copied from here on.
             let start = Instant::now();
             lab.until("it is parked", |lab| lab.fresh(0).parked.entries == 1).await;
-            assert!(start.elapsed() < Duration::from_hours(1), "{trouble:?} at {at}: {:?}", start.elapsed());
-            assert_eq!(lab.phases(), [Phase::Closed; 2], "{trouble:?} at {at}");
+            // The peer's word that it is well weighs something each 40 minutes.
+            let limit = if trouble == Trouble::Panic { Duration::from_hours(1) } else { Duration::from_hours(8) };
+            assert!(start.elapsed() < limit, "{trouble:?} at {at}: {:?}", start.elapsed());
             let failed = lab.failed().await;
-            assert_eq!((failed[0].entry.blob, failed[0].entry.attempts), (blobs[10], 10));
+            assert_eq!(failed[0].entry.blob, blobs[10]);
             lab.stopped().await;
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_thousand_missing_refs_in_a_row_are_parked_and_no_breaker_opens() {
+async fn missing_refs_in_a_row_are_parked_and_no_breaker_opens() {
     let mut lab = Lab::new(&[("a", "b")]).await;
     let since = lab.since();
     lab.start();
     lab.announce("a", 0..100).await;
     lab.drain().await;
     let missing: Vec<BlobRef> =
-        (0..1000u32).map(|number| DigestFunction::Blake3.ref_of(&number.to_be_bytes())).collect();
+        (0..300u32).map(|number| DigestFunction::Blake3.ref_of(&number.to_be_bytes())).collect();
     lab.push("a", Lane::Fresh, &missing).await;
     let start = Instant::now();
-    lab.until("all are parked", |lab| lab.fresh(0).parked.entries == 1000).await;
+    lab.until("all are parked", |lab| lab.fresh(0).parked.entries == 300).await;
     let patience = Duration::from_hours(2);
     assert!((patience..patience + Duration::from_mins(11)).contains(&start.elapsed()), "{:?}", start.elapsed());
     assert_eq!(lab.since(), since, "no breaker has opened");
@@ -259,18 +290,16 @@ async fn every_change_of_a_breaker_is_told_once() {
     lab.start();
     lab.announce("a", 0..50).await;
     lab.drain().await;
-    let changes = BTreeMap::from([("a", lab.since()[0]), ("b", lab.since()[1])]);
-    lab.place("b").faulty.set(Some(Trouble::Reject));
-    lab.announce("a", 50..150).await;
+    let before = lab.since();
+    lab.place("b").faulty.set(Some(Trouble::Code(Code::Internal)));
+    lab.announce("a", 50..250).await;
     sleep(Duration::from_hours(1)).await;
     let opened = lab.since()[1];
-    assert!(opened > changes["b"] && lab.since()[0] == changes["a"]);
-    let reason = lab.place("b").peer.snapshot().reason.unwrap();
-    assert_eq!(reason.kind, FaultKind::DestinationRejected);
-    // The packs in which it was found out, and the probes.
-    assert!(lab.place("b").faulty.receives() < 50 + 100 + 200, "{}", lab.place("b").faulty.receives());
+    assert!(opened > before[1] && lab.since()[0] == before[0]);
+    let snapshot = lab.place("b").peer.snapshot();
+    assert_eq!((snapshot.reason.unwrap().kind, snapshot.openings), (FaultKind::DestinationUnavailable, 1));
     sleep(Duration::from_hours(1)).await;
-    assert_eq!(lab.since()[1], opened, "probes that fail change nothing");
+    assert_eq!(lab.since()[1], opened, "tries that fail change nothing");
     lab.place("b").faulty.set(None);
     lab.drain().await;
     lab.stopped().await;

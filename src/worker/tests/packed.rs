@@ -2,14 +2,13 @@
 
 use super::Lab;
 use crate::blob::BlobRef;
-use crate::breaker::Phase;
 use crate::limits::{BlobRate, Limits};
 use crate::queue::failures::{FailedState, FailureFilter, Failures};
 use crate::queue::suite::claim_any;
 use crate::queue::{Lane, Push, Queue};
 use crate::store::faulty::Trouble;
 use crate::telemetry::TraceContext;
-use crate::worker::packs::PACK_ITEMS;
+use crate::worker::scheduler::PACK_ITEMS;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tonic::Code;
@@ -150,7 +149,8 @@ async fn packs_are_shown_as_what_they_are_and_are_bounded() {
     lab.until("all workers are busy", |lab| lab.workers[0].report().in_progress.len() == 3).await;
     sleep(Duration::from_secs(1)).await;
     let copies = lab.workers[0].report().in_progress;
-    assert_eq!(copies.iter().map(|copy| copy.blobs).collect::<Vec<_>>().len(), 3);
+    // One that only waits for its confirmation is no worker's any more, up to three for each.
+    assert!((3..=12).contains(&copies.len()), "{copies:?}");
     assert!(copies.iter().all(|copy| (1..=PACK_ITEMS as u64).contains(&copy.blobs)), "{copies:?}");
     let found = lab.workers[0].copy_of(blobs[1]).unwrap();
     assert!(found.blobs > 1 && found.blob != blobs[1]);
@@ -238,7 +238,7 @@ async fn after_an_outage_the_backlog_travels_in_packs_again() {
     lab.drain().await;
     lab.place("b").faulty.set(Some(Trouble::Code(Code::Unavailable)));
     lab.announce_sized("a", 300..6_300).await;
-    sleep(Duration::from_hours(1)).await;
+    sleep(Duration::from_mins(10)).await;
     lab.place("b").faulty.set(None);
     let before = packs(&lab);
     let start = Instant::now();
@@ -357,7 +357,7 @@ async fn a_mute_peer_is_named_after_the_idle_timeout_and_nobody_is_charged() {
         assert!(start.elapsed() < Duration::from_secs(31), "{:?}", start.elapsed());
         let errors = lab.workers[0].report().errors;
         assert_eq!((&*errors[0].peer, errors[0].code, errors[0].charged), (at, Some(Code::DeadlineExceeded), 0));
-        assert_ne!(lab.place(at).peer.snapshot().phase, Phase::Closed);
+        assert!(lab.place(at).peer.snapshot().last_refusal.is_some(), "it may have had too many at a time");
         lab.place(at).faulty.set(None);
         lab.drain().await;
         assert_eq!(lab.counts(0).confirmed, 500);

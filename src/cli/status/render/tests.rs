@@ -46,6 +46,7 @@ fn route() -> v1::RouteStatus {
             first_time: at(0),
             last_time: at(90),
             example_ref: "sha256-2cf2".to_owned(),
+            charged_count: Some(3),
         }],
         ..v1::RouteStatus::default()
     }

@@ -3,7 +3,7 @@
 //! Doubt is settled by asking widely, not by waiting. The rules, for each route and side:
 //!
 //! - **An answer about this blob** (missing, corrupt, invalid, too large, with our ErrorInfo) is the entry's, however many
-//!   there are: it weighs [`Attribution::answer`], so that `retry.park_after` of them park. One that cannot change parks at
+//!   there are: it weighs [`answer`], so that `retry.park_after` of them park. One that cannot change parks at
 //!   once. A blob that is missing weighs nothing and has a patience of its own.
 //! - **A doubtful failure** (a bare code, a dead connection) may be the peer's. It weighs nothing, unless since this entry's
 //!   last failure there another try *that began later* succeeded there: then it weighs the peer's *health*, the part of first

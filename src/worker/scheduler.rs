@@ -35,15 +35,17 @@ mod packs;
 mod scout;
 
 pub(super) use class::{Feed, Kind};
-pub(super) use ended::EntryEnd;
+pub(super) use ended::{Conclusion, EntryEnd, Fate};
+#[cfg(test)]
+pub(super) use packs::PACK_ITEMS;
 
 use super::attribution::{Attribution, Streak};
 use crate::blob::{BlobMeta, BlobRef};
 use crate::clock::{Clock, Entropy};
 use crate::fault::Side;
 use crate::limits::{Charge, Limits, Throttle};
+use crate::peer::state::PeerState;
 use crate::queue::{Claim, ClaimRequest, Claimed, Lane, LaneCounts, Outcome, QueueError, RouteCounts, RouteId};
-use crate::worker::simulation::peer_state::PeerState;
 use crate::worker::{NextHop, Policy};
 use class::{Line, Waiter};
 use packs::{DuplicateRatio, PackSize, RouteCapabilities};
@@ -54,6 +56,9 @@ use std::time::{Duration, SystemTime};
 
 /// How long to leave the queue alone after it failed.
 const QUEUE_PAUSE: Duration = Duration::from_secs(1);
+
+/// The shortest pause of a route whose rate is used up: what a rate allows meanwhile goes together.
+const RATE_PAUSE: Duration = Duration::from_millis(10);
 
 /// A moment by both clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,7 +148,7 @@ pub(super) enum Effect {
     /// Copy this, and answer with [`Event::Ended`].
     Start(Job),
     /// This is how an entry's attempt went; to be told to people.
-    Conclude(ended::Conclusion),
+    Conclude(Conclusion),
     /// Write this, and answer with [`Event::Settled`]. One at a time.
     Settle(Vec<(Claim, Outcome)>),
     /// Ask a peer what it is, and look again.
@@ -221,6 +226,8 @@ struct ClassState {
     claim_max: [usize; 2],
     /// Whether the last claim brought less than was asked for, and nothing new was told since.
     exhausted: [bool; 2],
+    /// Whether something new was told since the claim under way was made.
+    stale: [bool; 2],
     next_due: Option<Duration>,
 }
 
@@ -252,6 +259,7 @@ pub(super) struct Scheduler {
     ready: [u64; 2],
     /// A breaker was open at the last look.
     was_open: bool,
+    rate_rests_until: Duration,
     queue_rests_until: Duration,
     queue_error: String,
     /// When a copy last succeeded at each side, and when each was last asked whether it is well.
@@ -287,6 +295,7 @@ impl Scheduler {
             stopping: false,
             ready: [0; 2],
             was_open: false,
+            rate_rests_until: Duration::ZERO,
             queue_rests_until: Duration::ZERO,
             queue_error: String::new(),
             succeeded: [Duration::ZERO; 2],
@@ -338,6 +347,7 @@ impl Scheduler {
             }
             Event::Limits(limits) => {
                 self.limits = limits;
+                self.rate_rests_until = Duration::ZERO;
                 self.throttle.set(&limits);
             }
             Event::Queue => self.look_everywhere(),
@@ -377,6 +387,12 @@ impl Scheduler {
         self.classes.iter().any(|class| class.claiming.contains(&true))
     }
 
+    /// Whether news of the queue could change what is claimed.
+    pub(super) fn wants_news_of_queue(&self) -> bool {
+        let wants = |class: &ClassState| class.exhausted.contains(&true) || class.claiming.contains(&true);
+        !self.stopping && self.classes.iter().any(wants)
+    }
+
     /// Workers that are free, of those for blobs that are copied alone and as many for packs.
     pub(super) fn free(&self) -> usize {
         self.workers().saturating_sub(self.busy.into_iter().max().unwrap_or(0))
@@ -399,7 +415,9 @@ impl Scheduler {
     fn claimed(&mut self, feed: Feed, claimed: Claimed, now: Moment, effects: &mut Vec<Effect>) {
         let Claimed { claims, next_due } = claimed;
         let class = &mut self.classes[feed.class.index()];
-        class.claiming[usize::from(feed.walk.is_some())] = false;
+        let place = usize::from(feed.walk.is_some());
+        class.claiming[place] = false;
+        let is_stale = std::mem::take(&mut class.stale[place]);
         if let Some(walk) = feed.walk {
             let scout = &mut self.scouts[lane_index(feed.class.lane)];
             match (claims.first(), claims.last()) {
@@ -407,11 +425,11 @@ impl Scheduler {
                 _ => {
                     scout.found_nothing(walk, self.entropy.jitter());
                     // Twice nothing, in two places: there is nothing to be scouted.
-                    class.exhausted[1] = scout.walk().is_multiple_of(2);
+                    class.exhausted[1] = scout.walk().is_multiple_of(2) && !is_stale;
                 }
             }
         } else {
-            class.exhausted[0] = claims.len() < class.claim_max[0];
+            class.exhausted[0] = claims.len() < class.claim_max[0] && !is_stale;
             let wait = next_due.map(|due| due.duration_since(now.wall).unwrap_or_default());
             class.next_due = wait.map(|wait| now.monotonic.saturating_add(wait));
         }
@@ -487,6 +505,7 @@ impl Scheduler {
     fn look_everywhere(&mut self) {
         for class in &mut self.classes {
             class.exhausted = [false; 2];
+            class.stale = class.claiming;
         }
     }
 

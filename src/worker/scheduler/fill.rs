@@ -2,15 +2,18 @@
 
 use super::class::{Class, Feed, Kind, Waiter};
 use super::packs::{self, Load, RouteCapabilities};
-use super::{Effect, InFlight, Job, JobId, Moment, Pause, Peers, Scheduler, counts_of, lane_index};
+use super::{Effect, InFlight, Job, JobId, Moment, Pause, Peers, RATE_PAUSE, Scheduler, counts_of, lane_index};
+use crate::breaker::Pass;
 use crate::limits::Charge;
 use crate::queue::{ClaimOrder, ClaimRequest, RouteCounts};
-use crate::worker::simulation::breaker::Pass;
 use std::time::Duration;
 
 /// Entries of a class that are claimed ahead where packs are made: so many large blobs may stand before a small one and not
 /// hold it up.
 const AHEAD: usize = 2048;
+
+/// The same, where a rate holds them back.
+const RATED_AHEAD: usize = 256;
 
 /// How often the peers of an idle route are asked whether they are there.
 const IDLE_CHECK: Duration = Duration::from_secs(15);
@@ -70,7 +73,15 @@ impl Scheduler {
         self.wake_for_retries(now);
         self.ready = [counts.fresh.ready.entries, counts.backfill.ready.entries];
         let has_work = self.has_work(counts);
-        let room = if has_work || !self.jobs.is_empty() { self.room(now, peers, effects) } else { Room::None };
+        let is_rated = now.monotonic < self.rate_rests_until;
+        let room = match (is_rated, has_work || !self.jobs.is_empty()) {
+            (false, true) => self.room(now, peers, effects),
+            _ => Room::None,
+        };
+        if is_rated {
+            self.pause = Pause::RateLimited;
+            self.wake_by(self.rate_rests_until);
+        }
         match room {
             Room::Jobs(room) => {
                 self.claim_ahead(now, counts, effects);
@@ -111,6 +122,13 @@ impl Scheduler {
 
     fn wake_by(&mut self, at: Duration) {
         self.wake_at = Some(self.wake_at.map_or(at, |before| before.min(at)));
+    }
+
+    /// The rates allow nothing more before then.
+    fn rest_for_rate(&mut self, until: Duration, now: Moment) {
+        self.pause = Pause::RateLimited;
+        self.rate_rests_until = until.max(now.monotonic.saturating_add(RATE_PAUSE));
+        self.wake_by(self.rate_rests_until);
     }
 
     fn wake_for_retries(&mut self, now: Moment) {
@@ -234,17 +252,7 @@ impl Scheduler {
         let free = self.workers().saturating_sub(self.busy[Kind::Alone as usize]);
         let ahead = if self.capabilities.packs() { AHEAD } else { free };
         let (rated, _) = self.throttle.rates();
-        let ahead = if rated {
-            match self.throttle.room(ahead) {
-                Ok(room) => room,
-                Err(until) => {
-                    self.pause = Pause::RateLimited;
-                    return self.wake_by(until);
-                }
-            }
-        } else {
-            ahead
-        };
+        let ahead = if rated { ahead.min(RATED_AHEAD) } else { ahead };
         for class in Class::ALL {
             let waiting = self.classes[class.index()].head.len();
             let claiming = self.classes[class.index()].claiming[0];
@@ -314,9 +322,8 @@ impl Scheduler {
             match self.throttle.begin(waiter.size) {
                 Ok(charge) => self.start_alone(feed, waiter, charge, now, peers, effects),
                 Err(until) => {
-                    self.pause = Pause::RateLimited;
                     self.line(feed).add_first(waiter);
-                    self.wake_by(until);
+                    self.rest_for_rate(until, now);
                 }
             }
             return;
@@ -354,8 +361,7 @@ impl Scheduler {
                 Kind::Packed => self.start_pack(feed, now, peers, effects),
             };
             if let Err(until) = started {
-                self.pause = Pause::RateLimited;
-                return self.wake_by(until);
+                return self.rest_for_rate(until, now);
             }
             room -= 1;
         }

@@ -3,8 +3,8 @@
 
 use crate::blob::DigestFunction;
 use crate::fault::Side;
+use crate::peer::state::PeerState;
 use crate::queue::Entry;
-use crate::worker::simulation::peer_state::PeerState;
 use std::time::Duration;
 
 /// Blobs in a pack, at most: more gain nothing, and share the fate of a broken stream.

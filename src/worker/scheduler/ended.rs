@@ -6,10 +6,10 @@ use super::packs::FEWER;
 use super::{Effect, InFlight, JobId, Moment, Peers, Scheduler};
 use crate::backoff::OnMissing;
 use crate::blob::{BlobMeta, BlobRef};
+use crate::breaker::{self, Reason};
 use crate::copy::{Copied, CopyError};
 use crate::fault::{FailureClass, FaultKind, Side};
 use crate::queue::{Claim, Entry, Failure, Origin, Outcome, Push, Weight};
-use crate::worker::simulation::breaker::{self, Reason};
 use std::time::Duration;
 
 /// After so many refusals in a row an entry waits in the queue, and no longer in memory.
@@ -438,9 +438,9 @@ impl Scheduler {
             0
         };
         let mut delay = policy.backoff.delay(charges.max(tries).saturating_add(1), self.entropy.jitter());
-        if missing {
+        let left = policy.patience.missing.saturating_sub(after.misses.lasted);
+        if missing && !left.is_zero() {
             // The last attempt comes when the patience ends, not up to a longest backoff later.
-            let left = policy.patience.missing.saturating_sub(after.misses.lasted);
             delay = delay.min(left.max(policy.backoff.nominal(1)));
         }
         match class {

@@ -1,7 +1,7 @@
 //! What is known of a peer: its breaker, its concurrency, and its identity. Plain data with plain decisions.
 
-use super::breaker::{Breaker, Failed, Pass, Reason, Transition};
-use super::concurrency::Concurrency;
+use crate::breaker::{Breaker, Failed, Pass, Reason, Transition};
+use crate::concurrency::Concurrency;
 use crate::store::StoreInfo;
 use std::time::Duration;
 
@@ -13,6 +13,9 @@ const DOUBT: Duration = Duration::from_millis(500);
 
 /// A peer is asked what it is at least so often.
 const INFO_MAX_AGE: Duration = Duration::from_mins(1);
+
+/// So long a peer counts as one that answers.
+const ANSWERS: Duration = Duration::from_secs(30);
 
 /// The pause after an identification that failed; doubles with each.
 const FIRST_PAUSE: Duration = Duration::from_millis(25);
@@ -33,6 +36,8 @@ pub struct PeerState {
     last_error: Option<(Reason, Duration)>,
     /// It failed since it last said what it is.
     doubted: bool,
+    /// Another store was adopted since it last said what it is.
+    adopted: bool,
     /// Since when it is being asked what it is.
     identifying: Option<Duration>,
     /// Identifications that failed in a row, and when the next may begin.
@@ -56,6 +61,7 @@ impl PeerState {
             last_contact: None,
             last_error: None,
             doubted: false,
+            adopted: false,
             identifying: None,
             unidentified: 0,
             next_identification: Duration::ZERO,
@@ -80,11 +86,42 @@ impl PeerState {
         self.info.as_ref().map(|(info, _)| info)
     }
 
+    /// When it said that.
+    pub fn info_time(&self) -> Option<Duration> {
+        self.info.as_ref().map(|(_, told)| *told)
+    }
+
+    /// When it last answered.
+    pub fn last_contact(&self) -> Option<Duration> {
+        self.last_contact
+    }
+
+    /// The last fault of its own, and when it happened.
+    pub fn last_error(&self) -> Option<&(Reason, Duration)> {
+        self.last_error.as_ref()
+    }
+
+    /// Whether it answers small questions, or did half a minute ago, though its breaker may be open.
+    pub fn answers(&self, now: Duration) -> bool {
+        let told = self.info_time().max(self.breaker.last_canary());
+        told.is_some_and(|told| now.saturating_sub(told) <= ANSWERS) && !self.breaker.snapshot().latched
+    }
+
+    /// What is expected of the peer has changed: it is asked what it is at once, whatever is known.
+    pub fn expect_another(&mut self, now: Duration) {
+        self.doubted = true;
+        self.adopted = true;
+        self.next_identification = now;
+        self.breaker.try_now(now);
+        self.is_news = true;
+    }
+
     /// Whether the peer has to say what it is before it is used.
     pub fn needs_identification(&self, now: Duration) -> bool {
         let is_older = |since: Duration, limit| now.saturating_sub(since) > limit;
         let Some((_, asked)) = self.info else { return true };
         self.breaker.snapshot().latched
+            || self.adopted
             || is_older(asked, INFO_MAX_AGE)
             || self.last_contact.is_none_or(|contact| is_older(contact, SILENCE))
             || (self.doubted && is_older(asked, DOUBT))
@@ -115,7 +152,7 @@ impl PeerState {
     /// The store said what it is, and that is what it should be.
     pub fn identified(&mut self, info: StoreInfo, now: Duration) {
         self.end_identification();
-        (self.doubted, self.unidentified) = (false, 0);
+        (self.doubted, self.adopted, self.unidentified) = (false, false, 0);
         self.info = Some((info, now));
         self.last_contact = Some(now);
         let transition = self.breaker.identified(now);
@@ -135,6 +172,7 @@ impl PeerState {
     /// The store says that it is another one, or of the wrong kind. `jitter` is in `[0, 1)`.
     pub fn is_another(&mut self, info: StoreInfo, reason: Reason, now: Duration, jitter: f64) {
         self.end_identification();
+        self.adopted = false;
         self.info = Some((info, now));
         self.last_error = Some((reason.clone(), now));
         let transition = self.breaker.latch(reason, now, jitter);
@@ -168,11 +206,6 @@ impl PeerState {
         self.note(transition);
     }
 
-    /// The peer answered, though not as it was asked to.
-    pub fn answered(&mut self, now: Duration) {
-        self.last_contact = Some(now);
-    }
-
     /// The peer failed, or seems to have; see [`Breaker::failed`].
     pub fn fail(&mut self, how: Failed, is_try: bool, reason: Reason, now: Duration, jitter: f64) {
         self.doubted = true;
@@ -200,6 +233,18 @@ impl PeerState {
         self.is_news = true;
     }
 
+    /// An identification was given up before it came to anything.
+    pub fn abandon_identification(&mut self) {
+        if self.identifying.is_some() {
+            self.end_identification();
+        }
+    }
+
+    /// Changes of the breaker that were not logged yet, and whether those who use the peer are to look again.
+    pub fn take_news(&mut self) -> (Vec<Transition>, bool) {
+        (std::mem::take(&mut self.transitions), std::mem::take(&mut self.is_news))
+    }
+
     fn end_identification(&mut self) {
         if let Some(began) = self.identifying.take() {
             self.breaker.end(began);
@@ -208,6 +253,7 @@ impl PeerState {
     }
 
     fn note(&mut self, transition: Option<Transition>) {
+        self.is_news |= transition.is_some();
         self.transitions.extend(transition);
     }
 }
