@@ -45,8 +45,8 @@ enum Reply {
 /// What is held until the outcomes of the copies are recorded: they are shown, and their spans end, only then.
 #[derive(Default)]
 struct Pending {
-    _shown: Vec<ShownCopy>,
-    _spans: Vec<Span>,
+    shown: Vec<ShownCopy>,
+    spans: Vec<Span>,
 }
 
 /// See the module's header.
@@ -164,7 +164,8 @@ impl Driver {
                     Ok(()) => self.worker.board.confirmed(confirmed),
                     Err(error) => self.worker.board.queue_failed(&error.to_string()),
                 }
-                drop(pending);
+                let Pending { shown, spans } = pending;
+                drop((shown, spans));
                 self.apply(Event::Settled(result));
             }
         }
@@ -264,8 +265,8 @@ impl Driver {
         }
         traced::end(&span, conclusion);
         if *fate != Fate::Kept {
-            self.pending._shown.extend(ended.shown.take());
-            self.pending._spans.extend(Some(span).filter(Span::is_recorded));
+            self.pending.shown.extend(ended.shown.take());
+            self.pending.spans.extend(Some(span).filter(Span::is_recorded));
         }
     }
 
