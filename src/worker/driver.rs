@@ -98,7 +98,6 @@ impl Driver {
                 let wait = at.saturating_sub(deps.clock.monotonic());
                 Instant::now() + wait.max(SHORTEST_REST)
             });
-            let wants_more = self.scheduler.wants_news_of_queue();
             tokio::select! {
                 biased;
                 () = abort.cancelled() => {
@@ -124,7 +123,7 @@ impl Driver {
                     to.mark_unchanged();
                     self.apply(Event::Look);
                 }
-                () = changed(&mut queue), if wants_more => {
+                () = changed(&mut queue), if !stopping => {
                     queue.mark_unchanged();
                     self.apply(Event::Queue);
                 }

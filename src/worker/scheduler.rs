@@ -387,12 +387,6 @@ impl Scheduler {
         self.classes.iter().any(|class| class.claiming.contains(&true))
     }
 
-    /// Whether news of the queue could change what is claimed.
-    pub(super) fn wants_news_of_queue(&self) -> bool {
-        let wants = |class: &ClassState| class.exhausted.contains(&true) || class.claiming.contains(&true);
-        !self.stopping && self.classes.iter().any(wants)
-    }
-
     /// Workers that are free, of those for blobs that are copied alone and as many for packs.
     pub(super) fn free(&self) -> usize {
         self.workers().saturating_sub(self.busy.into_iter().max().unwrap_or(0))

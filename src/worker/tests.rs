@@ -331,7 +331,8 @@ async fn ten_thousand_entries_drain_with_four_workers() {
 async fn a_lone_announcement_is_copied_at_once_while_idle() {
     let mut lab = Lab::new(&[("a", "b")]).await;
     lab.start();
-    sleep(Duration::from_secs(100)).await;
+    // Between two looks of an idle worker.
+    sleep(Duration::from_millis(100_500)).await;
     lab.announce("a", 0..1).await;
     let start = Instant::now();
     lab.drain().await;
