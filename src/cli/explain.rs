@@ -108,7 +108,7 @@ fn lines_of(entry: &v1::BlobEntry, line: &mut impl FnMut(&str, String)) {
             1 => format!("once, {last}"),
             times => format!("{} times, first {first}, last {last}", text::count(times)),
         };
-        line("failed", format!("{times}; {} attempts charged", entry.attempts()));
+        line("failed", format!("{times}; {} attempts since it was announced or revived", entry.attempts()));
         line("", format!("{}{at}: {}", cause_name(fault), text::plain(&fault.message, SENTENCE)));
     }
     if let Some(due) = &entry.due_time {
@@ -172,7 +172,7 @@ mod tests {
             "a_to_b: given up",
             "  queued       1970-01-01T00:00:00Z, fresh, announced, 1.50 KiB",
             "  came through x, primary",
-            "  failed       4 times, first 1970-01-01T00:00:00Z, last 1970-01-01T00:01:00Z; 3 attempts charged",
+            "  failed       4 times, first 1970-01-01T00:00:00Z, last 1970-01-01T00:01:00Z; 3 attempts since it was announced or revived",
             "               destination_rejected INVALID_ARGUMENT at backup: no thanks",
             "  awaited by   sync-1",
             "  primary      holds it, 0 B",

@@ -63,7 +63,7 @@ pub struct HopState {
     pub state: BlobState,
     /// Whether waiting may change it.
     pub moves: bool,
-    /// Attempts that were charged to its entry, where it is queued.
+    /// Attempts at its entry that failed, where it is queued.
     pub attempts: u32,
     /// How it last failed, where it is queued and did.
     pub failure: Option<Failure>,

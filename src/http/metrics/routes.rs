@@ -214,7 +214,7 @@ fn write_copies(text: &mut Text, copies: &[(Arc<str>, Arc<CopyMetrics>)]) {
     };
     charged(
         "blobferry_route_retries",
-        "Failed attempts that were charged to their entry, which is tried again.",
+        "Failed attempts whose entry waits to be tried again, charged to it or not.",
         |of| of.charged().0,
     );
     charged("blobferry_route_parkings", "Entries that were given up until somebody revives them.", |of| of.charged().1);

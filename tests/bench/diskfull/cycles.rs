@@ -182,29 +182,45 @@ impl Prober {
         Ok(())
     }
 
-    /// Until the breaker of the destination is as it should be, and gives this cause; nothing is parked meanwhile.
-    async fn until_breaker(&mut self, open: bool) -> Result<()> {
+    /// Until the destination is said to be overloaded for want of space; nothing is parked meanwhile, and no breaker opens.
+    async fn until_overloaded(&mut self) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             // Small ones may find room where large ones do not: there must be something to copy.
-            self.announce()
-                .await?
-                .0
-                .map_err(|code| anyhow::anyhow!("refused with {code:?} for the destination's disk"))?;
-            let route = api::route(&mut self.replication).await?;
-            ensure!(api::queued(&route).parked == 0, "parked for a full destination: {route:?}");
+            self.announce_on().await?;
             let status = self.replication.status(pb::StatusRequest::default()).await?.into_inner().status;
             let peers = status.context("no status")?.peers;
             let peer = peers.into_iter().find(|peer| peer.name == "b").context("no peer b")?;
             let breaker = peer.breaker.context("no breaker")?;
-            let is_open = breaker.state() != pb::BreakerState::Closed;
-            let exhausted = breaker.cause.as_ref().is_some_and(|cause| cause.message.contains("NO_SPACE"));
-            if is_open == open && (exhausted || !open) {
+            ensure!(breaker.openings == 0, "its breaker has opened: {breaker:?}");
+            let exhausted = peer.last_fault.as_ref().is_some_and(|fault| fault.message.contains("NO_SPACE"));
+            if exhausted && peer.concurrency_limit.is_some() {
                 return Ok(());
             }
-            ensure!(Instant::now() < deadline, "its breaker should be open: {open}: {breaker:?}");
+            ensure!(Instant::now() < deadline, "it should be overloaded: {:?}", peer.last_fault);
             tokio::time::sleep(PAUSE).await;
         }
+    }
+
+    /// Until blobs are copied again.
+    async fn until_copied(&mut self) -> Result<()> {
+        let confirmed = |route: &pb::RouteStatus| route.since_start.and_then(|totals| totals.confirmed_blobs);
+        let deadline = Instant::now() + PATIENCE;
+        let before = confirmed(&self.announce_on().await?);
+        while confirmed(&self.announce_on().await?) <= before {
+            ensure!(Instant::now() < deadline, "nothing is copied to the destination, which has room again");
+            tokio::time::sleep(PAUSE).await;
+        }
+        Ok(())
+    }
+
+    /// Announces, and gives the route; nothing may be refused or parked for the destination's disk.
+    async fn announce_on(&mut self) -> Result<pb::RouteStatus> {
+        let announced = self.announce().await?.0;
+        announced.map_err(|code| anyhow::anyhow!("refused with {code:?} for the destination's disk"))?;
+        let route = api::route(&mut self.replication).await?;
+        ensure!(api::queued(&route).parked == 0, "parked for a full destination: {route:?}");
+        Ok(route)
     }
 }
 
@@ -269,14 +285,14 @@ async fn part_of(
         tokio::time::sleep(Duration::from_millis(300)).await;
         disk.fill(but)?;
         let done = match full {
-            Full::Destination => prober.until_breaker(true).await,
+            Full::Destination => prober.until_overloaded().await,
             _ => prober.until_refused(outcome).await,
         };
         disk.free()?;
         done.with_context(|| format!("{full:?}, full"))?;
         let freed = Instant::now();
         let done = match full {
-            Full::Destination => prober.until_breaker(false).await,
+            Full::Destination => prober.until_copied().await,
             _ => prober.until_accepted().await,
         };
         done.with_context(|| format!("{full:?}, free again"))?;

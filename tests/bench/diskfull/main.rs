@@ -6,7 +6,7 @@
 //!
 //! - A full queue's disk: announcements are refused with RESOURCE_EXHAUSTED or UNAVAILABLE within a second, and accepted
 //!   again when there is room.
-//! - A full destination: its breaker opens with RESOURCE_EXHAUSTED, nothing is parked, announcements are taken all the while,
+//! - A full destination: it is said to be overloaded, no breaker opens, nothing is parked, announcements are taken all the while,
 //!   and copying goes on when there is room.
 //!
 //! In the end every acked ref must be at the destination with the right bytes, or be queued, or parked with a cause.
