@@ -38,7 +38,7 @@ const SOON: u32 = 16;
 const QUIET: Duration = Duration::from_secs(10);
 
 /// Identifications that fail in a row, with no success between, open it.
-const UNIDENTIFIED: f64 = 6.0;
+const UNIDENTIFIED: f64 = 8.0;
 
 /// The pause before the first try.
 const FIRST_GAP: Duration = Duration::from_millis(100);
@@ -248,8 +248,7 @@ impl Breaker {
         self.row += match how {
             Failed::First => 1.0,
             Failed::Again => REPEATED,
-            // A little more, since six sixths are not quite one.
-            Failed::Identification => row / UNIDENTIFIED + 0.001,
+            Failed::Identification => row / UNIDENTIFIED,
         };
         let longest = if self.is_well(now) { SHORT_GAP } else { LONGEST_GAP };
         if let Some(outage) = &mut self.outage {

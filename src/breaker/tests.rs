@@ -62,7 +62,7 @@ fn it_opens_when_everything_fails_alike() {
     assert!(!fail(&mut breaker, Failed::Again, 15, at(11.0)) && fail(&mut breaker, Failed::Again, 1, at(11.0)));
     // A peer that cannot even say what it is.
     let mut breaker = Breaker::new(START);
-    assert!(!fail(&mut breaker, Failed::Identification, 5, at(1.0)));
+    assert!(!fail(&mut breaker, Failed::Identification, 7, at(1.0)));
     assert!(fail(&mut breaker, Failed::Identification, 1, at(1.0)));
     let mut breaker = Breaker::new(START);
     assert!(

@@ -21,7 +21,7 @@ const ANSWERS: Duration = Duration::from_secs(30);
 const FIRST_PAUSE: Duration = Duration::from_millis(25);
 
 /// The longest pause between identifications that fail while the breaker is closed.
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+const LONGEST_PAUSE: Duration = Duration::from_millis(400);
 
 /// What is known of a peer, and what follows from it. Times are monotonic.
 #[derive(Debug)]

@@ -114,9 +114,9 @@ async fn an_identification_that_is_dropped_can_be_had_again() {
 async fn a_peer_that_is_down_from_the_start_opens_the_breaker_and_is_used_when_it_comes() {
     let lab = lab(Needs { read: false, hold: true }, None).await;
     lab.store.set_down(true);
-    for _ in 0..6 {
+    for _ in 0..8 {
         assert!(!lab.is_usable().await);
-        lab.pass(6);
+        lab.pass(1);
     }
     assert_eq!(lab.reason(), Some(FaultKind::DestinationUnavailable));
     lab.store.set_down(false);
