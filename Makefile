@@ -11,7 +11,7 @@ WITH_TOOLS := tools=$$(scripts/tools) || exit 1; eval "$$tools";
 # Arguments for the demo (a folder to ferry, or --exit to leave nothing running) or the benchmarks (--help tells).
 ARGS ?=
 # How many kills `make kill` does, power cuts `make powerloss`, full disks `make diskfull`, how many blobs `make sync`
-# compares, and how many operations `make model` tries.
+# compares, how many operations `make model` tries, and how many histories `make simulate`.
 N ?=
 # The same for `make test-slow`, which does a little of each.
 KILLS ?= 20
@@ -19,6 +19,7 @@ POWER_CUTS ?= 20
 FULL_DISKS ?= 5
 SYNC_BLOBS ?= 100000
 MODEL_OPS ?= 50000
+HISTORIES ?= 1000
 
 .PHONY: help build demo test test-slow kill powerloss diskfull sync bench instructions queue-bench tracing-bench model simulate image-check lint proto-lint proto-baseline doc clean
 
@@ -36,13 +37,14 @@ test: ## Run the tests, in ten minutes. Checks whose tools are missing are skipp
 	@. "$(TARGET)/tools.sh"; $(CARGO) test
 	@. "$(TARGET)/tools.sh"; $(PROTO_LINT)
 
-test-slow: ## Run what is a matter of size, a little of each (KILLS=, POWER_CUTS=, FULL_DISKS=, SYNC_BLOBS=, MODEL_OPS=).
+test-slow: ## Run what is a matter of size, a little of each (KILLS=, POWER_CUTS=, FULL_DISKS=, SYNC_BLOBS=, MODEL_OPS=, HISTORIES=).
 	@$(CARGO) test --test it -- --ignored
 	@$(MAKE) --no-print-directory kill N=$(KILLS)
 	@$(MAKE) --no-print-directory powerloss N=$(POWER_CUTS)
 	@$(MAKE) --no-print-directory diskfull N=$(FULL_DISKS)
 	@$(MAKE) --no-print-directory sync N=$(SYNC_BLOBS)
 	@$(MAKE) --no-print-directory model N=$(MODEL_OPS)
+	@$(MAKE) --no-print-directory simulate N=$(HISTORIES)
 
 kill: ## Kill the replicator N times at random moments under load, and check every ack (make kill N=1000).
 	@$(CARGO) bench --bench kill -- --cycles $(or $(N),100)
@@ -72,9 +74,9 @@ model: ## Hold the queue to its plain model for N random operations (make model 
 	@[ -w /dev/shm ] && export TMPDIR=/dev/shm; \
 	BLOBFERRY_MODEL_OPS=$(or $(N),1000000) $(CARGO) test --lib random_operations_end_as_in_the_model -- --nocapture
 
-simulate: ## Step the worker's scheduler through its scenarios and N random histories (make simulate N=100000; SEED= repeats one).
-	@BLOBFERRY_SIMULATE=$(or $(N),10000) $(if $(SEED),BLOBFERRY_SIMULATE_SEED=$(SEED)) \
-	$(CARGO) test --lib worker::simulation -- --include-ignored --nocapture
+simulate: ## Step the worker's scheduler through its scenarios, with 50 seeds each, and N random histories (make simulate N=100000; SEED= repeats one).
+	@BLOBFERRY_SIMULATE=$(or $(N),10000) BLOBFERRY_SIMULATE_SEEDS=50 $(if $(SEED),BLOBFERRY_SIMULATE_SEED=$(SEED)) \
+	$(CARGO) test --lib worker::simulation -- --nocapture
 
 image-check: ## Build the Dockerfile on a stand-in for its base image, and probe the result (as root; needs buildah, debootstrap).
 	@scripts/image-check

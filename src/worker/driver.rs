@@ -3,9 +3,9 @@
 //! Everything in flight is owned by the loop and ends with it: copies as tasks of their own, and what is asked of the queue and
 //! of the peers. A claim is a guard, so whatever drops a copy, the stop of the whole process included, releases its entries.
 
-use super::Worker;
 use super::report::{Activity, Confirmed, ShownCopy};
-use super::scheduler::{Conclusion, Effect, Event, Fate, JobId, Moment, Pause, Peers, Route, Scheduler};
+use super::route::Worker;
+use super::scheduler::{Conclusion, Effect, Event, Fate, JobId, Moment, Pause, Peers, Route, Scheduler, Step};
 use super::transfer::{Transferred, transfer};
 use super::{pace::Wait, traced};
 use crate::blob::{BlobMeta, BlobRef};
@@ -49,8 +49,16 @@ struct Pending {
     spans: Vec<Span>,
 }
 
+impl Worker {
+    /// Works until `stop`, then claims no more and returns when what is in flight has been copied and settled; or until
+    /// `abort`, which cancels the copies in flight, releases their claims, and settles what was copied already.
+    pub async fn run(self: Arc<Self>, stop: CancellationToken, abort: CancellationToken) {
+        Driver::new(self).until_drained(&stop, &abort).await;
+    }
+}
+
 /// See the module's header.
-pub(super) struct Driver {
+struct Driver {
     worker: Arc<Worker>,
     scheduler: Scheduler,
     copies: JoinSet<(JobId, Option<Transferred>)>,
@@ -61,7 +69,7 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    pub(super) fn new(worker: Arc<Worker>) -> Self {
+    fn new(worker: Arc<Worker>) -> Self {
         let (spec, deps) = (&worker.spec, &worker.deps);
         let route = Route {
             id: spec.id,
@@ -86,7 +94,7 @@ impl Driver {
 
     /// Works until `stop`, then claims no more and returns when what is in flight has been copied and settled; or until
     /// `abort`.
-    pub(super) async fn until_drained(mut self, stop: &CancellationToken, abort: &CancellationToken) {
+    async fn until_drained(mut self, stop: &CancellationToken, abort: &CancellationToken) {
         let worker = self.worker.clone();
         let (spec, deps) = (&worker.spec, &worker.deps);
         let mut queue = deps.queue.subscribe(spec.id);
@@ -199,7 +207,7 @@ impl Driver {
         let now = Moment::now(&*deps.clock);
         let effects = {
             let (mut from, mut to) = both(&spec.from, &spec.to);
-            self.scheduler.apply(event, now, &counts, &mut Peers { from: &mut from, to: &mut to })
+            self.scheduler.apply(event, Step::new(now, &counts, Peers { from: &mut from, to: &mut to }))
         };
         for effect in effects {
             self.perform(effect, ended);
@@ -275,7 +283,7 @@ impl Driver {
         let of = |side| self.worker.peer(side).name().clone();
         let (activity, wait) = match self.scheduler.pause() {
             Pause::None if self.scheduler.is_claiming() => (Activity::Ready, Wait::Queue),
-            Pause::None | Pause::Idle => (Activity::Ready, Wait::Work),
+            Pause::None | Pause::Idle | Pause::CopyLost => (Activity::Ready, Wait::Work),
             Pause::Stopped => (Activity::Stopped, Wait::Work),
             Pause::Paused => (Activity::Paused, Wait::Limit),
             Pause::RateLimited => (Activity::RateLimited, Wait::Limit),

@@ -33,20 +33,19 @@ mod ended;
 mod fill;
 mod packs;
 mod scout;
+mod start;
+mod step;
 
 pub(super) use class::{Feed, Kind};
-pub(super) use ended::{Conclusion, EntryEnd, Fate};
 #[cfg(test)]
 pub(super) use packs::PACK_ITEMS;
+pub(super) use step::{Conclusion, Effect, EntryEnd, Event, Fate, Job, JobId, Moment, Pause, Peers, Route, Step};
 
 use super::attribution::{Attribution, Streak};
-use crate::blob::{BlobMeta, BlobRef};
-use crate::clock::{Clock, Entropy};
+use crate::clock::Entropy;
 use crate::fault::Side;
-use crate::limits::{Charge, Limits, Throttle};
-use crate::peer::state::PeerState;
-use crate::queue::{Claim, ClaimRequest, Claimed, Lane, LaneCounts, Outcome, QueueError, RouteCounts, RouteId};
-use crate::worker::{NextHop, Policy};
+use crate::limits::{Limits, Throttle};
+use crate::queue::{Claim, Claimed, Lane, Outcome};
 use class::{Line, Waiter};
 use packs::{DuplicateRatio, PackSize, RouteCapabilities};
 use scout::Scout;
@@ -54,144 +53,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-/// How long to leave the queue alone after it failed.
-const QUEUE_PAUSE: Duration = Duration::from_secs(1);
-
-/// The shortest pause of a route whose rate is used up: what a rate allows meanwhile goes together.
-const RATE_PAUSE: Duration = Duration::from_millis(10);
-
-/// A moment by both clocks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Moment {
-    pub(super) monotonic: Duration,
-    pub(super) wall: SystemTime,
-}
-
-impl Moment {
-    pub(super) fn now(clock: &dyn Clock) -> Self {
-        Self { monotonic: clock.monotonic(), wall: clock.now() }
-    }
-}
-
-/// The states of both peers, as the scheduler uses them.
-pub(super) struct Peers<'a> {
-    pub(super) from: &'a mut PeerState,
-    pub(super) to: &'a mut PeerState,
-}
-
-impl Peers<'_> {
-    pub(super) const SIDES: [Side; 2] = [Side::Source, Side::Destination];
-
-    pub(super) fn of(&mut self, side: Side) -> &mut PeerState {
-        match side {
-            Side::Source => self.from,
-            Side::Destination => self.to,
-        }
-    }
-}
-
-/// The number of a job, never used twice by a scheduler.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct JobId(pub(super) u64);
-
-/// A copy to be made: of one blob, or of a pack.
-#[derive(Debug)]
-pub(super) struct Job {
-    pub(super) id: JobId,
-    pub(super) kind: Kind,
-    /// In the order of the queue; one at least, and exactly one where it is copied alone.
-    pub(super) claims: Vec<Claim>,
-    /// The size of the blob that is copied alone, as far as it is known.
-    pub(super) size: Option<u64>,
-    /// The largest blob of a pack, in bytes.
-    pub(super) max_blob_bytes: u64,
-    /// Whether both sides are asked first what they hold.
-    pub(super) ask_first: bool,
-    /// What it takes of the route's rates.
-    pub(super) charge: Charge,
-    /// Whether it is to find out if a peer is back.
-    pub(super) is_try: bool,
-}
-
-/// What happened.
-#[derive(Debug)]
-pub(super) enum Event {
-    /// A claim was answered.
-    Claimed(Feed, Result<Claimed, QueueError>),
-    /// A job ended, with an end for each of its claims, after so long.
-    Ended { job: JobId, ends: Vec<(Claim, EntryEnd)>, heard: [bool; 2], took: Duration },
-    /// A job was lost with its claims.
-    Lost(JobId),
-    /// A side answered a job as a peer should, for the first time.
-    Heard(JobId, Side),
-    /// A job has waited for nothing but its confirmation for a while.
-    Confirming(JobId),
-    /// The settlement that was asked for has ended.
-    Settled(Result<(), QueueError>),
-    /// A peer was asked a small question: whether it answered well, and which blobs of the sample it holds, if it said.
-    Asked { side: Side, well: bool, held: Option<Vec<BlobMeta>> },
-    /// The limits have changed.
-    Limits(Limits),
-    /// The queue may have something new.
-    Queue,
-    /// No more is to be started.
-    Stop,
-    /// A peer's state has changed, or time has passed.
-    Look,
-}
-
-/// What is to be done.
-#[derive(Debug)]
-pub(super) enum Effect {
-    /// Claim these, and answer with [`Event::Claimed`]. One at a time for each feed.
-    Claim(Feed, ClaimRequest),
-    /// Copy this, and answer with [`Event::Ended`].
-    Start(Job),
-    /// This is how an entry's attempt went; to be told to people.
-    Conclude(Conclusion),
-    /// Write this, and answer with [`Event::Settled`]. One at a time.
-    Settle(Vec<(Claim, Outcome)>),
-    /// Ask a peer what it is, and look again.
-    Identify(Side),
-    /// Ask a peer whether it is well, and for these blobs; answer with [`Event::Asked`].
-    Ask(Side, Vec<BlobRef>),
-}
-
-/// Why nothing more is started.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Pause {
-    /// There is no reason but that all workers are busy, or a moment's wait for a claim.
-    None,
-    /// It was told to stop, or did not start yet.
-    Stopped,
-    /// An operator has paused the route.
-    Paused,
-    /// The route's rates are used up for the moment.
-    RateLimited,
-    /// The queue gives out no entries, or records no outcomes.
-    QueueFailed(String),
-    /// The queue records outcomes more slowly than blobs are copied.
-    Settling,
-    /// This side's breaker is not closed.
-    Breaker(Side),
-    /// This side is being asked what it is.
-    Identifying(Side),
-    /// This side refuses more copies at a time.
-    Overloaded(Side),
-    /// There is nothing to copy.
-    Idle,
-}
-
-/// What a scheduler needs to know of its route.
-#[derive(Clone, Debug)]
-pub(super) struct Route {
-    pub(super) id: RouteId,
-    pub(super) from: Arc<str>,
-    pub(super) to: Arc<str>,
-    pub(super) next: Vec<NextHop>,
-    pub(super) bytes_in_flight: u64,
-    pub(super) policy: Policy,
-}
+/// How long nothing is started after the queue failed, or a copy was lost.
+const REST: Duration = Duration::from_secs(1);
 
 /// A job in flight.
 #[derive(Debug)]
@@ -260,8 +123,8 @@ pub(super) struct Scheduler {
     /// A breaker was open at the last look.
     was_open: bool,
     rate_rests_until: Duration,
-    queue_rests_until: Duration,
-    queue_error: String,
+    /// Until when nothing is started, and why; see [`REST`].
+    rest: (Pause, Duration),
     /// When a copy last succeeded at each side, and when each was last asked whether it is well.
     succeeded: [Duration; 2],
     asked: [Option<Duration>; 2],
@@ -296,8 +159,7 @@ impl Scheduler {
             ready: [0; 2],
             was_open: false,
             rate_rests_until: Duration::ZERO,
-            queue_rests_until: Duration::ZERO,
-            queue_error: String::new(),
+            rest: (Pause::None, Duration::ZERO),
             succeeded: [Duration::ZERO; 2],
             asked: [None; 2],
             next_poll: Duration::ZERO,
@@ -307,42 +169,36 @@ impl Scheduler {
     }
 
     /// Takes in what happened, and says what is to be done. `counts` are the queue's figures of the route.
-    pub(super) fn apply(
-        &mut self,
-        event: Event,
-        now: Moment,
-        counts: &RouteCounts,
-        peers: &mut Peers<'_>,
-    ) -> Vec<Effect> {
-        let mut effects = Vec::new();
+    pub(super) fn apply(&mut self, event: Event, mut step: Step<'_>) -> Vec<Effect> {
+        let step = &mut step;
         match event {
-            Event::Claimed(feed, Ok(claimed)) => self.claimed(feed, claimed, now, &mut effects),
+            Event::Claimed(feed, Ok(claimed)) => self.claimed(feed, claimed, step),
             Event::Claimed(feed, Err(error)) => {
                 self.classes[feed.class.index()].claiming[usize::from(feed.walk.is_some())] = false;
-                self.queue_failed(&error, now);
+                self.rest(Pause::QueueFailed(error.to_string()), step.now);
             }
-            Event::Ended { job, ends, heard, took } => self.ended(job, ends, heard, took, now, peers, &mut effects),
+            Event::Ended { job, ends, heard, took } => self.ended(job, ends, heard, took, step),
             Event::Lost(job) => {
-                let _lost = self.give_back(job, peers);
+                let _lost = self.give_back(job, step);
                 // Never at once again, whatever it was.
-                self.queue_failed(&QueueError::Read("a copy was lost".to_owned()), now);
+                self.rest(Pause::CopyLost, step.now);
             }
             Event::Heard(job, side) => {
                 if self.jobs.get(&job).is_some_and(|job| job.is_try[super::attribution::index(side)]) {
-                    peers.of(side).succeeded(now.monotonic);
+                    step.peers.of(side).succeeded(step.now.monotonic);
                 }
             }
-            Event::Confirming(job) => self.confirming(job, peers),
+            Event::Confirming(job) => self.confirming(job, step),
             Event::Settled(result) => {
                 self.settling = false;
                 if let Err(error) = result {
-                    self.queue_failed(&error, now);
+                    self.rest(Pause::QueueFailed(error.to_string()), step.now);
                 }
             }
             Event::Asked { side, well, held } => {
-                peers.of(side).canary(well, now.monotonic);
+                step.peers.of(side).canary(well, step.now.monotonic);
                 if let Some(held) = held.filter(|_| side == Side::Source) {
-                    self.attribution.source_holds(&held, now.wall);
+                    self.attribution.source_holds(&held, step.now.wall);
                 }
             }
             Event::Limits(limits) => {
@@ -354,12 +210,12 @@ impl Scheduler {
             Event::Stop => self.stopping = true,
             Event::Look => {}
         }
-        self.fill(now, counts, peers, &mut effects);
+        self.fill(step);
         if !self.settling && !self.unsettled.is_empty() {
             self.settling = true;
-            effects.push(Effect::Settle(std::mem::take(&mut self.unsettled)));
+            step.act(Effect::Settle(std::mem::take(&mut self.unsettled)));
         }
-        effects
+        step.take_effects()
     }
 
     /// When to look again, if nothing happens before.
@@ -406,7 +262,7 @@ impl Scheduler {
         self.limits.workers.max(1)
     }
 
-    fn claimed(&mut self, feed: Feed, claimed: Claimed, now: Moment, effects: &mut Vec<Effect>) {
+    fn claimed(&mut self, feed: Feed, claimed: Claimed, step: &mut Step<'_>) {
         let Claimed { claims, next_due } = claimed;
         let class = &mut self.classes[feed.class.index()];
         let place = usize::from(feed.walk.is_some());
@@ -424,20 +280,20 @@ impl Scheduler {
             }
         } else {
             class.exhausted[0] = claims.len() < class.claim_max[0] && !is_stale;
-            let wait = next_due.map(|due| due.duration_since(now.wall).unwrap_or_default());
-            class.next_due = wait.map(|wait| now.monotonic.saturating_add(wait));
+            let wait = next_due.map(|due| due.duration_since(step.now.wall).unwrap_or_default());
+            class.next_due = wait.map(|wait| step.now.monotonic.saturating_add(wait));
         }
         for claim in claims {
-            self.line_up(feed, claim, now, effects);
+            self.line_up(feed, claim, step);
         }
     }
 
     /// Puts a claim into its line; one that a side would never take is concluded.
-    fn line_up(&mut self, feed: Feed, claim: Claim, now: Moment, effects: &mut Vec<Effect>) {
+    fn line_up(&mut self, feed: Feed, claim: Claim, step: &mut Step<'_>) {
         let entry = claim.entry();
         if let Some((side, listed)) = self.capabilities.refuses(entry.blob.function()) {
             let error = crate::copy::CopyError::unsupported_digest(side, entry.blob.function(), listed);
-            return self.conclude_unsent(claim, error, now, effects);
+            return self.conclude_unsent(claim, error, step);
         }
         // How much a blob of unknown size takes of a rate is known too late for a whole pack of them.
         let (_, rated_bytes) = self.throttle.rates();
@@ -452,13 +308,13 @@ impl Scheduler {
         if feed.walk.is_some() { &mut class.scouted } else { &mut class.head }
     }
 
-    fn queue_failed(&mut self, error: &QueueError, now: Moment) {
-        self.queue_rests_until = now.monotonic.saturating_add(QUEUE_PAUSE);
-        self.queue_error = error.to_string();
+    /// Nothing is started for a moment.
+    fn rest(&mut self, why: Pause, now: Moment) {
+        self.rest = (why, now.monotonic.saturating_add(REST));
     }
 
     /// Only its confirmation is awaited: it is no worker's any more.
-    fn confirming(&mut self, id: JobId, peers: &mut Peers<'_>) {
+    fn confirming(&mut self, id: JobId, step: &mut Step<'_>) {
         if self.confirming >= 3 * self.workers() {
             return;
         }
@@ -467,29 +323,29 @@ impl Scheduler {
         let (feed, kind, bytes) = (job.feed, job.kind, std::mem::take(&mut job.bytes));
         self.confirming += 1;
         self.bytes[kind as usize] -= bytes;
-        self.release_worker(feed, kind, peers);
+        self.release_worker(feed, kind, step);
     }
 
-    fn release_worker(&mut self, feed: Feed, kind: Kind, peers: &mut Peers<'_>) {
+    fn release_worker(&mut self, feed: Feed, kind: Kind, step: &mut Step<'_>) {
         self.busy[kind as usize] -= 1;
         let class = &mut self.classes[feed.class.index()];
         class.busy[kind as usize] -= 1;
         class.scouting -= usize::from(feed.walk.is_some());
-        Peers::SIDES.into_iter().for_each(|side| peers.of(side).end());
+        Peers::SIDES.into_iter().for_each(|side| step.peers.of(side).end());
     }
 
     /// Gives back all that a job took.
-    fn give_back(&mut self, id: JobId, peers: &mut Peers<'_>) -> Option<InFlight> {
+    fn give_back(&mut self, id: JobId, step: &mut Step<'_>) -> Option<InFlight> {
         let job = self.jobs.remove(&id)?;
         self.bytes[job.kind as usize] -= job.bytes;
         if job.works {
-            self.release_worker(job.feed, job.kind, peers);
+            self.release_worker(job.feed, job.kind, step);
         } else {
             self.confirming -= 1;
         }
         for (side, is_try) in Peers::SIDES.into_iter().zip(job.is_try) {
             if is_try {
-                peers.of(side).end_try(job.began.monotonic);
+                step.peers.of(side).end_try(job.began.monotonic);
             }
         }
         Some(job)
@@ -519,12 +375,5 @@ const fn lane_index(lane: Lane) -> usize {
     match lane {
         Lane::Fresh => 0,
         Lane::Backfill => 1,
-    }
-}
-
-fn counts_of(counts: &RouteCounts, lane: Lane) -> &LaneCounts {
-    match lane {
-        Lane::Fresh => &counts.fresh,
-        Lane::Backfill => &counts.backfill,
     }
 }

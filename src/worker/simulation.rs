@@ -3,7 +3,7 @@
 //! stand-ins; everything else is what runs.
 //!
 //! [`scenarios`] holds the rules to bounds that were found with a prototype, [`histories`] looks for anything that breaks an
-//! invariant. `make test` steps through some histories; `make simulate N=… SEED=…` through more, and through the scenarios.
+//! invariant. `make test` steps through each with some seeds, `make simulate N=… SEED=…` with more.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -13,7 +13,7 @@ mod queue;
 mod scenarios;
 
 use super::Policy;
-use super::scheduler::{Effect, EntryEnd, Event, Job, JobId, Kind, Moment, Peers, Route, Scheduler};
+use super::scheduler::{Effect, EntryEnd, Event, Job, JobId, Kind, Moment, Peers, Route, Scheduler, Step};
 use crate::breaker;
 use crate::clock::{Clock, Entropy, ManualClock};
 use crate::copy::{Copied, CopyError};
@@ -111,8 +111,8 @@ impl World {
     }
 }
 
-/// An event at a time, in microseconds; numbered, so that equal times keep their order.
-type Due = Reverse<(u64, u64, usize)>;
+/// When a happening is due, in microseconds; numbered, so that equal times keep their order.
+type Due = Reverse<(u64, u64)>;
 
 enum Happening {
     Push(Lane, Vec<Tag>),
@@ -135,16 +135,19 @@ struct Sim {
     queue: SimQueue,
     world: Box<dyn Fn(f64) -> World>,
     heap: BinaryHeap<Due>,
-    happenings: Vec<Option<Happening>>,
+    happenings: HashMap<u64, Happening>,
+    last_happening: u64,
     flying: HashMap<JobId, (Vec<Claim>, Kind, f64)>,
     packs: bool,
     tags: BTreeMap<u64, Tag>,
     active: usize,
     inside: usize,
-    last_look: f64,
-    /// When good ones were confirmed, and any tried.
+    /// When the scheduler looks again, and the number of that happening.
+    look: Option<(f64, u64)>,
+    /// When good ones were confirmed, any tried, and the side that may be down was asked what it is.
     confirmed: Vec<f64>,
     tries: Vec<f64>,
+    identifications: Vec<f64>,
     most_active: usize,
     last_parked: f64,
     /// Worker seconds of all, and of retries.
@@ -176,15 +179,17 @@ impl Sim {
             queue: SimQueue::default(),
             world: Box::new(world),
             heap: BinaryHeap::new(),
-            happenings: Vec::new(),
+            happenings: HashMap::new(),
+            last_happening: 0,
             flying: HashMap::new(),
             packs: false,
             tags: BTreeMap::new(),
             active: 0,
             inside: 0,
-            last_look: -1.0,
+            look: None,
             confirmed: Vec::new(),
             tries: Vec::new(),
+            identifications: Vec::new(),
             most_active: 0,
             last_parked: 0.0,
             seconds: [0.0; 2],
@@ -193,26 +198,26 @@ impl Sim {
         }
     }
 
-    fn at(&mut self, time: f64, happening: Happening) {
-        let number = self.happenings.len();
-        self.happenings.push(Some(happening));
+    /// This will happen then; its number.
+    fn at(&mut self, time: f64, happening: Happening) -> u64 {
+        self.last_happening += 1;
+        let number = self.last_happening;
+        self.happenings.insert(number, happening);
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "days in microseconds")]
-        self.heap.push(Reverse(((time * 1e6).max(0.0).ceil() as u64, number as u64, number)));
+        self.heap.push(Reverse(((time * 1e6).max(0.0).ceil() as u64, number)));
+        number
     }
 
     /// Runs until a time, or until `stop` says so, or nothing is left.
     fn run(&mut self, until: f64, stop: impl Fn(&Self) -> bool) {
         while !stop(self) {
-            let Some(Reverse((time, _, number))) = self.heap.pop() else { return };
+            let Some(Reverse((due, number))) = self.heap.pop() else { return };
+            let Some(happening) = self.happenings.remove(&number) else { continue };
             #[expect(clippy::cast_precision_loss, reason = "days in microseconds")]
-            let time = time as f64 / 1e6;
+            let time = due as f64 / 1e6;
             if time > until {
-                // What is beyond is kept for the next run.
-                #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "as above")]
-                self.heap.push(Reverse(((time * 1e6) as u64, number as u64, number)));
                 return;
             }
-            let Some(happening) = self.happenings[number].take() else { continue };
             self.clock.advance(Duration::from_secs_f64((time - self.now).max(0.0)));
             self.now = self.now.max(time);
             self.happen(happening);
@@ -246,7 +251,7 @@ impl Sim {
             Happening::Asked(side, well) => self.apply(Event::Asked { side, well, held: None }),
             Happening::Leave => self.inside -= 1,
             Happening::Look => {
-                self.last_look = -1.0;
+                self.look = None;
                 self.apply(Event::Look);
             }
         }
@@ -265,8 +270,8 @@ impl Sim {
             self.applies += 1;
             let now = Moment::now(&*self.clock);
             let counts = self.queue.counts();
-            let mut peers = Peers { from: &mut self.from, to: &mut self.to };
-            let effects = self.scheduler.apply(event, now, &counts, &mut peers);
+            let peers = Peers { from: &mut self.from, to: &mut self.to };
+            let effects = self.scheduler.apply(event, Step::new(now, &counts, peers));
             for effect in effects {
                 match effect {
                     Effect::Claim(feed, request) => {
@@ -287,6 +292,9 @@ impl Sim {
                     }
                     Effect::Identify(side) => {
                         let world = (self.world)(self.now);
+                        if side == world.side {
+                            self.identifications.push(self.now);
+                        }
                         let well = (world.identifies && !world.is_down(self.now)) || self.is_well(side);
                         self.at(self.now + 0.025, Happening::Identified(side, well));
                     }
@@ -302,10 +310,12 @@ impl Sim {
         if let Some(wake) = self.scheduler.wake_at() {
             // Behind what rounding takes away.
             let wake = wake.as_secs_f64().max(self.now) + 0.001;
-            // One look is enough, where one is due before.
-            if self.last_look <= self.now || wake < self.last_look - 1e-6 {
-                self.last_look = wake;
-                self.at(wake, Happening::Look);
+            // One look is enough: the earliest. A later one is taken back, or looks would breed.
+            if self.look.is_none_or(|(at, _)| wake < at - 1e-6) {
+                if let Some((_, later)) = self.look {
+                    self.happenings.remove(&later);
+                }
+                self.look = Some((wake, self.at(wake, Happening::Look)));
             }
         }
     }

@@ -8,7 +8,7 @@
 //! since it belongs to none of theirs more than to another. It and the entries' spans link to each other. The calls to the
 //! peers are its children; what the peers do for a single blob is in that blob's trace, whose context goes with the blob.
 
-use super::RouteSpec;
+use super::route::RouteSpec;
 use crate::config::CopyParent;
 use crate::copy::{Copied, PackEnd};
 use crate::queue::{Entry, Lane};

@@ -1,8 +1,9 @@
 //! A job's copy: from its start to an end for each of its claims.
 
 use super::report::ShownCopy;
+use super::route::Worker;
 use super::scheduler::{EntryEnd, Event, Job, JobId, Kind};
-use super::{Worker, traced};
+use super::traced;
 use crate::copy::{CopyJob, PackEnd, PackItem, PackJob, Progress, Stage, copy_blob, copy_pack};
 use crate::fault::Side;
 use crate::limits::Charge;

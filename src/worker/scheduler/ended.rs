@@ -3,9 +3,9 @@
 use super::super::attribution::{self, Failed, charge_threshold, doubts};
 use super::class::{Feed, Kind, Waiter};
 use super::packs::FEWER;
-use super::{Effect, InFlight, JobId, Moment, Peers, Scheduler};
+use super::{Conclusion, Effect, EntryEnd, Fate, InFlight, JobId, Moment, Peers, Scheduler, Step};
 use crate::backoff::OnMissing;
-use crate::blob::{BlobMeta, BlobRef};
+use crate::blob::BlobMeta;
 use crate::breaker::{self, Reason};
 use crate::copy::{Copied, CopyError};
 use crate::fault::{FailureClass, FaultKind, Side};
@@ -24,75 +24,33 @@ const ASK_EVERY: Duration = Duration::from_secs(10);
 /// A peer is in doubt when nothing has succeeded for so long.
 const IN_DOUBT: Duration = Duration::from_secs(1);
 
-/// How the copy of one entry ended.
-#[derive(Clone, Debug)]
-pub(in crate::worker) enum EntryEnd {
-    /// It is confirmed.
-    Copied(Copied),
-    /// It failed.
-    Failed(CopyError),
-    /// It has to be copied on its own; its size in bytes, if that is known now.
-    Alone(Option<u64>),
-}
-
-/// How an entry's attempt went, to be told to people.
-#[derive(Clone, Debug)]
-pub(in crate::worker) struct Conclusion {
-    /// The job, and the entry's place in it; `None` where nothing was sent.
-    pub(in crate::worker) job: Option<(JobId, usize)>,
-    pub(in crate::worker) blob: BlobRef,
-    /// The announced size.
-    pub(in crate::worker) size: Option<u64>,
-    pub(in crate::worker) attempt: u32,
-    pub(in crate::worker) result: Result<Copied, CopyError>,
-    pub(in crate::worker) fate: Fate,
-    /// What the failure weighed.
-    pub(in crate::worker) weight: Weight,
-}
-
-/// What became of an entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::worker) enum Fate {
-    Confirmed,
-    /// Tried again later.
-    Retried,
-    Parked,
-    Discarded,
-    /// Tried again soon; the attempt is recorded nowhere.
-    Kept,
-}
-
 impl Scheduler {
-    #[expect(clippy::too_many_arguments, reason = "the event's own fields")]
     pub(super) fn ended(
         &mut self,
         id: JobId,
         ends: Vec<(Claim, EntryEnd)>,
         heard: [bool; 2],
         took: Duration,
-        now: Moment,
-        peers: &mut Peers<'_>,
-        effects: &mut Vec<Effect>,
+        step: &mut Step<'_>,
     ) {
-        let Some(job) = self.give_back(id, peers) else { return };
+        let Some(job) = self.give_back(id, step) else { return };
         // What a side gave for a copy that failed elsewhere shows that it is there.
         for (side, heard) in Peers::SIDES.into_iter().zip(heard) {
             let failed = ends.iter().any(|(_, end)| matches!(end, EntryEnd::Failed(error) if error.side == side));
             if heard && !failed {
-                peers.of(side).succeeded(now.monotonic);
+                step.peers.of(side).succeeded(step.now.monotonic);
             }
         }
         match job.kind {
             Kind::Alone => {
                 for (claim, end) in ends {
-                    self.ended_alone(id, &job, claim, end, took, now, peers, effects);
+                    self.ended_alone(id, &job, claim, end, took, step);
                 }
             }
-            Kind::Packed => self.ended_pack(id, &job, ends, took, now, peers, effects),
+            Kind::Packed => self.ended_pack(id, &job, ends, took, step),
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the event's own fields")]
     fn ended_alone(
         &mut self,
         id: JobId,
@@ -100,9 +58,7 @@ impl Scheduler {
         claim: Claim,
         end: EntryEnd,
         took: Duration,
-        now: Moment,
-        peers: &mut Peers<'_>,
-        effects: &mut Vec<Effect>,
+        step: &mut Step<'_>,
     ) {
         let at = Some((id, 0));
         let entry = claim.entry();
@@ -111,10 +67,10 @@ impl Scheduler {
                 let doubts = doubts(entry);
                 let fresh = entry.attempts == 0;
                 for side in Peers::SIDES {
-                    self.succeeded_at(side, job, doubts, took, now, peers);
+                    self.succeeded_at(side, job, doubts, took, step);
                 }
                 self.tried(job.feed, fresh, true);
-                return self.confirm(at, claim, copied, effects);
+                return self.confirm(at, claim, copied, step);
             }
             EntryEnd::Alone(size) => {
                 let waiter = Waiter { size: size.or(entry.size), claim, fellows: 1, refusals: 0 };
@@ -126,34 +82,31 @@ impl Scheduler {
         if let FailureClass::Overloaded { retry_after } = error.class {
             let refusals = job.refusals + 1;
             let wait = retry_after.unwrap_or_default();
-            self.refused(side, job, refusals, wait, &error, now, peers);
+            self.refused(side, job, refusals, wait, &error, step);
             if refusals <= STUBBORN {
-                let usual = peers.of(side).concurrency.usual();
+                let usual = step.peers.of(side).concurrency.usual();
                 let backoff = usual.saturating_mul(1 << (refusals - 1).min(16)).min(LONGEST_REFUSAL);
                 let wait = wait.max(backoff).mul_f64(1.0 + 0.2 * self.entropy.jitter());
-                effects.push(Effect::Conclude(told(at, entry, error, Fate::Kept, Weight(0))));
+                step.act(Effect::Conclude(told(at, entry, error, Fate::Kept, Weight(0))));
                 let waiter = Waiter { size: entry.size, claim, fellows: 1, refusals };
-                let due = now.monotonic.saturating_add(wait);
+                let due = step.now.monotonic.saturating_add(wait);
                 self.refused.insert((due, waiter.seq()), (job.feed, waiter));
                 return;
             }
         }
         self.tried(job.feed, entry.attempts == 0, false);
-        self.peer_failed(side, job, doubts(entry) == 0, &error, now, peers);
-        self.ask_in_doubt(side, now, effects);
-        self.fail(at, claim, error, now, peers, effects);
+        self.peer_failed(side, job, doubts(entry) == 0, &error, step);
+        self.ask_in_doubt(side, step);
+        self.fail(at, claim, error, step);
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the event's own fields")]
     fn ended_pack(
         &mut self,
         id: JobId,
         job: &InFlight,
         ends: Vec<(Claim, EntryEnd)>,
         took: Duration,
-        now: Moment,
-        peers: &mut Peers<'_>,
-        effects: &mut Vec<Effect>,
+        step: &mut Step<'_>,
     ) {
         self.pack_size.took(took);
         let (mut confirmed, mut duplicates) = (0, 0);
@@ -167,7 +120,7 @@ impl Scheduler {
                     confirmed += 1;
                     duplicates += usize::from(!copied.was_new);
                     self.tried(job.feed, true, true);
-                    self.confirm(at, claim, copied, effects);
+                    self.confirm(at, claim, copied, step);
                 }
                 EntryEnd::Alone(size) => {
                     again.push(Waiter { size: size.or(entry.size), claim, fellows: 1, refusals: 0 });
@@ -175,18 +128,18 @@ impl Scheduler {
                 EntryEnd::Failed(error) => match error.class {
                     FailureClass::Answer { .. } | FailureClass::Panicked => {
                         self.tried(job.feed, true, false);
-                        self.peer_failed(error.side, job, true, &error, now, peers);
-                        self.fail(at, claim, error, now, peers, effects);
+                        self.peer_failed(error.side, job, true, &error, step);
+                        self.fail(at, claim, error, step);
                     }
                     FailureClass::Overloaded { .. } if job.refusals < STUBBORN => {
                         let refusals = job.refusals + 1;
-                        effects.push(Effect::Conclude(told(at, entry, error.clone(), Fate::Kept, Weight(0))));
+                        step.act(Effect::Conclude(told(at, entry, error.clone(), Fate::Kept, Weight(0))));
                         again.push(Waiter { size: entry.size, claim, fellows: job.fellows.max(2), refusals });
                         failed[attribution::index(error.side)].get_or_insert(error);
                     }
                     _ => {
                         let fellows = (job.fellows / FEWER).max(1);
-                        effects.push(Effect::Conclude(told(at, entry, error.clone(), Fate::Kept, Weight(0))));
+                        step.act(Effect::Conclude(told(at, entry, error.clone(), Fate::Kept, Weight(0))));
                         again.push(Waiter { size: entry.size, claim, fellows, refusals: 0 });
                         failed[attribution::index(error.side)].get_or_insert(error);
                     }
@@ -196,17 +149,17 @@ impl Scheduler {
         self.duplicates.saw(duplicates, confirmed);
         if confirmed > 0 {
             for side in Peers::SIDES {
-                self.succeeded_at(side, job, 0, took, now, peers);
+                self.succeeded_at(side, job, 0, took, step);
             }
         }
         for error in failed.into_iter().flatten() {
             let side = error.side;
             if let FailureClass::Overloaded { retry_after } = error.class {
-                self.refused(side, job, job.refusals + 1, retry_after.unwrap_or_default(), &error, now, peers);
+                self.refused(side, job, job.refusals + 1, retry_after.unwrap_or_default(), &error, step);
             } else if confirmed == 0 || error.class == FailureClass::TimedOut {
                 self.attribution.pack_failed(side);
-                self.peer_failed(side, job, true, &error, now, peers);
-                self.ask_in_doubt(side, now, effects);
+                self.peer_failed(side, job, true, &error, step);
+                self.ask_in_doubt(side, step);
             }
         }
         for waiter in again.into_iter().rev() {
@@ -222,39 +175,23 @@ impl Scheduler {
         }
     }
 
-    fn succeeded_at(
-        &mut self,
-        side: Side,
-        job: &InFlight,
-        doubts: u32,
-        took: Duration,
-        now: Moment,
-        peers: &mut Peers<'_>,
-    ) {
+    fn succeeded_at(&mut self, side: Side, job: &InFlight, doubts: u32, took: Duration, step: &mut Step<'_>) {
         self.attribution.succeeded(side, job.began.wall, doubts);
-        self.succeeded[attribution::index(side)] = now.monotonic;
-        let peer = peers.of(side);
-        peer.succeeded(now.monotonic);
-        peer.concurrency.succeeded(job.widths[attribution::index(side)], took, now.monotonic);
+        self.succeeded[attribution::index(side)] = step.now.monotonic;
+        let peer = step.peers.of(side);
+        peer.succeeded(step.now.monotonic);
+        peer.concurrency.succeeded(job.widths[attribution::index(side)], took, step.now.monotonic);
     }
 
     /// What a failure says of its peer: nothing, where it is an answer about the blob.
-    fn peer_failed(
-        &mut self,
-        side: Side,
-        job: &InFlight,
-        is_first: bool,
-        error: &CopyError,
-        now: Moment,
-        peers: &mut Peers<'_>,
-    ) {
+    fn peer_failed(&mut self, side: Side, job: &InFlight, is_first: bool, error: &CopyError, step: &mut Step<'_>) {
         let index = attribution::index(side);
-        let peer = peers.of(side);
+        let peer = step.peers.of(side);
         match error.class {
             FailureClass::Panicked => return,
             FailureClass::Answer { .. } => {
                 // It is there, and does its work. What it says of the blob may be another store's word, though.
-                peer.succeeded(now.monotonic);
+                peer.succeeded(step.now.monotonic);
                 if side == Side::Source {
                     peer.doubt();
                 }
@@ -263,17 +200,16 @@ impl Scheduler {
             FailureClass::Overloaded { .. } => return,
             FailureClass::TimedOut => {
                 let reason = Reason::new(error.kind, error.message.clone());
-                peer.refused(job.widths[index], Duration::ZERO, reason, now.monotonic);
+                peer.refused(job.widths[index], Duration::ZERO, reason, step.now.monotonic);
             }
             FailureClass::Doubtful | FailureClass::Cut => {}
         }
         let how = if is_first { breaker::Failed::First } else { breaker::Failed::Again };
         let reason = Reason::new(error.kind, error.message.clone());
-        peer.fail(how, job.is_try[index], reason, now.monotonic, self.entropy.jitter());
+        peer.fail(how, job.is_try[index], reason, step.now.monotonic, self.entropy.jitter());
     }
 
     /// A call was refused for want of capacity. More than twice the same entry says nothing of the width.
-    #[expect(clippy::too_many_arguments, reason = "what a refusal says")]
     fn refused(
         &mut self,
         side: Side,
@@ -281,40 +217,39 @@ impl Scheduler {
         refusals: u32,
         wait: Duration,
         error: &CopyError,
-        now: Moment,
-        peers: &mut Peers<'_>,
+        step: &mut Step<'_>,
     ) {
         if refusals <= 2 {
             let width = job.widths[attribution::index(side)];
             let reason = Reason::new(error.kind, error.message.clone());
-            peers.of(side).refused(width, wait, reason, now.monotonic);
+            step.peers.of(side).refused(width, wait, reason, step.now.monotonic);
         }
     }
 
     /// Nothing has succeeded at a peer for a moment: it is asked whether it is well.
-    fn ask_in_doubt(&mut self, side: Side, now: Moment, effects: &mut Vec<Effect>) {
-        let silent = now.monotonic.saturating_sub(self.succeeded[attribution::index(side)]);
+    fn ask_in_doubt(&mut self, side: Side, step: &mut Step<'_>) {
+        let silent = step.now.monotonic.saturating_sub(self.succeeded[attribution::index(side)]);
         if silent > IN_DOUBT {
-            self.ask(side, now, effects);
+            self.ask(side, step);
         }
     }
 
-    fn ask(&mut self, side: Side, now: Moment, effects: &mut Vec<Effect>) {
+    fn ask(&mut self, side: Side, step: &mut Step<'_>) {
         let asked = &mut self.asked[attribution::index(side)];
-        if asked.is_none_or(|asked| now.monotonic.saturating_sub(asked) >= ASK_EVERY) {
-            *asked = Some(now.monotonic);
-            effects.push(Effect::Ask(side, self.attribution.sample()));
+        if asked.is_none_or(|asked| step.now.monotonic.saturating_sub(asked) >= ASK_EVERY) {
+            *asked = Some(step.now.monotonic);
+            step.act(Effect::Ask(side, self.attribution.sample()));
         }
     }
 
     /// The settlement of a confirmed entry: removed, and pushed onto the next hops in the same write.
-    fn confirm(&mut self, at: Option<(JobId, usize)>, claim: Claim, copied: Copied, effects: &mut Vec<Effect>) {
+    fn confirm(&mut self, at: Option<(JobId, usize)>, claim: Claim, copied: Copied, step: &mut Step<'_>) {
         let entry = claim.entry();
         self.attribution.confirmed(BlobMeta { blob: entry.blob, size: copied.size });
         self.attribution.forget(entry.seq);
         let (blob, size, attempt) = (entry.blob, entry.size, entry.attempts + 1);
         let (result, fate, weight) = (Ok(copied), Fate::Confirmed, Weight(0));
-        effects.push(Effect::Conclude(Conclusion { job: at, blob, size, attempt, result, fate, weight }));
+        step.act(Effect::Conclude(Conclusion { job: at, blob, size, attempt, result, fate, weight }));
         let chained = self.chained(entry, copied.size);
         let outcome = Outcome::Confirmed { size: copied.size, copied: copied.copied, chained };
         self.unsettled.push((claim, outcome));
@@ -346,10 +281,10 @@ impl Scheduler {
     }
 
     /// An entry that no peer was asked for, since one would never take it.
-    pub(super) fn conclude_unsent(&mut self, claim: Claim, error: CopyError, now: Moment, effects: &mut Vec<Effect>) {
-        let failure = self.failure(&error, now);
+    pub(super) fn conclude_unsent(&mut self, claim: Claim, error: CopyError, step: &mut Step<'_>) {
+        let failure = self.failure(&error, step.now);
         let weight = attribution::answer(self.route.policy.patience.park_after);
-        effects.push(Effect::Conclude(told(None, claim.entry(), error, Fate::Parked, weight)));
+        step.act(Effect::Conclude(told(None, claim.entry(), error, Fate::Parked, weight)));
         self.unsettled.push((claim, Outcome::Park { failure, weight }));
     }
 
@@ -370,30 +305,22 @@ impl Scheduler {
     }
 
     /// The settlement of an entry whose attempt failed: what it weighs, and whether it is tried again.
-    fn fail(
-        &mut self,
-        at: Option<(JobId, usize)>,
-        claim: Claim,
-        error: CopyError,
-        now: Moment,
-        peers: &mut Peers<'_>,
-        effects: &mut Vec<Effect>,
-    ) {
+    fn fail(&mut self, at: Option<(JobId, usize)>, claim: Claim, error: CopyError, step: &mut Step<'_>) {
         let entry = claim.entry();
         let CopyError { kind, side, class, .. } = error;
         if let FailureClass::Answer { .. } = class {
-            let is_asked = self.attribution.answered(kind, side, &error.message, now.wall);
+            let is_asked = self.attribution.answered(kind, side, &error.message, step.now.wall);
             if is_asked || (kind == FaultKind::MissingAtSource && self.attribution.vanished().is_some()) {
-                self.ask(Side::Source, now, effects);
+                self.ask(Side::Source, step);
             }
         }
         let policy = self.route.policy;
         let park_after = policy.patience.park_after;
-        let canary = peers.of(side).breaker().last_canary();
-        let canary = canary.and_then(|at| now.wall.checked_sub(now.monotonic.saturating_sub(at)));
-        let failed = Failed { entry, side, kind, class, canary, now: now.wall };
+        let canary = step.peers.of(side).breaker().last_canary();
+        let canary = canary.and_then(|at| step.now.wall.checked_sub(step.now.monotonic.saturating_sub(at)));
+        let failed = Failed { entry, side, kind, class, canary, now: step.now.wall };
         let weight = self.attribution.weigh(&failed, park_after);
-        let failure = self.failure(&error, now);
+        let failure = self.failure(&error, step.now);
         let mut after = entry.clone();
         after.fail(&failure, weight, policy.backoff.max());
         let missing = kind == FaultKind::MissingAtSource;
@@ -409,9 +336,9 @@ impl Scheduler {
                 OnMissing::Discard | OnMissing::Park => Outcome::Park { failure, weight },
             }
         } else {
-            let is_open = peers.of(side).breaker().is_open();
+            let is_open = step.peers.of(side).breaker().is_open();
             let delay = self.delay(&after, error.class, missing, is_open);
-            Outcome::Retry { due: now.wall.checked_add(delay).unwrap_or(now.wall), failure, weight }
+            Outcome::Retry { due: step.now.wall.checked_add(delay).unwrap_or(step.now.wall), failure, weight }
         };
         let fate = match outcome {
             Outcome::Retry { .. } => Fate::Retried,
@@ -421,7 +348,7 @@ impl Scheduler {
         if fate != Fate::Retried {
             self.attribution.forget(entry.seq);
         }
-        effects.push(Effect::Conclude(told(at, entry, error, fate, weight)));
+        step.act(Effect::Conclude(told(at, entry, error, fate, weight)));
         self.unsettled.push((claim, outcome));
     }
 
