@@ -108,7 +108,6 @@ impl App {
         let announcer = Arc::new(announcer.with_tracer(parts.tracer.clone()));
         let observer = Arc::new(Observer::new(ObserverParts {
             queue: parts.queue.clone(),
-            condition: parts.condition.clone(),
             announcer: announcer.clone(),
             syncs: syncs.clone(),
             overrides: overrides.clone(),
@@ -120,8 +119,8 @@ impl App {
             reserve_bytes: config.queue.reserve_bytes,
         }));
         let story = Story::open(StoryParts {
-            lookup: parts.lookup.clone(),
-            state: parts.state.clone(),
+            lookup: parts.queue.clone(),
+            state: parts.queue.clone(),
             routes: routes.clone(),
             orphans: routes.orphans().to_vec(),
             peers: peers.clone(),
@@ -135,9 +134,6 @@ impl App {
             announcer: announcer.clone(),
             routes: routes.clone(),
             queue: parts.queue.clone(),
-            failures: parts.failures.clone(),
-            drop: parts.drop.clone(),
-            state: parts.state.clone(),
             overrides: overrides.clone(),
             peers: peers.values().cloned().collect(),
             clock: parts.clock.clone(),
@@ -205,7 +201,7 @@ impl App {
             syncs: self.syncs.clone(),
             commits: self.parts.commits.clone(),
             calls: self.calls.clone(),
-            storage: self.parts.storage.clone(),
+            storage: self.parts.queue.clone(),
             tracer: self.parts.tracer.clone(),
         }
     }
@@ -224,8 +220,7 @@ impl App {
         let watch = Watch {
             observer: self.observer.clone(),
             announcer: self.announcer.clone(),
-            state: self.parts.state.clone(),
-            condition: self.parts.condition.clone(),
+            queue: self.parts.queue.clone(),
             disk: self.parts.disk.clone(),
             health,
             told: Mutex::new(BTreeMap::new()),
@@ -240,7 +235,7 @@ impl App {
             Ok(())
         });
         for peer in self.peers.values() {
-            let (ids, state) = (peer.store_id(), self.parts.state.clone());
+            let (ids, state) = (peer.store_id(), self.parts.queue.clone());
             let record = record_store_id(peer.name().clone(), ids, state, stop.clone());
             background.spawn(&format!("store id of {}", peer.name()), record);
         }
@@ -318,7 +313,7 @@ fn orphans(config: &Config, parts: &Parts) -> Vec<Route> {
 /// What operators have overridden, of the configured routes' limits.
 async fn open_overrides(config: &Config, parts: &Parts) -> Result<Arc<Overrides>> {
     let configured = config.routes.iter().map(|(name, route)| (name.clone(), route.limits())).collect();
-    let (clock, state, file) = (parts.clock.clone(), parts.state.clone(), parts.overrides_file.clone());
+    let (clock, state, file) = (parts.clock.clone(), parts.queue.clone(), parts.overrides_file.clone());
     Overrides::open(clock, state, file, configured).await.context("the operators' overrides cannot be read")
 }
 
@@ -332,12 +327,12 @@ async fn open_peers(config: &Config, parts: &Parts) -> Result<BTreeMap<String, A
     }
     let mut peers = BTreeMap::new();
     for (name, needs) in needs {
-        let known = parts.state.get(&store_id_key(name)).await?;
+        let known = parts.queue.get(&store_id_key(name)).await?;
         let known = known.map(String::from_utf8).transpose();
         let known = known.with_context(|| format!("the recorded id of the store {name} cannot be read"))?;
         let (clock, entropy) = (parts.clock.clone(), parts.entropy.clone());
         let peer = Peer::new(name, parts.store(name)?, needs, known, clock, entropy);
-        let adopted = parts.state.get(&adopted_key(name)).await?;
+        let adopted = parts.queue.get(&adopted_key(name)).await?;
         if let Some(time) = adopted.and_then(|text| String::from_utf8(text).ok()?.parse().ok()) {
             peer.set_adopted(from_unix_ms(time));
         }
@@ -412,7 +407,6 @@ async fn open_syncs(
     }
     let sync_parts = SyncParts {
         queue: parts.queue.clone(),
-        state: parts.state.clone(),
         clock: parts.clock.clone(),
         tracer: parts.tracer.clone(),
         settings: SyncSettings::default(),
@@ -443,13 +437,13 @@ fn watched_peer(config: &Config, name: &str, peer: &Arc<Peer>) -> WatchedPeer {
 
 /// This replicator's own id: made when the queue was, kept with it.
 async fn replicator_id(parts: &Parts) -> Result<String> {
-    let known = parts.state.get(REPLICATOR_ID).await?;
+    let known = parts.queue.get(REPLICATOR_ID).await?;
     if let Some(id) = known.and_then(|id| String::from_utf8(id).ok()) {
         return Ok(id);
     }
     let id = parts.entropy.id(parts.clock.now());
     let value = Some(id.clone().into_bytes());
-    parts.state.write(vec![StateWrite { key: REPLICATOR_ID.to_owned(), value }]).await?;
+    parts.queue.write(vec![StateWrite { key: REPLICATOR_ID.to_owned(), value }]).await?;
     Ok(id)
 }
 

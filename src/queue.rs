@@ -445,7 +445,7 @@ pub struct StateWrite {
 
 /// The durable queue. Its states and their changes are in the module's header.
 #[async_trait]
-pub trait Queue: Send + Sync + 'static {
+pub trait Queue: State {
     /// Gives a route its number, or finds it again. The same name with other stores is [`QueueError::RouteChanged`]. With a
     /// route that is new, its [need of a full sync](damage::SYNC_NEEDED) is written.
     async fn register(&self, name: &str, from: &str, to: &str) -> Result<RouteId, QueueError>;
@@ -471,6 +471,17 @@ pub trait Queue: Send + Sync + 'static {
 
     /// Changes whenever a route may have something new to claim. A hint: lost ones cost a poll interval.
     fn subscribe(&self, route: RouteId) -> watch::Receiver<u64>;
+}
+
+/// Everything that a queue offers: one handle, from which each part of the program takes the side that it needs.
+pub trait WholeQueue:
+    Queue + failures::Failures + drop::DropEntries + lookup::Lookup + damage::Condition + storage::Storage
+{
+}
+
+impl<T> WholeQueue for T where
+    T: Queue + failures::Failures + drop::DropEntries + lookup::Lookup + damage::Condition + storage::Storage
+{
 }
 
 /// Small durable facts beside the entries: syncs, request ids. Shares the queue's database and committer.

@@ -25,9 +25,7 @@ use crate::grpc::{
 use crate::overrides::Overrides;
 use crate::pb::{reason_text, std_duration, v1};
 use crate::peer::Peer;
-use crate::queue::drop::DropEntries;
-use crate::queue::failures::Failures;
-use crate::queue::{Pushed, Queue, State, StateWrite};
+use crate::queue::{Pushed, StateWrite, WholeQueue};
 use crate::status::Observer;
 use crate::store::ByteStream;
 use crate::store::packed::MAX_PACKED_BYTES;
@@ -73,14 +71,8 @@ pub struct ServiceParts {
     pub announcer: Arc<Announcer>,
     /// The routes.
     pub routes: Arc<RouteTable>,
-    /// Counts what is queued.
-    pub queue: Arc<dyn Queue>,
-    /// Lists and mends what failed; the same queue.
-    pub failures: Arc<dyn Failures>,
-    /// Deletes the entries of orphaned routes; the same queue.
-    pub drop: Arc<dyn DropEntries>,
-    /// Keeps what was recorded of the stores.
-    pub state: Arc<dyn State>,
+    /// Counts, lists and mends what is queued, and keeps what was recorded of the stores.
+    pub queue: Arc<dyn WholeQueue>,
     /// What operators have overridden.
     pub overrides: Arc<Overrides>,
     /// The stores of the routes, by name.

@@ -4,13 +4,8 @@ use crate::clock::{Clock, Entropy, SystemClock};
 use crate::config::{Config, StoreConfig};
 use crate::grpc::PeerEndpoint;
 use crate::metrics::CommitMetrics;
-use crate::queue::damage::Condition;
-use crate::queue::drop::DropEntries;
-use crate::queue::failures::Failures;
-use crate::queue::lookup::Lookup;
+use crate::queue::WholeQueue;
 use crate::queue::rocks::{KnownRoute, RocksOptions, RocksQueue};
-use crate::queue::storage::Storage;
-use crate::queue::{Queue, State};
 use crate::store::Store;
 use crate::store::remote::RemoteStore;
 use crate::telemetry::Tracer;
@@ -33,21 +28,9 @@ pub struct Parts {
     /// Jitter and ids.
     pub entropy: Arc<Entropy>,
     /// Keeps the entries.
-    pub queue: Arc<dyn Queue>,
-    /// Lists and mends what failed; the same queue.
-    pub failures: Arc<dyn Failures>,
-    /// Deletes the entries of orphaned routes; the same queue.
-    pub drop: Arc<dyn DropEntries>,
-    /// Looks blobs up; the same queue.
-    pub lookup: Arc<dyn Lookup>,
-    /// Tells what is wrong with the queue; the same queue.
-    pub condition: Arc<dyn Condition>,
+    pub queue: Arc<dyn WholeQueue>,
     /// What the queue's committer has done.
     pub commits: Arc<CommitMetrics>,
-    /// Tells of the database below the queue; absent where there is none.
-    pub storage: Option<Arc<dyn Storage>>,
-    /// Keeps small facts; the same database as the queue.
-    pub state: Arc<dyn State>,
     /// A store for each configured name.
     pub stores: BTreeMap<String, Arc<dyn Store>>,
     /// The routes that the queue knows, configured or not.
@@ -85,13 +68,13 @@ impl Parts {
             ..RocksOptions::default()
         };
         let commits = options.metrics.clone();
-        let wall = clock.clone();
+        let queue_clock = clock.clone();
         let (data_dir, folder) = (config.server.data_dir.clone(), dir.clone());
         let opening = tokio::task::spawn_blocking(move || {
             for folder in [&data_dir, &folder] {
                 make_folder(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
             }
-            RocksQueue::open(&folder, options, Arc::new(move || wall.now())).context("server.data_dir")
+            RocksQueue::open(&folder, options, queue_clock).context("server.data_dir")
         });
         let queue = Arc::new(opening.await??);
         let closing = queue.clone();
@@ -99,13 +82,7 @@ impl Parts {
             clock,
             entropy: Arc::new(Entropy::from_os()),
             queue: queue.clone(),
-            failures: queue.clone(),
-            drop: queue.clone(),
-            lookup: queue.clone(),
-            condition: queue.clone(),
             commits,
-            storage: Some(queue.clone()),
-            state: queue.clone(),
             stores,
             known_routes: queue.routes(),
             disk: Some(dir),

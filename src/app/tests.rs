@@ -10,7 +10,7 @@ mod running;
 
 use super::{App, ExitSummary, Parts};
 use crate::blob::{BlobRef, DigestFunction};
-use crate::clock::{Clock, Entropy, SystemClock};
+use crate::clock::{Entropy, SystemClock};
 use crate::config::Config;
 use crate::pb::v1;
 use crate::queue::model::ModelQueue;
@@ -20,7 +20,6 @@ use crate::store::{Put, Store};
 use crate::telemetry::Tracer;
 use anyhow::Result;
 use bytes::Bytes;
-use failing::FailingQueue;
 use futures::{StreamExt, stream};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -37,7 +36,7 @@ use v1::replication_service_client::ReplicationServiceClient;
 /// A replicator over a model queue and stores in memory, served on loopback.
 struct World {
     stores: BTreeMap<&'static str, (Arc<MemoryStore>, Arc<FaultyStore>)>,
-    queue: Arc<FailingQueue>,
+    queue: Arc<ModelQueue>,
     channel: Channel,
     shutdown: CancellationToken,
     running: JoinSet<Result<ExitSummary>>,
@@ -73,22 +72,12 @@ impl World {
         }
         let config = Config::load(Some(("test", &toml)), std::iter::empty(), &[]).unwrap();
         let clock = Arc::new(SystemClock::new());
-        let wall = clock.clone();
-        let model = ModelQueue::new(50, Duration::from_secs(60), Arc::new(move || wall.now()));
-        let (failures, drop, lookup) = (Arc::new(model.clone()), Arc::new(model.clone()), Arc::new(model.clone()));
-        let condition = failures.clone();
-        let queue = Arc::new(FailingQueue::new(model));
+        let queue = Arc::new(ModelQueue::new(50, Duration::from_secs(60), clock.clone()));
         let parts = Parts {
             clock,
             entropy: Arc::new(Entropy::seeded(1)),
             queue: queue.clone(),
-            failures,
-            drop,
-            lookup,
-            condition,
             commits: Arc::default(),
-            storage: None,
-            state: queue.clone(),
             stores: stores
                 .iter()
                 .map(|(name, (_, store))| ((*name).to_owned(), store.clone() as Arc<dyn Store>))

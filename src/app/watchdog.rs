@@ -1,8 +1,8 @@
 //! What looks after a running replicator: the queue's end, figures that are sampled, and health.
 
 use crate::announce::Announcer;
-use crate::queue::damage::{Condition, Trouble};
-use crate::queue::{State, StateWrite};
+use crate::queue::damage::Trouble;
+use crate::queue::{StateWrite, WholeQueue};
 use crate::service::SERVICE_NAMES;
 use crate::status::Observer;
 use anyhow::{Result, bail};
@@ -38,8 +38,7 @@ pub(super) async fn watch_queue(ended: CancellationToken, stop: CancellationToke
 pub(super) struct Watch {
     pub(super) observer: Arc<Observer>,
     pub(super) announcer: Arc<Announcer>,
-    pub(super) state: Arc<dyn State>,
-    pub(super) condition: Arc<dyn Condition>,
+    pub(super) queue: Arc<dyn WholeQueue>,
     pub(super) disk: Option<PathBuf>,
     pub(super) health: HealthReporter,
     // What health says. A service that is told what it said already wakes whoever watches it.
@@ -53,7 +52,7 @@ impl Watch {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while draining.run_until_cancelled(tick.tick()).await.is_some() {
             draining.run_until_cancelled(self.look()).await;
-            if let Some(Trouble::Ended(why)) = self.condition.trouble() {
+            if let Some(Trouble::Ended(why)) = self.queue.trouble() {
                 return Err(QueueEnded(why).into());
             }
         }
@@ -73,7 +72,7 @@ impl Watch {
         // While health says that announcements are refused nobody may send any: somebody else has to find out.
         if self.announcer.trouble().is_some() {
             let probe = StateWrite { key: WRITE_PROBE.to_owned(), value: None };
-            if self.state.write(vec![probe]).await.is_ok() {
+            if self.queue.write(vec![probe]).await.is_ok() {
                 self.announcer.recovered();
             }
         }

@@ -211,11 +211,11 @@ pub(crate) fn trace(config: &TracingConfig, service: &str) -> Result<Traces, Fai
 async fn build(config: &Config, traces: &Traces) -> anyhow::Result<App> {
     let real = async || anyhow::Ok(Parts { tracer: traces.tracer(), ..Parts::real(config).await? });
     let parts = real().await?;
-    let condition = parts.condition.clone();
+    let queue = parts.queue.clone();
     match App::build(config, parts).await {
-        Err(error) if matches!(condition.trouble(), Some(Trouble::Damaged(_))) => {
+        Err(error) if matches!(queue.trouble(), Some(Trouble::Damaged(_))) => {
             tracing::error!(error = %format!("{error:#}"), "the queue is damaged; it is opened once more, to be mended");
-            drop(condition);
+            drop(queue);
             App::build(config, real().await?).await
         }
         built => built,

@@ -35,7 +35,7 @@ pub struct MetricsParts {
     /// The gRPC server's calls.
     pub calls: Arc<CallMetrics>,
     /// The database below the queue; absent where there is none.
-    pub storage: Option<Arc<dyn Storage>>,
+    pub storage: Arc<dyn Storage>,
     /// Counts the spans.
     pub tracer: Tracer,
 }
@@ -88,7 +88,7 @@ impl Scraper {
             keep_up(&mut status, &before.status);
         }
         let storage = self.parts.storage.clone();
-        let read = move || (ProcessFigures::read(), storage.and_then(|storage| storage.figures()));
+        let read = move || (ProcessFigures::read(), storage.figures());
         let (process, storage) = tokio::task::spawn_blocking(read).await.unwrap_or_default();
         let ready = self.parts.observer.can_ack();
         let gathered = Arc::new(Gathered { status, ready, process, storage });

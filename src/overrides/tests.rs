@@ -4,54 +4,25 @@ use super::{Change, Overrides, Stamp};
 use crate::clock::{Clock, ManualClock};
 use crate::limits::{Limits, Override, Setting};
 use crate::queue::model::ModelQueue;
-use crate::queue::{QueueError, State, StateWrite};
-use async_trait::async_trait;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-
-/// A state that fails to write while it is told to.
-struct Flaky {
-    inner: ModelQueue,
-    fails: AtomicBool,
-}
-
-#[async_trait]
-impl State for Flaky {
-    async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, QueueError> {
-        self.inner.get(key).await
-    }
-
-    async fn list(&self, prefix: &str, limit: usize) -> Result<Vec<(String, Vec<u8>)>, QueueError> {
-        self.inner.list(prefix, limit).await
-    }
-
-    async fn write(&self, writes: Vec<StateWrite>) -> Result<(), QueueError> {
-        match self.fails.load(Ordering::SeqCst) {
-            true => Err(QueueError::Write("the disk said no".to_owned())),
-            false => self.inner.write(writes).await,
-        }
-    }
-}
 
 struct Lab {
     clock: Arc<ManualClock>,
-    state: Arc<Flaky>,
+    state: Arc<ModelQueue>,
     folder: tempfile::TempDir,
     overrides: Arc<Overrides>,
 }
 
 const CONFIGURED: Limits = Limits::workers(32);
 
-fn state(clock: &Arc<ManualClock>) -> Arc<Flaky> {
-    let wall = clock.clone();
-    let inner = ModelQueue::new(9, Duration::from_secs(60), Arc::new(move || wall.now()));
-    Arc::new(Flaky { inner, fails: AtomicBool::new(false) })
+fn state(clock: &Arc<ManualClock>) -> Arc<ModelQueue> {
+    Arc::new(ModelQueue::new(9, Duration::from_secs(60), clock.clone()))
 }
 
-async fn open(clock: &Arc<ManualClock>, state: &Arc<Flaky>, file: PathBuf) -> Arc<Overrides> {
+async fn open(clock: &Arc<ManualClock>, state: &Arc<ModelQueue>, file: PathBuf) -> Arc<Overrides> {
     let configured = BTreeMap::from([("a_to_b".to_owned(), CONFIGURED), ("b_to_c".to_owned(), CONFIGURED)]);
     Overrides::open(clock.clone(), state.clone(), Some(file), configured).await.unwrap()
 }
@@ -149,22 +120,22 @@ async fn either_copy_is_enough_and_the_newer_wins() {
 #[tokio::test]
 async fn one_copy_is_enough_while_the_other_cannot_be_written() {
     let mut lab = Lab::new().await;
-    lab.state.fails.store(true, Ordering::SeqCst);
+    lab.state.set_failing(true);
     lab.set(Override::Paused, None).await;
     lab.restart().await;
     assert!(lab.limits().paused);
-    lab.state.fails.store(false, Ordering::SeqCst);
+    lab.state.set_failing(false);
     lab.overrides.look().await;
     std::fs::remove_file(lab.file()).unwrap();
     lab.restart().await;
     assert!(lab.limits().paused, "the queue has caught up");
     // Neither can be written.
-    lab.state.fails.store(true, Ordering::SeqCst);
+    lab.state.set_failing(true);
     std::fs::create_dir(lab.folder.path().join("overrides.json.tmp")).unwrap();
     let refused = lab.overrides.change("a_to_b", &[Change::Set(Override::Workers(7))], &lab.stamp(None)).await;
     assert!(refused.is_err());
     assert_eq!(lab.limits(), Limits { paused: true, ..CONFIGURED });
-    lab.state.fails.store(false, Ordering::SeqCst);
+    lab.state.set_failing(false);
     lab.overrides.look().await;
     lab.restart().await;
     assert_eq!(lab.limits(), Limits { paused: true, ..CONFIGURED });

@@ -9,8 +9,10 @@ mod failed;
 mod lookup;
 
 use crate::blob::BlobRef;
+use crate::clock::Clock;
 use crate::queue::damage::{Condition, REASON_NEW, Trouble, sync_needed};
 use crate::queue::lookup::{Completion, DiscardedBy};
+use crate::queue::storage::{Storage, StorageFigures};
 use crate::queue::{
     Claim, ClaimOrder, ClaimRequest, Claimed, Entry, Lane, LaneCounts, Oldest, Outcome, Push, Pushed, Queue,
     QueueError, RouteCounts, RouteId, Seq, State, StateWrite, SyncId, SyncTally, Tally,
@@ -18,20 +20,26 @@ use crate::queue::{
 use async_trait::async_trait;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
-
-/// Tells the time of day.
-pub type WallClock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
 
 /// The plain queue.
 #[derive(Clone)]
 pub struct ModelQueue {
     inner: Arc<Mutex<Inner>>,
-    wall: WallClock,
+    faults: Arc<Faults>,
+    clock: Arc<dyn Clock>,
     max_entries: u64,
     max_backoff: Duration,
+}
+
+/// What fails, where that is wanted.
+#[derive(Default)]
+struct Faults {
+    fails: AtomicBool,
+    failed: AtomicU64,
 }
 
 impl fmt::Debug for ModelQueue {
@@ -86,8 +94,8 @@ struct Inner {
 impl ModelQueue {
     /// An empty queue that refuses announcements from `max_entries` on, and for which whatever is due more than
     /// `max_backoff` ahead is due.
-    pub fn new(max_entries: u64, max_backoff: Duration, wall: WallClock) -> Self {
-        Self { inner: Arc::default(), wall, max_entries, max_backoff }
+    pub fn new(max_entries: u64, max_backoff: Duration, clock: Arc<dyn Clock>) -> Self {
+        Self { inner: Arc::default(), faults: Arc::default(), clock, max_entries, max_backoff }
     }
 
     /// What a crash and a restart do: claims are forgotten, the rest is kept.
@@ -97,6 +105,24 @@ impl ModelQueue {
         inner.released.clear();
         inner.life += 1;
         inner.wake_all();
+    }
+
+    /// Makes claims and all writes fail, or work again.
+    pub fn set_failing(&self, fails: bool) {
+        self.faults.fails.store(fails, Ordering::SeqCst);
+    }
+
+    /// How many have failed.
+    pub fn failed(&self) -> u64 {
+        self.faults.failed.load(Ordering::SeqCst)
+    }
+
+    fn check(&self) -> Result<(), QueueError> {
+        if !self.faults.fails.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        self.faults.failed.fetch_add(1, Ordering::SeqCst);
+        Err(QueueError::Write("the disk said no".to_owned()))
     }
 
     /// What opening the database again does: claims are kept, who is first in line is not.
@@ -166,9 +192,14 @@ fn add(tally: &mut Tally, entry: &Entry) {
     tally.unknown_size += u64::from(entry.size.is_none());
 }
 
-/// Memory does not fail.
 impl Condition for ModelQueue {
     fn trouble(&self) -> Option<Trouble> {
+        None
+    }
+}
+
+impl Storage for ModelQueue {
+    fn figures(&self) -> Option<StorageFigures> {
         None
     }
 }
@@ -176,6 +207,7 @@ impl Condition for ModelQueue {
 #[async_trait]
 impl Queue for ModelQueue {
     async fn register(&self, name: &str, from: &str, to: &str) -> Result<RouteId, QueueError> {
+        self.check()?;
         let mut inner = self.lock();
         let Durable { routes, state, .. } = &mut inner.durable;
         let at = routes.iter().position(|route| route.0 == name).unwrap_or_else(|| {
@@ -196,7 +228,8 @@ impl Queue for ModelQueue {
     }
 
     async fn push(&self, pushes: Vec<Push>, state: Vec<StateWrite>) -> Result<Vec<Pushed>, QueueError> {
-        let now = (self.wall)();
+        self.check()?;
+        let now = self.clock.now();
         let mut inner = self.lock();
         let Inner { durable, claimed, .. } = &mut *inner;
         let most = u64::try_from(durable.items.len() + pushes.len()).unwrap_or(u64::MAX);
@@ -214,6 +247,7 @@ impl Queue for ModelQueue {
     }
 
     async fn claim(&self, request: ClaimRequest) -> Result<Claimed, QueueError> {
+        self.check()?;
         let mut inner = self.lock();
         let (seqs, next_due) = inner.claimable(&request, self.max_backoff);
         let life = inner.life;
@@ -235,7 +269,8 @@ impl Queue for ModelQueue {
     }
 
     async fn settle(&self, settled: Vec<(Claim, Outcome)>) -> Result<(), QueueError> {
-        let now = (self.wall)();
+        self.check()?;
+        let now = self.clock.now();
         // Errors come first: they drop the claims, which takes the lock.
         let chained = settled.iter().filter_map(|(_, outcome)| match outcome {
             Outcome::Confirmed { chained, .. } => Some(chained),
@@ -285,7 +320,7 @@ impl Queue for ModelQueue {
     }
 
     async fn oldest(&self, route: RouteId) -> Result<Oldest, QueueError> {
-        let now = (self.wall)();
+        let now = self.clock.now();
         let inner = self.lock();
         let mut oldest = Oldest::default();
         let earlier = |known: Option<SystemTime>, time: SystemTime| Some(known.map_or(time, |known| known.min(time)));
@@ -339,6 +374,7 @@ impl State for ModelQueue {
     }
 
     async fn write(&self, writes: Vec<StateWrite>) -> Result<(), QueueError> {
+        self.check()?;
         self.lock().durable.write(writes);
         Ok(())
     }
@@ -347,14 +383,15 @@ impl State for ModelQueue {
 #[cfg(test)]
 mod tests {
     use super::ModelQueue;
-    use crate::queue::suite::{Both, MAX_BACKOFF, Subject, TestClock, conformance};
+    use crate::queue::WholeQueue;
+    use crate::queue::suite::{MAX_BACKOFF, Subject, TestClock, conformance};
     use async_trait::async_trait;
 
     struct Model(ModelQueue);
 
     #[async_trait]
     impl Subject for Model {
-        fn queue(&self) -> &dyn Both {
+        fn queue(&self) -> &dyn WholeQueue {
             &self.0
         }
 
@@ -364,7 +401,7 @@ mod tests {
     }
 
     fn make(clock: &TestClock, max_entries: u64) -> Box<dyn Subject> {
-        Box::new(Model(ModelQueue::new(max_entries, MAX_BACKOFF, clock.wall())))
+        Box::new(Model(ModelQueue::new(max_entries, MAX_BACKOFF, clock.clock())))
     }
 
     conformance!(make);

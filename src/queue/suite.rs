@@ -20,14 +20,12 @@ pub(crate) use lookup::{
 };
 
 use crate::blob::{BlobRef, DigestFunction};
+use crate::clock::{Clock, SystemClock};
 use crate::fault::FaultKind;
 use crate::queue::damage::SYNC_NEEDED;
-use crate::queue::drop::DropEntries;
-use crate::queue::failures::Failures;
-use crate::queue::lookup::Lookup;
 use crate::queue::{
     Claim, ClaimOrder, ClaimRequest, Failure, Lane, Misses, Oldest, Origin, Outcome, Push, Pushed, Queue, QueueError,
-    RouteCounts, RouteId, Seq, State, StateWrite, SyncId, SyncTally, Tally, Weight,
+    RouteCounts, RouteId, Seq, StateWrite, SyncId, SyncTally, Tally, Weight, WholeQueue,
 };
 use async_trait::async_trait;
 use std::sync::Arc;
@@ -37,14 +35,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// How far ahead a due time may be.
 pub(crate) const MAX_BACKOFF: Duration = Duration::from_secs(600);
 
-/// A queue with its state and its failures, that looks blobs up and drops routes.
-pub(crate) trait Both: Queue + State + Failures + DropEntries + Lookup {}
-impl<T: Queue + State + Failures + DropEntries + Lookup> Both for T {}
-
 /// A queue under test.
 #[async_trait]
 pub(crate) trait Subject: Send {
-    fn queue(&self) -> &dyn Both;
+    fn queue(&self) -> &dyn WholeQueue;
     /// Forgets what is not durable, as a crash and a restart do.
     async fn restart(&mut self);
 }
@@ -52,30 +46,45 @@ pub(crate) trait Subject: Send {
 /// Makes an empty queue that holds so many entries.
 pub(crate) type Make = fn(&TestClock, u64) -> Box<dyn Subject>;
 
-/// A clock that is set by hand, in seconds.
-#[derive(Clone)]
-pub(crate) struct TestClock(Arc<AtomicU64>);
+/// A clock whose time of day is set by hand, in seconds.
+#[derive(Clone, Debug)]
+pub(crate) struct TestClock(Arc<Hands>);
+
+#[derive(Debug)]
+struct Hands {
+    seconds: AtomicU64,
+    machine: SystemClock,
+}
 
 impl TestClock {
     pub(crate) fn new() -> Self {
-        Self(Arc::new(AtomicU64::new(1_000_000)))
+        Self(Arc::new(Hands { seconds: AtomicU64::new(1_000_000), machine: SystemClock::new() }))
     }
 
     pub(crate) fn now(&self) -> SystemTime {
-        UNIX_EPOCH + Duration::from_secs(self.0.load(Ordering::SeqCst))
+        UNIX_EPOCH + Duration::from_secs(self.0.seconds.load(Ordering::SeqCst))
     }
 
     pub(crate) fn advance(&self, seconds: u64) {
-        self.0.fetch_add(seconds, Ordering::SeqCst);
+        self.0.seconds.fetch_add(seconds, Ordering::SeqCst);
     }
 
     pub(crate) fn go_back(&self, seconds: u64) {
-        self.0.fetch_sub(seconds, Ordering::SeqCst);
+        self.0.seconds.fetch_sub(seconds, Ordering::SeqCst);
     }
 
-    pub(crate) fn wall(&self) -> Arc<dyn Fn() -> SystemTime + Send + Sync> {
-        let clock = self.clone();
-        Arc::new(move || clock.now())
+    pub(crate) fn clock(&self) -> Arc<dyn Clock> {
+        Arc::new(self.clone())
+    }
+}
+
+impl Clock for TestClock {
+    fn now(&self) -> SystemTime {
+        self.now()
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.0.machine.monotonic()
     }
 }
 
@@ -183,7 +192,7 @@ impl Bench {
         Self { subject, clock, route }
     }
 
-    fn queue(&self) -> &dyn Both {
+    fn queue(&self) -> &dyn WholeQueue {
         self.subject.queue()
     }
 

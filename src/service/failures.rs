@@ -55,7 +55,7 @@ pub(super) async fn list(
     };
     if !request.r#ref.is_empty() {
         let blob = request.r#ref.parse().map_err(|error| invalid_ref("ref", &error))?;
-        let mut failed = parts.failures.failures_of(route.id, vec![blob]).await.map_err(|e| queue_status(&e))?;
+        let mut failed = parts.queue.failures_of(route.id, vec![blob]).await.map_err(|e| queue_status(&e))?;
         failed.retain(|failed| filter.admits(failed));
         let mut groups = Groups::default();
         groups.add(&failed);
@@ -64,7 +64,7 @@ pub(super) async fn list(
         response.failures = failed.iter().filter_map(entry).collect();
         return Ok(response);
     }
-    let page = parts.failures.failures(route.id, filter, after, limit).await.map_err(|e| queue_status(&e))?;
+    let page = parts.queue.failures(route.id, filter, after, limit).await.map_err(|e| queue_status(&e))?;
     response.failures = page.failed.iter().filter_map(entry).collect();
     response.next_page_token = page.next.map(cursor_text).unwrap_or_default();
     if after.is_none() {
@@ -185,7 +185,7 @@ impl Walk {
     async fn over(&self, refs: &[BlobRef]) -> Result<Walked, Status> {
         let mut walked = Walked::default();
         for refs in refs.chunks(STEP) {
-            let found = self.parts.failures.failures_of(self.route.id, refs.to_vec()).await;
+            let found = self.parts.queue.failures_of(self.route.id, refs.to_vec()).await;
             let mut failed = found.map_err(|error| queue_status(&error))?;
             failed.retain(|failed| self.filter.admits(failed));
             self.step(&failed, &mut walked).await?;
@@ -199,7 +199,7 @@ impl Walk {
         let started = Instant::now();
         let (mut begun, mut after) = (self.begun.map(|(begun, _)| begun), self.begun.and_then(|(_, after)| after));
         for _ in 0..WALK_PAGES {
-            let page = self.parts.failures.failures(self.route.id, self.filter, after, STEP).await;
+            let page = self.parts.queue.failures(self.route.id, self.filter, after, STEP).await;
             let mut page = page.map_err(|error| queue_status(&error))?;
             let begun = *begun.get_or_insert(page.time);
             page.failed.retain(|failed| {
@@ -231,7 +231,7 @@ impl Walk {
         let seqs: Vec<Seq> = failed.iter().map(|failed| failed.entry.seq).collect();
         let (parts, route, remedy, caller) = (self.parts.clone(), self.route.clone(), self.remedy, self.caller.clone());
         let work = async move {
-            let changed = parts.failures.remedy(route.id, seqs, remedy).await?;
+            let changed = parts.queue.remedy(route.id, seqs, remedy).await?;
             let what = match remedy {
                 Remedy::Revive => "failed entries are due again, as an operator asked",
                 Remedy::Discard => "failed entries are discarded, as an operator asked",
@@ -279,7 +279,7 @@ struct Group {
 async fn groups(parts: &ServiceParts, route: &Route, filter: FailureFilter) -> Result<(Groups, bool), QueueError> {
     let (mut groups, mut after) = (Groups::default(), None);
     for _ in 0..GROUP_PAGES {
-        let page = parts.failures.failures(route.id, filter, after, STEP).await?;
+        let page = parts.queue.failures(route.id, filter, after, STEP).await?;
         groups.add(&page.failed);
         after = page.next;
         if after.is_none() {

@@ -70,7 +70,7 @@ async fn drop_entries(parts: &ServiceParts, route: &Route, by: &str) -> Result<T
     let started = Instant::now();
     let mut all = Tally::default();
     let done = loop {
-        let step = parts.drop.drop_entries(route.id, STEP).await;
+        let step = parts.queue.drop_entries(route.id, STEP).await;
         let Dropped { tally, done } = match step {
             Ok(step) => step,
             Err(error) => {

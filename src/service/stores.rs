@@ -71,7 +71,7 @@ async fn take(
         let routes: Vec<_> = routes.filter(|route| route.enabled).map(|route| route.name.clone()).collect();
         let reason = format!("another store was adopted as {store}");
         writes.extend(routes.iter().map(|route| sync_needed(route, &reason)));
-        parts.state.write(writes).await.map_err(|error| queue_status(&error))?;
+        parts.queue.write(writes).await.map_err(|error| queue_status(&error))?;
         routes.iter().for_each(|route| parts.syncs.needs().require(route, &reason));
         peer.adopt_store_id(Some(store_id.clone()));
         peer.set_adopted(now);

@@ -8,8 +8,8 @@ use crate::clock::Clock;
 use crate::limits::Limits;
 use crate::overrides::{InForce, Overrides};
 use crate::peer::Peer;
-use crate::queue::damage::{Condition, Trouble};
-use crate::queue::{Oldest, Queue, RouteCounts};
+use crate::queue::damage::Trouble;
+use crate::queue::{Oldest, RouteCounts, WholeQueue};
 use crate::sync::FullSyncs;
 use crate::worker::Worker;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -42,9 +42,7 @@ pub struct WatchedPeer {
 /// What an [`Observer`] watches.
 pub struct ObserverParts {
     /// The queue.
-    pub queue: Arc<dyn Queue>,
-    /// Tells what is wrong with the queue.
-    pub condition: Arc<dyn Condition>,
+    pub queue: Arc<dyn WholeQueue>,
     /// Knows whether announcements are written.
     pub announcer: Arc<Announcer>,
     /// The full syncs.
@@ -225,7 +223,7 @@ impl Observer {
         let entries = routes.map(|watched| Backlog::with_parked(&self.parts.queue.counts(watched.route.id)));
         let free = Some(self.free_bytes.load(Ordering::Relaxed)).filter(|free| *free != UNKNOWN);
         let (max_entries, reserve) = (self.parts.max_entries, self.parts.reserve_bytes);
-        let (trouble, damage) = match self.parts.condition.trouble() {
+        let (trouble, damage) = match self.parts.queue.trouble() {
             None => (None, String::new()),
             Some(Trouble::Damaged(what)) => (None, what),
             Some(Trouble::Reopening(why) | Trouble::Ended(why)) => (Some(why), String::new()),

@@ -51,7 +51,7 @@ impl Lab {
     async fn over(names: &[&str], state: impl FnOnce(Arc<dyn State>) -> Arc<dyn State>) -> Self {
         let clock = Arc::new(SystemClock::new());
         let entropy = Arc::new(Entropy::seeded(1));
-        let queue = Arc::new(ModelQueue::new(u64::MAX, Duration::from_hours(1), Arc::new(SystemTime::now)));
+        let queue = Arc::new(ModelQueue::new(u64::MAX, Duration::from_hours(1), clock.clone()));
         let (mut routes, mut orphans, mut stores) = (Vec::new(), Vec::new(), BTreeMap::new());
         for name in names {
             let (from, to) = name.trim_start_matches(['-', '!']).split_once('_').unwrap();

@@ -158,9 +158,7 @@ mod tests {
     impl Lab {
         fn new() -> Self {
             let clock = Arc::new(ManualClock::new(UNIX_EPOCH + Duration::from_secs(1_000_000)));
-            let wall = clock.clone();
-            let wall = Arc::new(move || crate::clock::Clock::now(&*wall));
-            Self { queue: ModelQueue::new(u64::MAX, Duration::from_secs(1), wall), clock }
+            Self { queue: ModelQueue::new(u64::MAX, Duration::from_secs(1), clock.clone()), clock }
         }
 
         async fn open(&self) -> Tokens {

@@ -13,7 +13,7 @@ use super::span::{begin_span, end_span};
 use crate::clock::Clock;
 use crate::failpoint::{self, Point};
 use crate::fault::FaultKind;
-use crate::queue::{Queue, QueueError, RouteId, State, StateWrite, SyncId};
+use crate::queue::{Queue, QueueError, RouteId, StateWrite, SyncId};
 use crate::store::Store;
 use crate::telemetry::Tracer;
 use futures::FutureExt;
@@ -111,10 +111,8 @@ impl Default for SyncSettings {
 /// What syncs work with.
 #[derive(Clone)]
 pub struct SyncParts {
-    /// Takes what they find.
+    /// Takes what they find, and keeps their records.
     pub queue: Arc<dyn Queue>,
-    /// Keeps their records; written together with the entries, so it has to be the same queue's.
-    pub state: Arc<dyn State>,
     /// Tells the time.
     pub clock: Arc<dyn Clock>,
     /// Begins a span for each.
@@ -185,7 +183,7 @@ impl fmt::Debug for FullSyncs {
 impl FullSyncs {
     /// The syncs of these routes. Those that a former process left running are FAILED from here on.
     pub async fn open(parts: SyncParts, routes: Vec<SyncRoute>) -> Result<Self, QueueError> {
-        let last_id = match parts.state.get(LAST_ID).await? {
+        let last_id = match parts.queue.get(LAST_ID).await? {
             Some(value) => read_id(LAST_ID, &value)?.0,
             None => 0,
         };
@@ -197,7 +195,7 @@ impl FullSyncs {
             let slot = Slot { starting: tokio::sync::Mutex::new(()), newest, cancel, route, ended: Default::default() };
             slots.insert(slot.route.name.clone(), Arc::new(slot));
         }
-        let needs = Needs::open(&*parts.state, slots.keys().map(String::as_str)).await?;
+        let needs = Needs::open(&*parts.queue, slots.keys().map(String::as_str)).await?;
         let last_id = tokio::sync::Mutex::new(last_id);
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         Ok(Self { inner: Arc::new(Inner { parts, slots, last_id, needs, stop, tasks }) })
@@ -360,7 +358,7 @@ impl Inner {
         if let Some(record) = newest {
             return Ok(Some(self.counted(record)));
         }
-        let Some(route) = self.parts.state.get(&route_key(id)).await? else {
+        let Some(route) = self.parts.queue.get(&route_key(id)).await? else {
             return Ok(None);
         };
         Ok(read_record(&self.parts, &String::from_utf8_lossy(&route), id).await?.map(past))
@@ -372,7 +370,7 @@ impl Inner {
             return Ok(None);
         }
         let key = request_key(&request.request_id);
-        let Some(value) = self.parts.state.get(&key).await? else {
+        let Some(value) = self.parts.queue.get(&key).await? else {
             return Ok(None);
         };
         match self.get(read_id(&key, &value)?).await? {
@@ -386,7 +384,7 @@ impl Inner {
     async fn begin(&self, slot: &Slot, request: &SyncRequest) -> Result<Begun, SyncStartError> {
         let _one_at_a_time = slot.starting.lock().await;
         let route = &slot.route.name;
-        let state = &self.parts.state;
+        let state = &self.parts.queue;
         if let Some(begun) = self.answered_before(request).await? {
             return Ok(begun);
         }
@@ -496,8 +494,8 @@ impl Inner {
             writes.extend(Needs::end_writes(record));
             let end = async {
                 failpoint::pause(Point::SyncEnd).await?;
-                self.parts.state.write(writes).await?;
-                self.needs.ended(record, &*self.parts.state).await
+                self.parts.queue.write(writes).await?;
+                self.needs.ended(record, &*self.parts.queue).await
             };
             let Err(error) = end.await else {
                 return;

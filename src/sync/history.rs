@@ -41,7 +41,7 @@ pub(super) fn request_writes(request: &SyncRequest, id: SyncId) -> Vec<StateWrit
 /// A record as it stands on the disk.
 pub(super) async fn read_record(parts: &SyncParts, route: &str, id: SyncId) -> Result<Option<SyncRecord>, QueueError> {
     let key = record_key(route, id);
-    match parts.state.get(&key).await? {
+    match parts.queue.get(&key).await? {
         Some(value) => SyncRecord::decode(&key, &value).map(Some),
         None => Ok(None),
     }
@@ -60,7 +60,7 @@ pub(super) fn past(mut record: SyncRecord) -> SyncRecord {
 /// The newest records of a route; unreadable ones are logged and left out.
 pub(super) async fn read_list(parts: &SyncParts, route: &str, limit: usize) -> Result<Vec<SyncRecord>, QueueError> {
     let mut records = Vec::new();
-    for (key, value) in parts.state.list(&records_of(route), limit).await? {
+    for (key, value) in parts.queue.list(&records_of(route), limit).await? {
         match SyncRecord::decode(&key, &value) {
             Ok(record) => records.push(past(record)),
             Err(error) => tracing::error!(key, error = %error, "a full sync's record is left aside"),
@@ -71,7 +71,7 @@ pub(super) async fn read_list(parts: &SyncParts, route: &str, limit: usize) -> R
 
 /// Marks what a former process left running as FAILED.
 pub(super) async fn recover(parts: &SyncParts) -> Result<(), QueueError> {
-    for (key, value) in parts.state.list(RUNNING, MANY).await? {
+    for (key, value) in parts.queue.list(RUNNING, MANY).await? {
         let route = key.strip_prefix(RUNNING).unwrap_or_default();
         let found = match read_id(&key, &value) {
             Ok(id) => read_record(parts, route, id).await,
@@ -93,14 +93,14 @@ pub(super) async fn recover(parts: &SyncParts) -> Result<(), QueueError> {
                 vec![StateWrite { key: key.clone(), value: None }]
             }
         };
-        parts.state.write(writes).await?;
+        parts.queue.write(writes).await?;
     }
     Ok(())
 }
 
 /// The deletes that make room for one more record.
 pub(super) async fn pruned(parts: &SyncParts, route: &str) -> Result<Vec<StateWrite>, QueueError> {
-    let state = &parts.state;
+    let state = &parts.queue;
     let prefix = records_of(route);
     let keys = state.list(&prefix, HISTORY - 1 + PRUNED).await?;
     let mut deletes = Vec::new();

@@ -63,7 +63,6 @@ impl Bench {
         let clock = Arc::new(ManualClock::default());
         let parts = SyncParts {
             queue: Arc::clone(&ledger) as _,
-            state: Arc::clone(&ledger) as _,
             clock: Arc::clone(&clock) as _,
             tracer: Tracer::off(),
             settings,

@@ -12,20 +12,15 @@ use crate::peer::{Needs, Peer};
 use crate::queue::failures::{Failed, FailureFilter, Failures};
 use crate::queue::model::ModelQueue;
 use crate::queue::suite::claim_any;
-use crate::queue::{
-    Claim, ClaimRequest, Claimed, Lane, LaneCounts, Oldest, Origin, Outcome, Push, Pushed, Queue, QueueError,
-    RouteCounts, RouteId, StateWrite, SyncId, SyncTally,
-};
+use crate::queue::{Lane, LaneCounts, Origin, Push, Queue, RouteCounts, SyncId};
 use crate::store::faulty::{FaultyStore, Trouble};
 use crate::store::memory::MemoryStore;
 use crate::store::{Disposition, PeerKind, Put, Store, StoreInfo};
 use crate::telemetry::{TraceContext, Tracer};
-use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -57,64 +52,9 @@ struct Place {
     peer: Arc<Peer>,
 }
 
-/// A queue whose claims and settlements fail while it is told to.
-struct FlakyQueue {
-    inner: Arc<ModelQueue>,
-    fails: AtomicBool,
-    failures: AtomicU64,
-}
-
-impl FlakyQueue {
-    fn check(&self) -> Result<(), QueueError> {
-        if !self.fails.load(Ordering::Relaxed) {
-            return Ok(());
-        }
-        self.failures.fetch_add(1, Ordering::Relaxed);
-        Err(QueueError::Write("told to fail".to_owned()))
-    }
-}
-
-#[async_trait]
-impl Queue for FlakyQueue {
-    async fn register(&self, name: &str, from: &str, to: &str) -> Result<RouteId, QueueError> {
-        self.inner.register(name, from, to).await
-    }
-
-    async fn push(&self, pushes: Vec<Push>, state: Vec<StateWrite>) -> Result<Vec<Pushed>, QueueError> {
-        self.inner.push(pushes, state).await
-    }
-
-    async fn claim(&self, request: ClaimRequest) -> Result<Claimed, QueueError> {
-        self.check()?;
-        self.inner.claim(request).await
-    }
-
-    async fn settle(&self, settled: Vec<(Claim, Outcome)>) -> Result<(), QueueError> {
-        self.check()?;
-        self.inner.settle(settled).await
-    }
-
-    fn counts(&self, route: RouteId) -> RouteCounts {
-        self.inner.counts(route)
-    }
-
-    async fn oldest(&self, route: RouteId) -> Result<Oldest, QueueError> {
-        self.inner.oldest(route).await
-    }
-
-    fn sync_tally(&self, sync: SyncId) -> SyncTally {
-        self.inner.sync_tally(sync)
-    }
-
-    fn subscribe(&self, route: RouteId) -> watch::Receiver<u64> {
-        self.inner.subscribe(route)
-    }
-}
-
 /// Stores `a`, `b`, …, routes between them, and a worker for each route.
 struct Lab {
     queue: Arc<ModelQueue>,
-    flaky: Arc<FlakyQueue>,
     places: BTreeMap<String, Place>,
     workers: Vec<Arc<Worker>>,
     limits: watch::Sender<Limits>,
@@ -131,8 +71,7 @@ impl Lab {
     async fn with(routes: &[(&str, &str)], workers: usize, receive_only: bool) -> Self {
         let clock: Arc<dyn Clock> = Arc::new(TokioClock(Instant::now()));
         let entropy = Arc::new(Entropy::seeded(1));
-        let wall = clock.clone();
-        let queue = Arc::new(ModelQueue::new(u64::MAX, Backoff::ENTRY.max(), Arc::new(move || wall.now())));
+        let queue = Arc::new(ModelQueue::new(u64::MAX, Backoff::ENTRY.max(), clock.clone()));
         let mut places = BTreeMap::new();
         for name in routes.iter().flat_map(|(from, to)| [from, to]) {
             let needs = Needs {
@@ -154,11 +93,9 @@ impl Lab {
             from: Arc::from(routes[index].0),
             to: Arc::from(routes[index].1),
         };
-        let (fails, failures) = (AtomicBool::new(false), AtomicU64::new(0));
-        let flaky = Arc::new(FlakyQueue { inner: queue.clone(), fails, failures });
         let limits = watch::Sender::new(Limits::workers(workers));
         let (tracer, policy) = (Tracer::off(), Policy::default());
-        let deps = Deps { queue: flaky.clone(), clock, entropy, tracer, policy };
+        let deps = Deps { queue: queue.clone(), clock, entropy, tracer, policy };
         let worker = |(index, (from, to)): (usize, &(&str, &str))| {
             let spec = RouteSpec {
                 name: hop(index).name,
@@ -174,7 +111,7 @@ impl Lab {
         };
         let workers = routes.iter().enumerate().map(worker).collect();
         let (stop, abort) = (CancellationToken::new(), CancellationToken::new());
-        Self { queue, flaky, places, workers, limits, running: JoinSet::new(), stop, abort }
+        Self { queue, places, workers, limits, running: JoinSet::new(), stop, abort }
     }
 
     /// Stores that cannot pack: every blob is copied alone.
@@ -700,14 +637,14 @@ async fn a_queue_that_fails_makes_it_pause_and_loses_nothing() {
     lab.place("a").faulty.set(Some(Trouble::Slow(Duration::from_millis(100))));
     lab.start();
     lab.until("some are copied", |lab| lab.counts(0).confirmed > 10).await;
-    lab.flaky.fails.store(true, Ordering::Relaxed);
+    lab.queue.set_failing(true);
     sleep(Duration::from_mins(10)).await;
     assert!(matches!(lab.workers[0].report().activity, Activity::QueueFailed(_)));
     assert_eq!(lab.kinds(), [FaultKind::QueueWriteFailed]);
-    let failures = lab.flaky.failures.load(Ordering::Relaxed);
+    let failures = lab.queue.failed();
     assert!(failures > 100 && failures < 2000, "{failures}");
     assert_eq!(lab.fresh(0).ready.entries + lab.counts(0).confirmed, 100);
-    lab.flaky.fails.store(false, Ordering::Relaxed);
+    lab.queue.set_failing(false);
     lab.drain().await;
     assert_eq!(lab.workers[0].report().activity, Activity::Ready);
     lab.stopped().await;

@@ -3,10 +3,16 @@
 use crate::harness::{Replication, announce, blob, reason};
 use async_trait::async_trait;
 use blobferry::app::{App, Parts};
+use blobferry::blob::BlobRef;
 use blobferry::config::Config;
+use blobferry::queue::damage::{Condition, Trouble};
+use blobferry::queue::drop::{DropEntries, Dropped};
+use blobferry::queue::failures::{Failed, FailureCursor, FailureFilter, FailurePage, Failures, Remedy};
+use blobferry::queue::lookup::{Known, Lookup};
+use blobferry::queue::storage::{Storage, StorageFigures};
 use blobferry::queue::{
-    Claim, ClaimRequest, Claimed, Oldest, Outcome, Push, Pushed, Queue, QueueError, RouteCounts, RouteId, StateWrite,
-    SyncId, SyncTally,
+    Claim, ClaimRequest, Claimed, Oldest, Outcome, Push, Pushed, Queue, QueueError, RouteCounts, RouteId, Seq, State,
+    StateWrite, SyncId, SyncTally, WholeQueue,
 };
 use std::sync::Arc;
 use tokio::net::TcpListener;
@@ -20,7 +26,7 @@ const CALLS: usize = 20;
 
 /// A queue whose pushes wait at a door.
 struct Held {
-    queue: Arc<dyn Queue>,
+    queue: Arc<dyn WholeQueue>,
     door: Semaphore,
     waiting: watch::Sender<usize>,
 }
@@ -59,6 +65,72 @@ impl Queue for Held {
 
     fn subscribe(&self, route: RouteId) -> watch::Receiver<u64> {
         self.queue.subscribe(route)
+    }
+}
+
+#[async_trait]
+impl State for Held {
+    async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, QueueError> {
+        self.queue.get(key).await
+    }
+
+    async fn list(&self, prefix: &str, limit: usize) -> Result<Vec<(String, Vec<u8>)>, QueueError> {
+        self.queue.list(prefix, limit).await
+    }
+
+    async fn write(&self, writes: Vec<StateWrite>) -> Result<(), QueueError> {
+        self.queue.write(writes).await
+    }
+}
+
+#[async_trait]
+impl Failures for Held {
+    async fn failures(
+        &self,
+        route: RouteId,
+        filter: FailureFilter,
+        after: Option<FailureCursor>,
+        limit: usize,
+    ) -> Result<FailurePage, QueueError> {
+        self.queue.failures(route, filter, after, limit).await
+    }
+
+    async fn failures_of(&self, route: RouteId, blobs: Vec<BlobRef>) -> Result<Vec<Failed>, QueueError> {
+        self.queue.failures_of(route, blobs).await
+    }
+
+    async fn remedy(&self, route: RouteId, seqs: Vec<Seq>, remedy: Remedy) -> Result<u64, QueueError> {
+        self.queue.remedy(route, seqs, remedy).await
+    }
+}
+
+#[async_trait]
+impl DropEntries for Held {
+    async fn drop_entries(&self, route: RouteId, max: usize) -> Result<Dropped, QueueError> {
+        self.queue.drop_entries(route, max).await
+    }
+}
+
+#[async_trait]
+impl Lookup for Held {
+    async fn look_up(&self, blobs: Vec<(RouteId, BlobRef)>) -> Result<Vec<Known>, QueueError> {
+        self.queue.look_up(blobs).await
+    }
+
+    fn settlements(&self) -> watch::Receiver<u64> {
+        self.queue.settlements()
+    }
+}
+
+impl Condition for Held {
+    fn trouble(&self) -> Option<Trouble> {
+        self.queue.trouble()
+    }
+}
+
+impl Storage for Held {
+    fn figures(&self) -> Option<StorageFigures> {
+        self.queue.figures()
     }
 }
 

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 #[async_trait]
 impl DropEntries for ModelQueue {
     async fn drop_entries(&self, route: RouteId, max: usize) -> Result<Dropped, QueueError> {
-        let now = (self.wall)();
+        let now = self.clock.now();
         let mut inner = self.lock();
         let of_route = inner.durable.items.iter().filter(|(_, item)| item.entry.route == route);
         let seqs: Vec<u64> = of_route.map(|(seq, _)| *seq).collect();

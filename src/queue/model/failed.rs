@@ -65,7 +65,7 @@ impl Failures for ModelQueue {
         let more = found.len() > limit;
         found.truncate(limit);
         let next = if more { found.last().map(|(cursor, _)| *cursor).or(after) } else { None };
-        Ok(FailurePage { failed: found.into_iter().map(|(_, failed)| failed).collect(), next, time: (self.wall)() })
+        Ok(FailurePage { failed: found.into_iter().map(|(_, failed)| failed).collect(), next, time: self.clock.now() })
     }
 
     async fn failures_of(&self, route: RouteId, blobs: Vec<BlobRef>) -> Result<Vec<Failed>, QueueError> {
@@ -76,7 +76,7 @@ impl Failures for ModelQueue {
     }
 
     async fn remedy(&self, route: RouteId, seqs: Vec<Seq>, remedy: Remedy) -> Result<u64, QueueError> {
-        let now = (self.wall)();
+        let now = self.clock.now();
         let mut inner = self.lock();
         let mut changed = 0;
         for Seq(seq) in seqs {

@@ -22,21 +22,15 @@ pub(super) fn apply(shared: &Shared, effects: Effects, moves: &[Moved], decided:
         claims.settle(entry.route, entry.lane, entry.seq.0);
     }
     for Moved { route, seq, before, after, row } in moves {
-        claims.finish(*seq, *after);
         if let Some(row) = row {
-            claims.written(Arc::clone(row));
+            claims.keep_row(Arc::clone(row));
         }
-        if before != after
-            && let Some(spot) = after
-        {
-            woken.insert(*route);
-            if let Some(due) = spot.due {
-                claims.added_retry(*route, spot.lane, due, *seq);
+        if before != after {
+            claims.moved(*route, *seq, before.map(|before| before.lane), *after);
+            if after.is_some() {
+                woken.insert(*route);
             }
         }
-    }
-    for row in &effects.aside {
-        claims.forget_bad(&row.key);
     }
     drop(claims);
 

@@ -1,7 +1,7 @@
 //! The committer: the only one who writes.
 //!
 //! It takes everything that waits in its channel, and what comes while it decides; decides it in order, and writes it as one
-//! synced batch; then it changes memory; then it answers. A crash before the write ends leaves nothing of the batch, and
+//! synced batch; then it changes memory; then it answers. Claims are answered between two batches. A crash before the write ends leaves nothing of the batch, and
 //! nobody was answered. A crash after it leaves all of it, and callers that were not answered retry, which does no harm.
 //!
 //! A write that fails is answered at once, and acks nothing. After a full disk RocksDB writes again by itself; after any
@@ -9,20 +9,22 @@
 
 use super::apply::apply;
 use super::gather::Gather;
-use super::reopen::{Plan, Reopened, Reopening};
-use super::request::{BATCH, Decided, Request};
+use super::options::RocksOptions;
+use super::reopen::{Plan, Reopening};
+use super::request::{Answer, BATCH, Decided, Reopened, Request, answer};
 use super::row::RouteRow;
 use super::shared::Shared;
 use super::space::Space;
 use super::txn::Txn;
-use super::{RocksOptions, WallClock};
+use crate::clock::Clock;
 use crate::failpoint::{self, Point};
 use crate::queue::damage::{REASON_NEW, Trouble, sync_needed};
-use crate::queue::{Claim, Origin, Outcome, Push, Pushed, QueueError, RouteId};
+use crate::queue::{Claim, ClaimRequest, Claimed, Origin, Outcome, Push, Pushed, QueueError, RouteId};
 use rocksdb::{DB, WriteBatch};
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// How long writes may fail for want of space while there is some, until the database is opened again.
@@ -39,15 +41,17 @@ pub(super) struct Committer {
     pub(super) shared: Arc<Shared>,
     pub(super) dir: PathBuf,
     pub(super) options: RocksOptions,
-    pub(super) wall: WallClock,
+    pub(super) clock: Arc<dyn Clock>,
     pub(super) write: WriteFn,
     pub(super) next_seq: u64,
     /// Entries of all routes.
     pub(super) total: u64,
     pub(super) space: Space,
     pub(super) gather: Gather,
+    /// Claims that are to be answered.
+    pub(super) claims: VecDeque<(ClaimRequest, Answer<Claimed>)>,
     /// Since when writes fail for want of space.
-    pub(super) full_since: Option<Instant>,
+    pub(super) full_since: Option<Duration>,
     pub(super) sender: mpsc::WeakSender<Request>,
     pub(super) reopening: Option<Reopening>,
     /// How often the database was opened again since the last successful write.
@@ -66,8 +70,41 @@ impl Committer {
                     self.resume(*reopened);
                 }
             }
-            self.commit(waiting, &mut requests);
+            // First, so that workers have something to do while the batch is written.
+            let mut waiting = self.put_claims_apart(waiting);
+            self.answer_claims(&mut waiting);
+            while !waiting.is_empty() {
+                self.commit(std::mem::take(&mut waiting), &mut requests);
+                self.answer_claims(&mut waiting);
+            }
             self.gather.linger(|| requests.len());
+        }
+    }
+
+    fn put_claims_apart(&mut self, waiting: Vec<Request>) -> Vec<Request> {
+        let other = waiting.into_iter().filter_map(|request| match request {
+            Request::Claim { request, answer } => {
+                self.claims.push_back((request, answer));
+                None
+            }
+            other => Some(other),
+        });
+        other.collect()
+    }
+
+    /// Answers claims until one meets rows that cannot be read. They are to be set aside before anybody meets them again, in
+    /// the batch that is `waiting`.
+    fn answer_claims(&mut self, waiting: &mut Vec<Request>) {
+        while let Some((request, to)) = self.claims.pop_front() {
+            match self.shared.claim(&request) {
+                Ok((claimed, bad)) => {
+                    answer(to, Ok(claimed));
+                    if !bad.is_empty() {
+                        return waiting.push(Request::Aside { rows: bad });
+                    }
+                }
+                Err(error) => answer(to, Err(error)),
+            }
         }
     }
 
@@ -106,7 +143,7 @@ impl Committer {
 
     /// Decides these and who comes meanwhile, and writes them.
     fn commit(&mut self, mut waiting: Vec<Request>, requests: &mut mpsc::Receiver<Request>) {
-        let began = Instant::now();
+        let began = self.clock.monotonic();
         let shared = Arc::clone(&self.shared);
         let trouble = match shared.trouble() {
             Some(Trouble::Reopening(why) | Trouble::Ended(why)) => Some(QueueError::Write(why)),
@@ -116,7 +153,7 @@ impl Committer {
             Ok(db) => db,
             Err(error) => return waiting.into_iter().for_each(|request| request.refuse(&error)),
         };
-        let now = (self.wall)();
+        let now = self.clock.now();
         let mut txn = Txn::new(&db, &shared, now, self.options.max_entries, self.next_seq, self.total);
         let mut decided = Vec::with_capacity(waiting.len());
         let (mut weight, mut patience) = (0, self.gather.patience());
@@ -135,7 +172,7 @@ impl Committer {
         // Sequences of a failed batch stay used: its bytes may be in the log.
         self.next_seq = txn.next_seq;
         let (moves, aside) = (txn.moves(), txn.rows_set_aside());
-        let start = Instant::now();
+        let start = self.clock.monotonic();
         let written = txn.finish().and_then(|finished| {
             let mut effects = finished.effects;
             let written = if finished.batch.is_empty() { Ok(()) } else { self.write_batch(&db, finished.batch) };
@@ -150,27 +187,23 @@ impl Committer {
                 self.reopened = 0;
                 self.full_since = None;
                 apply(&shared, effects, &moves, &decided);
-                self.gather.written(decided.len(), requests.len(), start.elapsed());
+                self.gather.written(decided.len(), requests.len(), self.since(start));
                 decided.into_iter().for_each(Decided::confirm);
-                self.options.metrics.committed(weight as u64, began.elapsed());
+                self.options.metrics.committed(weight as u64, self.since(began));
             }
             Err(error) => {
                 self.options.metrics.failed();
                 tracing::error!(%error, requests = decided.len(), "a batch was not written; nothing of it is acked");
                 let mut claims = shared.claims();
-                for moved in &moves {
-                    claims.finish(moved.seq, moved.before);
-                }
-                for row in &aside {
-                    claims.meet_again(row);
-                }
+                aside.iter().for_each(|row| claims.meet_again(row));
                 drop(claims);
                 // First, so that whoever is answered finds the queue as it is.
                 match &error {
                     QueueError::Write(why) => self.reopen(why),
                     QueueError::NoSpace { free, .. } if *free > SOME_SPACE => {
-                        let since = *self.full_since.get_or_insert_with(Instant::now);
-                        if since.elapsed() > FULL_PATIENCE {
+                        let now = self.clock.monotonic();
+                        let since = *self.full_since.get_or_insert(now);
+                        if now.saturating_sub(since) > FULL_PATIENCE {
                             self.reopen(&error.to_string());
                         }
                     }
@@ -183,11 +216,15 @@ impl Committer {
         }
     }
 
+    fn since(&self, earlier: Duration) -> Duration {
+        self.clock.monotonic().saturating_sub(earlier)
+    }
+
     fn write_batch(&mut self, db: &DB, batch: WriteBatch) -> Result<(), QueueError> {
         failpoint::hit(Point::QueueBeforeWrite)?;
-        let start = Instant::now();
+        let start = self.clock.monotonic();
         (self.write)(db, batch).map_err(|error| self.write_error(&error))?;
-        self.options.metrics.sync.observe(start.elapsed());
+        self.options.metrics.sync.observe(self.since(start));
         // A fault here stands for a write that did reach the disk and yet failed.
         Ok(failpoint::hit(Point::QueueAfterWrite)?)
     }
@@ -232,6 +269,11 @@ impl Committer {
                 Some(Decided::DropEntries(answer, dropped))
             }
             Request::Register { route, answer } => Some(Decided::Register(answer, register(txn, route))),
+            // Answered when the batch is written.
+            Request::Claim { request, answer } => {
+                self.claims.push_back((request, answer));
+                None
+            }
             // Taken out before.
             Request::Reopened(_) => None,
             Request::Aside { rows } => {

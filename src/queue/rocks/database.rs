@@ -1,13 +1,13 @@
 //! The database itself: RocksDB's options, the format's version, and the figures of the last batch.
 
-use super::RocksOptions;
 use super::claims::Claims;
 use super::done::DoneIndex;
+use super::error::OpenError;
+use super::figures::Figures;
 use super::keys;
 use super::log_scan::make_readable;
-use super::open::OpenError;
+use super::options::RocksOptions;
 use super::row;
-use super::shared::Figures;
 use crate::failpoint::{self, Point};
 use crate::queue::{Lane, RouteId, SyncId};
 use rocksdb::{

@@ -9,18 +9,16 @@
 //! an entry is gone also finds why. A hash that points to a row which is not there, or does not name the ref, means "not
 //! remembered".
 
-use super::keys;
-use super::open::OpenError;
+use super::error::OpenError;
+use super::keys::{self, family};
 use super::row::{self, DoneItem, DoneRow};
-use super::shared::Shared;
-use super::txn::family;
 use crate::blob::BlobRef;
 use crate::fault::FaultKind;
-use crate::queue::lookup::{Completion, DiscardedBy, Ending};
+use crate::queue::lookup::{DiscardedBy, Ending};
 use crate::queue::{QueueError, RouteId};
-use rocksdb::{DB, Direction, IteratorMode, Snapshot, WriteBatch};
+use rocksdb::{DB, Direction, IteratorMode, WriteBatch};
 use std::collections::hash_map::RandomState;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasher;
 use std::time::SystemTime;
 
@@ -147,7 +145,7 @@ impl DoneIndex {
         }
     }
 
-    fn row_of(&self, route: RouteId, blob: &BlobRef) -> Option<u64> {
+    pub(super) fn row_of(&self, route: RouteId, blob: &BlobRef) -> Option<u64> {
         self.latest.get(&self.hash(route, blob)).copied()
     }
 }
@@ -168,7 +166,7 @@ fn item(done: &Done) -> DoneItem {
     }
 }
 
-fn ending(item: &DoneItem) -> Option<Ending> {
+pub(super) fn ending(item: &DoneItem) -> Option<Ending> {
     let cause = u8::try_from(item.cause).ok().and_then(FaultKind::from_number);
     match item.outcome {
         0 => Some(Ending::Confirmed { size: item.size, copied: true }),
@@ -176,44 +174,6 @@ fn ending(item: &DoneItem) -> Option<Ending> {
         2 => Some(Ending::Discarded { by: DiscardedBy::Configuration, cause }),
         3 => Some(Ending::Discarded { by: DiscardedBy::Operator, cause }),
         _ => None,
-    }
-}
-
-impl Shared {
-    /// The completions that are remembered of these, by their place. The snapshot was taken before this is called.
-    pub(super) fn completions(
-        &self,
-        db: &DB,
-        snapshot: &Snapshot<'_>,
-        blobs: &[(RouteId, BlobRef)],
-    ) -> Result<HashMap<usize, Completion>, QueueError> {
-        let mut by_row: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
-        {
-            let index = self.done();
-            for (place, (route, blob)) in blobs.iter().enumerate() {
-                if let Some(number) = index.row_of(*route, blob) {
-                    by_row.entry(number).or_default().push(place);
-                }
-            }
-        }
-        let family = family(db, keys::DONE)?;
-        let mut found = HashMap::new();
-        for (number, places) in by_row {
-            let value = snapshot.get_cf(family, number.to_be_bytes());
-            let value = value.map_err(|error| QueueError::Read(error.to_string()))?;
-            let Some(row) = value.and_then(|value| row::decode_done(&value).ok()) else { continue };
-            let time = keys::time(row.time);
-            // Of one ref's completions in a batch the last holds.
-            let items: HashMap<_, _> = row.items.iter().map(|item| ((item.route, &item.blob[..]), item)).collect();
-            for place in places {
-                let (route, blob) = &blobs[place];
-                let key = blob.to_key();
-                if let Some(ending) = items.get(&(route.0, &key[..])).and_then(|item| ending(item)) {
-                    found.insert(place, Completion { time, ending });
-                }
-            }
-        }
-        Ok(found)
     }
 }
 

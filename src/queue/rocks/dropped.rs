@@ -2,65 +2,21 @@
 //! own rows are deleted as one range a step, so that no step walks over what those before it deleted. When no entry is left,
 //! one range a family sweeps up rows that belong to none.
 
-use super::RocksQueue;
-use super::keys;
+use super::figures::queued;
+use super::handle::RocksQueue;
+use super::keys::{self, family};
 use super::request::Request;
 use super::row;
-use super::txn::{Txn, family, queued};
+use super::txn::Txn;
 use crate::queue::drop::{DropEntries, Dropped};
-use crate::queue::{LaneCounts, QueueError, RouteCounts, RouteId, Tally};
+use crate::queue::{QueueError, RouteId, Tally};
 use async_trait::async_trait;
-use rocksdb::{DB, Direction, IteratorMode, ReadOptions, WriteBatch};
-use std::collections::{BTreeMap, BTreeSet};
+use rocksdb::{Direction, IteratorMode, ReadOptions};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Rows that one step looks at, at most: claimed ones are passed by.
 const MAX_LOOKS: usize = 50_000;
-
-/// The families whose keys begin with the route.
-const FAMILIES: [&str; 5] = [keys::ENTRY, keys::READY, keys::RETRY, keys::PARKED, keys::REF];
-
-/// What the drops of a batch delete, besides what follows from its entries.
-#[derive(Debug, Default)]
-pub(super) struct DroppedRows {
-    /// Sequences, inclusive, between which a route has no entry any more.
-    ranges: Vec<(RouteId, u64, u64)>,
-    /// Rows of entries that cannot be read.
-    bad: BTreeMap<Vec<u8>, Vec<u8>>,
-    /// Routes without entries.
-    pub(super) swept: BTreeSet<RouteId>,
-}
-
-impl DroppedRows {
-    /// Whether an entry's row is deleted with others.
-    pub(super) fn covers(&self, route: RouteId, seq: u64) -> bool {
-        self.ranges.iter().any(|(of, first, last)| *of == route && (*first..=*last).contains(&seq))
-    }
-
-    /// Writes all of it, and says how many rows it set aside.
-    pub(super) fn write(&self, db: &DB, batch: &mut WriteBatch) -> Result<u64, QueueError> {
-        let (entries, aside) = (family(db, keys::ENTRY)?, family(db, keys::ASIDE)?);
-        for (key, value) in &self.bad {
-            tracing::error!(?key, "an entry of a dropped route cannot be read; it is set aside");
-            batch.put_cf(aside, keys::aside(keys::ENTRY, key), value);
-            batch.delete_cf(entries, key);
-        }
-        for (route, first, last) in &self.ranges {
-            batch.delete_range_cf(entries, keys::entry(*route, *first), keys::entry(*route, last.saturating_add(1)));
-        }
-        for route in &self.swept {
-            for name in FAMILIES {
-                batch.delete_range_cf(family(db, name)?, keys::of_route(&[], *route), keys::route_end(*route));
-            }
-        }
-        Ok(self.bad.len() as u64)
-    }
-}
-
-/// A route's counters without anything queued.
-pub(super) fn emptied(counts: &RouteCounts) -> RouteCounts {
-    RouteCounts { fresh: LaneCounts::default(), backfill: LaneCounts::default(), ..*counts }
-}
 
 impl Txn<'_> {
     /// Deletes up to `max` entries of a route.

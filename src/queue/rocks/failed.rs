@@ -1,12 +1,12 @@
 //! Failed entries: read from the rows of `retry` and `parked` without a lock, changed in the committer's batch.
 
-use super::RocksQueue;
-use super::claims::rows;
-use super::keys::{self, Seqs};
+use super::handle::RocksQueue;
+use super::keys::{self, Seqs, family};
 use super::request::Request;
 use super::row::{self, Place, Stored};
+use super::scan::rows;
 use super::shared::Shared;
-use super::txn::{Txn, family};
+use super::txn::Txn;
 use crate::blob::BlobRef;
 use crate::failpoint::{self, Point};
 use crate::queue::failures::{Failed, FailedState, FailureCursor, FailureFilter, FailurePage, Failures, Remedy};
@@ -149,9 +149,7 @@ impl Shared {
             |of: fn(&LaneCounts) -> &Tally| [&counts.fresh, &counts.backfill].iter().any(|lane| of(lane).entries > 0);
         let (may_retry, may_be_parked) = (has(|lane| &lane.retrying), has(|lane| &lane.parked));
         let db = self.db()?;
-        let claims = self.claims();
-        let (claimed, snapshot) = (claims.claimed(route), db.snapshot());
-        drop(claims);
+        let snapshot = db.snapshot();
         let failed = |error: rocksdb::Error| self.read_error(&error);
 
         let (mut retrying, mut looks) = (None, 0);
@@ -162,7 +160,10 @@ impl Shared {
                 let Some((_, seq)) = keys::due_seq_of_retry(&key) else { continue };
                 looks += 1;
                 let has_failed = row::read_index_value(&value).is_some_and(|(failed, _)| failed);
-                if has_failed && retrying.is_none_or(|oldest| seq < oldest) && !claimed.contains(&seq) {
+                if has_failed
+                    && retrying.is_none_or(|oldest| seq < oldest)
+                    && !self.claims().is_claimed(route, lane, seq)
+                {
                     retrying = Some(seq);
                 }
                 if looks > MAX_LOOKS {
@@ -237,7 +238,7 @@ impl Failures for RocksQueue {
         limit: usize,
     ) -> Result<FailurePage, QueueError> {
         failpoint::pause(Point::QueueFailures).await?;
-        let time = (self.wall)();
+        let time = self.clock.now();
         self.read(move |shared| shared.failures((route, filter), after, limit, time)).await
     }
 

@@ -5,7 +5,9 @@
 //! as were there last time, and decides those who are there meanwhile, but for a part of what the last write took, at most:
 //! whoever does not come back costs that once, and the next batch expects fewer.
 
-use std::time::{Duration, Instant};
+use crate::clock::Clock;
+use std::sync::Arc;
+use std::time::Duration;
 
 /// The longest wait.
 const PATIENCE: Duration = Duration::from_millis(1);
@@ -14,14 +16,19 @@ const PATIENCE: Duration = Duration::from_millis(1);
 const SOME: usize = 32;
 
 /// What the last batch says about the next.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Gather {
+    clock: Arc<dyn Clock>,
     /// Callers of the last batch, and those who waited when it had been written.
     expected: usize,
     patience: Duration,
 }
 
 impl Gather {
+    pub(super) fn new(clock: Arc<dyn Clock>) -> Self {
+        Self { clock, expected: 0, patience: Duration::ZERO }
+    }
+
     /// How long a batch may wait for callers, in all.
     pub(super) fn patience(&self) -> Duration {
         self.patience
@@ -33,8 +40,8 @@ impl Gather {
         if self.expected < 2 {
             return;
         }
-        let start = Instant::now();
-        while waiting() == 0 && start.elapsed() < self.patience {
+        let start = self.clock.monotonic();
+        while waiting() == 0 && self.since(start) < self.patience {
             std::thread::yield_now();
         }
     }
@@ -45,11 +52,15 @@ impl Gather {
         if waiting() >= expected {
             return;
         }
-        let start = Instant::now();
-        while waiting() < expected && start.elapsed() < *patience {
+        let start = self.clock.monotonic();
+        while waiting() < expected && self.since(start) < *patience {
             std::thread::yield_now();
         }
-        *patience = patience.saturating_sub(start.elapsed());
+        *patience = patience.saturating_sub(self.since(start));
+    }
+
+    fn since(&self, earlier: Duration) -> Duration {
+        self.clock.monotonic().saturating_sub(earlier)
     }
 
     /// A batch of so many callers was written in this time, and so many wait now.
@@ -62,12 +73,18 @@ impl Gather {
 #[cfg(test)]
 mod tests {
     use super::{Gather, SOME};
+    use crate::clock::SystemClock;
     use std::cell::Cell;
+    use std::sync::Arc;
     use std::time::Duration;
+
+    fn gather() -> Gather {
+        Gather::new(Arc::new(SystemClock::new()))
+    }
 
     #[test]
     fn it_waits_for_those_who_were_there_last_time() {
-        let mut gather = Gather::default();
+        let mut gather = gather();
         gather.written(3, 2, Duration::from_secs(60));
         // However slow the machine is.
         let mut patience = Duration::MAX;
@@ -83,7 +100,7 @@ mod tests {
     #[test]
     fn it_stays_awake_for_several_until_the_first_is_there() {
         // However slow the machine is.
-        let mut gather = Gather { expected: 2, patience: Duration::MAX };
+        let mut gather = Gather { expected: 2, patience: Duration::MAX, ..gather() };
         let asked = Cell::new(0);
         gather.linger(|| {
             asked.set(asked.get() + 1);
@@ -99,14 +116,14 @@ mod tests {
 
     #[test]
     fn some_are_decided_while_others_are_on_their_way() {
-        let mut gather = Gather::default();
+        let mut gather = gather();
         gather.written(1000, 0, Duration::from_secs(60));
         gather.wait(1, || SOME, &mut { Duration::MAX });
     }
 
     #[test]
     fn it_does_not_wait_for_those_who_stay_away() {
-        let mut gather = Gather::default();
+        let mut gather = gather();
         gather.written(2, 0, Duration::from_millis(1));
         let mut patience = gather.patience();
         gather.wait(1, || 0, &mut patience);
@@ -119,7 +136,7 @@ mod tests {
 
     #[test]
     fn a_lone_caller_never_waits() {
-        let mut gather = Gather::default();
+        let mut gather = gather();
         gather.wait(0, || 0, &mut { Duration::MAX });
         gather.written(1, 0, Duration::from_secs(60));
         gather.wait(1, || 0, &mut { Duration::MAX });

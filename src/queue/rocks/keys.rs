@@ -1,7 +1,8 @@
-//! Keys and the small fixed values. Numbers are big-endian, so that keys sort as the numbers do.
+//! Families, keys and the small fixed values. Numbers are big-endian, so that keys sort as the numbers do.
 
 use crate::blob::BlobRef;
-use crate::queue::{Lane, RouteId};
+use crate::queue::{Lane, QueueError, RouteId};
+use rocksdb::{ColumnFamily, DB};
 use std::ops::Deref;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -17,6 +18,11 @@ pub(super) const DONE: &str = "done";
 
 /// Every column family of this format version.
 pub(super) const FAMILIES: [&str; 9] = [ENTRY, READY, RETRY, PARKED, REF, STATE, ASIDE, META, DONE];
+
+/// A column family, all of which exist from opening on.
+pub(super) fn family<'a>(db: &'a DB, name: &str) -> Result<&'a ColumnFamily, QueueError> {
+    db.cf_handle(name).ok_or_else(|| QueueError::Read(format!("there is no column family {name}")))
+}
 
 pub(super) const META_FORMAT: &[u8] = b"format";
 pub(super) const META_NEXT_SEQ: &[u8] = b"next_seq";

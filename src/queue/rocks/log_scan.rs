@@ -9,7 +9,7 @@
 //! followed by a record whose checksum matches is no tail, and is damage too. One that nothing follows cannot be told from a
 //! write that nobody was answered for.
 
-use super::open::OpenError;
+use super::error::OpenError;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::os::unix::fs::FileExt;

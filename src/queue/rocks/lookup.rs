@@ -1,14 +1,16 @@
 //! Looking blobs up: point reads in one snapshot, never a scan.
 
-use super::RocksQueue;
-use super::keys::{self, Seqs};
+use super::done;
+use super::handle::RocksQueue;
+use super::keys::{self, Seqs, family};
 use super::row::{self, Place, Stored};
 use super::shared::Shared;
-use super::txn::family;
 use crate::blob::BlobRef;
-use crate::queue::lookup::{Known, Lookup, Queued, Standing};
+use crate::queue::lookup::{Completion, Known, Lookup, Queued, Standing};
 use crate::queue::{QueueError, RouteId};
 use async_trait::async_trait;
+use rocksdb::{DB, Snapshot};
+use std::collections::{BTreeMap, HashMap};
 use tokio::sync::watch;
 
 impl Known {
@@ -55,6 +57,42 @@ impl Shared {
             }
         }
         Ok(all)
+    }
+
+    /// The completions that are remembered of these, by their place. The snapshot was taken before this is called.
+    fn completions(
+        &self,
+        db: &DB,
+        snapshot: &Snapshot<'_>,
+        blobs: &[(RouteId, BlobRef)],
+    ) -> Result<HashMap<usize, Completion>, QueueError> {
+        let mut by_row: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
+        {
+            let index = self.done();
+            for (place, (route, blob)) in blobs.iter().enumerate() {
+                if let Some(number) = index.row_of(*route, blob) {
+                    by_row.entry(number).or_default().push(place);
+                }
+            }
+        }
+        let family = family(db, keys::DONE)?;
+        let mut found = HashMap::new();
+        for (number, places) in by_row {
+            let value = snapshot.get_cf(family, number.to_be_bytes());
+            let value = value.map_err(|error| QueueError::Read(error.to_string()))?;
+            let Some(row) = value.and_then(|value| row::decode_done(&value).ok()) else { continue };
+            let time = keys::time(row.time);
+            // Of one ref's completions in a batch the last holds.
+            let items: HashMap<_, _> = row.items.iter().map(|item| ((item.route, &item.blob[..]), item)).collect();
+            for place in places {
+                let (route, blob) = &blobs[place];
+                let key = blob.to_key();
+                if let Some(ending) = items.get(&(route.0, &key[..])).and_then(|item| done::ending(item)) {
+                    found.insert(place, Completion { time, ending });
+                }
+            }
+        }
+        Ok(found)
     }
 }
 

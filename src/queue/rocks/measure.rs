@@ -1,7 +1,7 @@
 //! What RocksDB tells of itself. <https://github.com/facebook/rocksdb/blob/main/include/rocksdb/db.h> says what each property
 //! means. All of them are kept in memory.
 
-use super::RocksQueue;
+use super::handle::RocksQueue;
 use super::keys::FAMILIES;
 use crate::queue::storage::{Storage, StorageFigures};
 use rocksdb::{DB, properties};

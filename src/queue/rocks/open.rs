@@ -1,93 +1,30 @@
 //! Opening: the lock, then the database, mended where it must be, and its committer.
 
 use super::commit::{Committer, WriteFn};
+use super::database::write_synced;
+use super::error::OpenError;
 use super::gather::Gather;
+use super::handle::RocksQueue;
+use super::options::RocksOptions;
 use super::recover::open_mended;
 use super::request::CHANNEL;
 use super::shared::Shared;
 use super::space::Space;
-use super::{RocksOptions, RocksQueue, WallClock};
-use crate::failpoint::{self, Injected, Point};
-use rocksdb::ErrorKind;
+use crate::clock::Clock;
+use crate::failpoint::{self, Point};
+use std::collections::VecDeque;
 use std::fs::{File, TryLockError};
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use tokio_util::sync::CancellationToken;
 
-/// Why a queue could not be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// Another process, or another handle in this one, has it open.
-    #[error("the queue in {0} is in use by another process; stop that one first, or set another data_dir")]
-    Locked(PathBuf),
-    /// A newer version wrote it.
-    #[error("the queue has format {found}, and this version knows formats up to {known}; use the newer version")]
-    Format {
-        /// The format found.
-        found: u32,
-        /// The newest format known here.
-        known: u32,
-    },
-    /// What is stored is damaged.
-    #[error("the queue is damaged: {0}")]
-    Corrupt(String),
-    /// It is damaged, and there is no room to keep it as it is while it is mended.
-    #[error(
-        "the queue is damaged ({what}), and its disk has no room to keep a copy of it before it is mended: {need} bytes \
-         are needed in {dir}, {free} are free; free some space and start again"
-    )]
-    NoRoom {
-        /// What is damaged.
-        what: String,
-        /// The folder.
-        dir: PathBuf,
-        /// The bytes that the copy takes.
-        need: u64,
-        /// The bytes that are free.
-        free: u64,
-    },
-    /// The folder cannot be used.
-    #[error("the queue's folder {dir} cannot be used: {error}")]
-    Folder {
-        /// The folder.
-        dir: PathBuf,
-        /// Why.
-        error: io::Error,
-    },
-    /// RocksDB refused for another reason.
-    #[error("the queue could not be opened: {0}")]
-    Database(String),
-}
-
-impl OpenError {
-    /// An error with this folder or file.
-    pub(super) fn folder(dir: &Path) -> impl Fn(io::Error) -> Self {
-        move |error| Self::Folder { dir: dir.to_owned(), error }
-    }
-}
-
-impl From<rocksdb::Error> for OpenError {
-    fn from(error: rocksdb::Error) -> Self {
-        let kind = error.kind();
-        let text = error.into_string();
-        if is_corruption(kind, &text) { Self::Corrupt(text) } else { Self::Database(text) }
-    }
-}
-
-impl From<Injected> for OpenError {
-    fn from(injected: Injected) -> Self {
-        Self::Database(injected.to_string())
-    }
-}
-
-/// Whether RocksDB means that stored bytes are wrong or gone. It also says "corruption" where it could not reach them.
-fn is_corruption(kind: ErrorKind, text: &str) -> bool {
-    let is_gone = text.contains("No such file or directory");
-    match kind {
-        ErrorKind::Corruption => is_gone || !text.contains("IO error"),
-        ErrorKind::IOError => is_gone,
-        _ => false,
+impl RocksQueue {
+    /// Opens the queue in this folder, or makes a new one. Blocks.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open(dir: &Path, options: RocksOptions, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
+        open(dir, options, clock, Box::new(write_synced))
     }
 }
 
@@ -95,12 +32,12 @@ fn is_corruption(kind: ErrorKind, text: &str) -> bool {
 pub(super) fn open(
     dir: &Path,
     options: RocksOptions,
-    wall: WallClock,
+    clock: Arc<dyn Clock>,
     write: WriteFn,
 ) -> Result<RocksQueue, OpenError> {
     let lock = lock(dir)?;
     failpoint::hit(Point::QueueOpen)?;
-    let (db, loaded) = open_mended(dir, &options, wall())?;
+    let (db, loaded) = open_mended(dir, &options, clock.now())?;
     let next_seq = loaded.next_seq;
     let total = loaded.figures.total();
     let shared = Arc::new(Shared::new(dir, db, loaded, options.max_backoff));
@@ -109,13 +46,14 @@ pub(super) fn open(
     let committer = Committer {
         shared: Arc::clone(&shared),
         dir: dir.to_owned(),
-        space: Space::new(dir.to_owned(), options.reserve_bytes),
+        space: Space::new(dir.to_owned(), options.reserve_bytes, Arc::clone(&clock)),
         options,
-        wall: Arc::clone(&wall),
+        clock: Arc::clone(&clock),
         write,
         next_seq,
         total,
-        gather: Gather::default(),
+        gather: Gather::new(Arc::clone(&clock)),
+        claims: VecDeque::new(),
         full_since: None,
         sender: sender.downgrade(),
         reopening: None,
@@ -136,7 +74,7 @@ pub(super) fn open(
         requests: Mutex::new(Some(sender)),
         committer: Mutex::new(Some(committer)),
         ended,
-        wall,
+        clock,
         lock: Mutex::new(Some(lock)),
     })
 }
@@ -154,22 +92,5 @@ pub(super) fn lock(dir: &Path) -> Result<File, OpenError> {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(OpenError::Locked(dir.to_owned())),
         Err(TryLockError::Error(error)) => Err(failed(error)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_corruption;
-    use rocksdb::ErrorKind;
-
-    #[test]
-    fn only_wrong_or_missing_bytes_are_corruption() {
-        assert!(is_corruption(ErrorKind::Corruption, "Corruption: checksum mismatch"));
-        assert!(is_corruption(ErrorKind::IOError, "IO error: No such file or directory: While open 000012.sst"));
-        for text in ["Permission denied", "Input/output error", "No space left on device", "Too many open files"] {
-            assert!(!is_corruption(ErrorKind::IOError, &format!("IO error: {text}: While open a file")));
-            assert!(!is_corruption(ErrorKind::Corruption, &format!("Corruption: IO error: {text}: While open a file")));
-        }
-        assert!(!is_corruption(ErrorKind::Busy, "Busy"));
     }
 }

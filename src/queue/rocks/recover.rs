@@ -20,10 +20,10 @@
 //! The file `made` stands where a queue was made: where its database is gone altogether, that is damage, and no new queue.
 //! The file `check` asks for a start that reads everything: damage was met while the queue ran.
 
-use super::RocksOptions;
 use super::database::{Loaded, Log, folder, made_path, newest_time, open_loaded, sync_folder, write_synced};
+use super::error::OpenError;
 use super::keys;
-use super::open::OpenError;
+use super::options::RocksOptions;
 use crate::queue::damage::{Incident, Mending};
 use prost::Message;
 use rocksdb::{DB, WriteBatch};

@@ -8,15 +8,14 @@
 //! It is tried until it works, 0.1 s to 10 s apart. Damage is not mended here but at the next start, because the routes that
 //! this process works with may not be in what can be read: then this says [`Trouble::Ended`], and the process is to stop.
 
-use super::RocksOptions;
-use super::database::{Loaded, Log, folder, open_loaded};
-use super::open::OpenError;
+use super::database::{Log, folder, open_loaded};
+use super::error::OpenError;
+use super::options::RocksOptions;
 use super::recover::check_path;
-use super::request::Request;
+use super::request::{Reopened, Request};
 use super::shared::Shared;
 use crate::backoff::Backoff;
 use crate::queue::damage::Trouble;
-use rocksdb::DB;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -25,12 +24,6 @@ use std::time::Duration;
 use tokio::sync::mpsc::WeakSender;
 
 const PAUSES: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
-
-/// A database that was opened again.
-pub(super) struct Reopened {
-    pub(super) db: DB,
-    pub(super) loaded: Loaded,
-}
 
 /// The thread that opens the database again. Dropped, it gives up, and is waited for.
 pub(super) struct Reopening {

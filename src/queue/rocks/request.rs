@@ -1,12 +1,13 @@
 //! What callers ask of the committer, and how they are answered.
 
 use super::claims::BadRow;
-use super::reopen::Reopened;
+use super::database::Loaded;
 use super::row::RouteRow;
 use crate::blob::BlobRef;
 use crate::queue::drop::Dropped;
 use crate::queue::failures::Remedy;
-use crate::queue::{Claim, Outcome, Push, Pushed, QueueError, RouteId, Seq, StateWrite};
+use crate::queue::{Claim, ClaimRequest, Claimed, Outcome, Push, Pushed, QueueError, RouteId, Seq, StateWrite};
+use rocksdb::DB;
 use tokio::sync::oneshot;
 
 /// Requests that may wait.
@@ -15,7 +16,13 @@ pub(super) const CHANNEL: usize = 1024;
 /// A batch takes no further request from this many operations on.
 pub(super) const BATCH: usize = 20_000;
 
-type Answer<T> = oneshot::Sender<Result<T, QueueError>>;
+pub(super) type Answer<T> = oneshot::Sender<Result<T, QueueError>>;
+
+/// A database that was opened again.
+pub(super) struct Reopened {
+    pub(super) db: DB,
+    pub(super) loaded: Loaded,
+}
 
 /// What callers ask for.
 pub(super) enum Request {
@@ -43,6 +50,12 @@ pub(super) enum Request {
         route: RouteRow,
         answer: Answer<RouteId>,
     },
+    /// Nothing is written for it: it is answered between two batches.
+    Claim {
+        request: ClaimRequest,
+        answer: Answer<Claimed>,
+    },
+    /// Not a caller's: unreadable rows that a claim met.
     Aside {
         rows: Vec<BadRow>,
     },
@@ -59,6 +72,7 @@ impl Request {
             Self::Remedy { seqs, .. } => seqs.len(),
             Self::DropEntries { max, .. } => *max,
             Self::Register { .. } => 1,
+            Self::Claim { .. } => 0,
             Self::Aside { rows } => rows.len(),
             Self::Reopened(_) => BATCH,
         }
@@ -95,14 +109,14 @@ impl Request {
             Self::Remedy { answer: to, .. } => answer(to, Err(error)),
             Self::DropEntries { answer: to, .. } => answer(to, Err(error)),
             Self::Register { answer: to, .. } => answer(to, Err(error)),
+            Self::Claim { answer: to, .. } => answer(to, Err(error)),
             // They are met again once the database is opened again.
             Self::Aside { .. } | Self::Reopened(_) => {}
         }
     }
 }
 
-/// A decided request. It is answered when its batch has ended, even if it was refused: until then, entries that it looked
-/// at are busy.
+/// A decided request. It is answered when its batch has ended, even if it was refused.
 pub(super) enum Decided {
     Push(Answer<Vec<Pushed>>, Result<Vec<Pushed>, QueueError>),
     Settle(Answer<()>, Result<Vec<Claim>, QueueError>),
@@ -142,6 +156,6 @@ impl Decided {
 }
 
 /// Sends an answer; a caller that went away needs none.
-fn answer<T>(to: Answer<T>, result: Result<T, QueueError>) {
+pub(super) fn answer<T>(to: Answer<T>, result: Result<T, QueueError>) {
     drop(to.send(result));
 }

@@ -1,109 +1,23 @@
 //! What the committer, the readers and the claims have in common.
 //!
-//! Locks: the database's is taken first, held while it is read, and never taken twice by one thread; under that of the
-//! claims, others may be taken; under any other, none.
+//! Locks: the database's is taken first, held while it is read, and never taken twice by one thread; all others are held for
+//! moments, and under that of the claims alone another is taken.
 
-use super::claims::{BadRow, Claims, Picked};
+use super::claims::Claims;
 use super::database::Loaded;
 use super::done::DoneIndex;
-use super::keys;
+use super::figures::Figures;
+use super::keys::{self, family};
 use super::recover::ask_for_check;
-use super::row::{self, RouteRow};
-use super::txn::{add, family, queued};
 use crate::queue::damage::Trouble;
-use crate::queue::{
-    Claim, ClaimRequest, Claimed, Entry, Lane, Oldest, QueueError, RouteCounts, RouteId, SyncId, SyncTally, Tally,
-};
+use crate::queue::{Entry, Lane, QueueError, RouteId};
 use rocksdb::{DB, Direction, ErrorKind, IteratorMode};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use tokio::sync::watch;
-
-/// Tallies of syncs that are kept, unless more have entries; a sync that ended has its own record of it.
-const MAX_SYNCS: usize = 10_000;
-
-/// Counters and names, as of the last durable write. Locked for moments only, so that they may be read from anywhere.
-#[derive(Debug, Default)]
-pub(super) struct Figures {
-    pub(super) routes: BTreeMap<RouteId, RouteRow>,
-    counts: BTreeMap<RouteId, RouteCounts>,
-    syncs: BTreeMap<SyncId, SyncTally>,
-    /// What is claimed of the ready and of the retrying.
-    claimed: HashMap<(RouteId, Lane), [Tally; 2]>,
-    /// Rows set aside since the queue was made.
-    pub(super) aside: u64,
-}
-
-impl Figures {
-    /// A route's counters, in which claimed entries count as ready or retrying.
-    pub(super) fn counts(&self, route: RouteId) -> RouteCounts {
-        self.counts.get(&route).copied().unwrap_or_default()
-    }
-
-    pub(super) fn set_counts(&mut self, route: RouteId, counts: RouteCounts) {
-        self.counts.insert(route, counts);
-    }
-
-    pub(super) fn sync(&self, sync: SyncId) -> SyncTally {
-        self.syncs.get(&sync).copied().unwrap_or_default()
-    }
-
-    /// Syncs whose tallies may be forgotten when these are written: none of their entries is left, and many came after them.
-    pub(super) fn old_syncs(&self, written: &BTreeMap<SyncId, SyncTally>) -> Vec<SyncId> {
-        let added = written.keys().filter(|sync| !self.syncs.contains_key(sync)).count();
-        if added == 0 {
-            return Vec::new();
-        }
-        let surplus = (self.syncs.len() + added).saturating_sub(MAX_SYNCS);
-        let ended = self
-            .syncs
-            .iter()
-            .filter(|(sync, tally)| tally.pending == 0 && tally.parked == 0 && !written.contains_key(sync));
-        ended.map(|(sync, _)| *sync).take(surplus).collect()
-    }
-
-    pub(super) fn forget_sync(&mut self, sync: SyncId) {
-        self.syncs.remove(&sync);
-    }
-
-    pub(super) fn set_sync(&mut self, sync: SyncId, tally: SyncTally) {
-        self.syncs.insert(sync, tally);
-    }
-
-    /// A claim begins or ends.
-    pub(super) fn claim(&mut self, entry: &Entry, begins: bool) {
-        let claimed = self.claimed.entry((entry.route, entry.lane)).or_default();
-        add(&mut claimed[usize::from(entry.failure.is_some())], row::tally(entry.size), begins);
-    }
-
-    /// A route's counters with claimed entries apart.
-    pub(super) fn counts_by_state(&self, route: RouteId) -> RouteCounts {
-        let mut counts = self.counts(route);
-        for lane in Lane::ALL {
-            let [ready, retrying] = self.claimed.get(&(route, lane)).copied().unwrap_or_default();
-            let counts = row::lane_counts(&mut counts, lane);
-            add(&mut counts.ready, ready, false);
-            add(&mut counts.retrying, retrying, false);
-            add(&mut counts.claimed, ready, true);
-            add(&mut counts.claimed, retrying, true);
-        }
-        counts
-    }
-
-    /// Goes on with the figures of a database that was opened again; claims are kept.
-    fn resume(&mut self, loaded: Self) {
-        let claimed = std::mem::take(&mut self.claimed);
-        *self = Self { claimed, ..loaded };
-    }
-
-    /// Entries in all routes.
-    pub(super) fn total(&self) -> u64 {
-        self.counts.values().map(queued).sum()
-    }
-}
 
 /// The database, or why there is none.
 enum Handle {
@@ -135,7 +49,7 @@ pub(super) struct Shared {
     trouble: Mutex<Option<Trouble>>,
     claims: Mutex<Claims>,
     figures: Mutex<Figures>,
-    /// Claims that were dropped, on their way to `claims`, whose lock a scan may hold for longer than a drop may wait.
+    /// Claims that were dropped, on their way to `claims`: whoever holds that lock may drop one.
     returned: Mutex<Vec<(RouteId, Lane, u64)>>,
     watches: Mutex<HashMap<RouteId, watch::Sender<u64>>>,
     done: Mutex<DoneIndex>,
@@ -243,7 +157,7 @@ impl Shared {
         locked(&self.figures)
     }
 
-    /// The claims, up to date. Blocks while a scan reads: not for the runtime's threads.
+    /// The claims, up to date.
     pub(super) fn claims(&self) -> MutexGuard<'_, Claims> {
         let mut claims = locked(&self.claims);
         for (route, lane, seq) in locked(&self.returned).drain(..) {
@@ -252,7 +166,8 @@ impl Shared {
         claims
     }
 
-    fn release(&self, entry: &Entry) {
+    /// A claim was dropped.
+    pub(super) fn release(&self, entry: &Entry) {
         locked(&self.returned).push((entry.route, entry.lane, entry.seq.0));
         self.figures().claim(entry, false);
         self.wake(entry.route);
@@ -281,46 +196,6 @@ impl Shared {
 
     pub(super) fn settlements(&self) -> watch::Receiver<u64> {
         self.settlements.subscribe()
-    }
-
-    /// Claims entries, and says which rows it could not read.
-    pub(super) fn claim(self: &Arc<Self>, request: &ClaimRequest) -> Result<(Claimed, Vec<BadRow>), QueueError> {
-        let db = self.db()?;
-        let Picked { entries, bad, next_due, .. } = {
-            let mut claims = self.claims();
-            let picked = claims.pick(&db, request, self.max_backoff).map_err(|error| self.read_error(&error))?;
-            claims.take(request.route, request.lane, &picked);
-            picked
-        };
-        let mut figures = self.figures();
-        for row in &entries {
-            figures.claim(&row.entry, true);
-        }
-        drop(figures);
-        let claims = entries.into_iter().map(|row| {
-            // A claim may outlive the queue.
-            let shared = Arc::downgrade(self);
-            Claim::new(row.entry.clone(), move |entry| {
-                if let Some(shared) = shared.upgrade() {
-                    shared.release(entry);
-                }
-            })
-        });
-        Ok((Claimed { claims: claims.collect(), next_due }, bad))
-    }
-
-    pub(super) fn oldest(&self, route: RouteId, now: SystemTime) -> Result<Oldest, QueueError> {
-        let [retrying, parked] = self.oldest_failed(route)?;
-        let db = self.db()?;
-        let claims = self.claims();
-        let read = |lane| claims.oldest(&db, route, lane).map_err(|error| self.read_error(&error));
-        let (fresh, fresh_due) = read(Lane::Fresh)?;
-        let (backfill, backfill_due) = read(Lane::Backfill)?;
-        let due = fresh_due.into_iter().chain(backfill_due).min();
-        // Further ahead than the longest backoff is due.
-        let beyond = |due: &SystemTime| due.duration_since(now).is_ok_and(|ahead| ahead > self.max_backoff);
-        let next_due = due.map(|due| if beyond(&due) { now } else { due });
-        Ok(Oldest { fresh, backfill, retrying, parked, next_due })
     }
 
     pub(super) fn get(&self, key: &str) -> Result<Option<Vec<u8>>, QueueError> {

@@ -1,9 +1,11 @@
 //! Room on the queue's disk, and the reserve that announcements leave for settling.
 
+use crate::clock::Clock;
 use crate::failpoint::{self, Point};
 use crate::queue::QueueError;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 /// How long a reading of the disk's free space is good for.
 const AGE: Duration = Duration::from_secs(1);
@@ -12,13 +14,14 @@ const AGE: Duration = Duration::from_secs(1);
 pub(super) struct Space {
     dir: PathBuf,
     reserve: u64,
-    read: Option<(Instant, u64)>,
+    clock: Arc<dyn Clock>,
+    read: Option<(Duration, u64)>,
 }
 
 impl Space {
     /// That of this folder; a reserve of 0 turns the check off.
-    pub(super) fn new(dir: PathBuf, reserve: u64) -> Self {
-        Self { dir, reserve, read: None }
+    pub(super) fn new(dir: PathBuf, reserve: u64, clock: Arc<dyn Clock>) -> Self {
+        Self { dir, reserve, clock, read: None }
     }
 
     /// Refuses announcements when the reserve is reached.
@@ -26,11 +29,12 @@ impl Space {
         if self.reserve == 0 {
             return Ok(());
         }
+        let now = self.clock.monotonic();
         let free = match self.read {
-            Some((at, free)) if at.elapsed() < AGE => free,
+            Some((at, free)) if now.saturating_sub(at) < AGE => free,
             _ => {
                 let free = self.free()?;
-                self.read = Some((Instant::now(), free));
+                self.read = Some((now, free));
                 free
             }
         };

@@ -7,10 +7,11 @@ mod transfer;
 use super::database::write_synced;
 use super::open::open;
 use super::{KnownRoute, OpenError, RocksOptions, RocksQueue, keys};
+use crate::queue::WholeQueue;
 use crate::queue::drop::{DropEntries, Dropped};
 use crate::queue::lookup::Lookup;
 use crate::queue::suite::{
-    Both, MAX_BACKOFF, Subject, TestClock, announced, blob, claim_any, confirmed, conformance, failure, found,
+    MAX_BACKOFF, Subject, TestClock, announced, blob, claim_any, confirmed, conformance, failure, found,
 };
 use crate::queue::{
     Lane, Outcome, Pushed, Queue, QueueError, RouteCounts, RouteId, State, StateWrite, SyncId, Tally, Weight,
@@ -52,14 +53,14 @@ impl Rocks {
     }
 
     fn open(&mut self) {
-        let queue = RocksQueue::open(self.dir.path(), self.options.clone(), self.clock.wall()).unwrap();
+        let queue = RocksQueue::open(self.dir.path(), self.options.clone(), self.clock.clock()).unwrap();
         self.queue = Some(queue);
     }
 }
 
 #[async_trait]
 impl Subject for Rocks {
-    fn queue(&self) -> &dyn Both {
+    fn queue(&self) -> &dyn WholeQueue {
         self.queue.as_ref().unwrap()
     }
 
@@ -82,7 +83,7 @@ fn faulty(dir: &Path, clock: &TestClock) -> (RocksQueue, Arc<AtomicBool>, Arc<At
     let queue = open(
         dir,
         options(),
-        clock.wall(),
+        clock.clock(),
         Box::new(move |db, batch| {
             counter.fetch_add(1, Ordering::SeqCst);
             if switch.load(Ordering::SeqCst) {
@@ -97,7 +98,7 @@ fn faulty(dir: &Path, clock: &TestClock) -> (RocksQueue, Arc<AtomicBool>, Arc<At
 /// A queue with a route, in its folder.
 async fn one_route() -> (TempDir, TestClock, RocksQueue, RouteId) {
     let (dir, clock) = (tempfile::tempdir().unwrap(), TestClock::new());
-    let queue = RocksQueue::open(dir.path(), options(), clock.wall()).unwrap();
+    let queue = RocksQueue::open(dir.path(), options(), clock.clock()).unwrap();
     let route = queue.register("a_to_b", "a", "b").await.unwrap();
     (dir, clock, queue, route)
 }
@@ -109,7 +110,7 @@ fn open_raw(dir: &Path) -> DB {
 #[tokio::test]
 async fn a_second_process_is_refused() {
     let (dir, clock, queue, _) = one_route().await;
-    let again = || RocksQueue::open(dir.path(), options(), clock.wall());
+    let again = || RocksQueue::open(dir.path(), options(), clock.clock());
     assert!(matches!(again(), Err(OpenError::Locked(_))));
     queue.close().await;
     drop(again().unwrap());
@@ -123,7 +124,7 @@ async fn a_newer_format_is_refused() {
     let db = open_raw(dir.path());
     db.put_cf(db.cf_handle(keys::META).unwrap(), keys::META_FORMAT, 2u32.to_be_bytes()).unwrap();
     drop(db);
-    let opened = RocksQueue::open(dir.path(), options(), clock.wall());
+    let opened = RocksQueue::open(dir.path(), options(), clock.clock());
     assert!(matches!(opened, Err(OpenError::Format { found: 2, known: 1 })));
 }
 
@@ -135,7 +136,7 @@ async fn an_unknown_family_is_left_alone() {
     let mut db = open_raw(dir.path());
     db.create_cf("later", &Options::default()).unwrap();
     drop(db);
-    let queue = RocksQueue::open(dir.path(), options(), clock.wall()).unwrap();
+    let queue = RocksQueue::open(dir.path(), options(), clock.clock()).unwrap();
     assert_eq!(queue.counts(route).fresh.ready.entries, 1);
 }
 
@@ -173,7 +174,7 @@ async fn known_routes_are_listed() {
 async fn the_reserve_is_for_settling() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), TestClock::new());
     let options = RocksOptions { reserve_bytes: u64::MAX, ..options() };
-    let queue = RocksQueue::open(dir.path(), options, clock.wall()).unwrap();
+    let queue = RocksQueue::open(dir.path(), options, clock.clock()).unwrap();
     let route = queue.register("a_to_b", "a", "b").await.unwrap();
     let refused = queue.push(vec![announced(route, 1)], vec![]).await;
     assert!(matches!(refused, Err(QueueError::NoSpace { reserve: u64::MAX, .. })));
@@ -214,7 +215,7 @@ async fn unreadable_rows_are_set_aside_and_stop_nobody() {
     db.put_cf(family(keys::READY), [&keys::ready(route, Lane::Fresh, 4)[..], b"!"].concat(), b"").unwrap();
     drop(db);
 
-    let queue = RocksQueue::open(dir.path(), options(), clock.wall()).unwrap();
+    let queue = RocksQueue::open(dir.path(), options(), clock.clock()).unwrap();
     let claims = claim_any(&queue, route, Lane::Fresh, 9, clock.now()).await.unwrap();
     let claimed: Vec<_> = claims.iter().map(|claim| claim.entry().blob).collect();
     assert_eq!(claimed, [0, 3, 4, 5].map(blob));
@@ -234,7 +235,7 @@ async fn unreadable_rows_are_set_aside_and_stop_nobody() {
     let garbage = db.get_cf(aside, keys::aside(keys::ENTRY, &keys::entry(route, 1))).unwrap();
     assert_eq!(garbage.unwrap(), b"garbage");
     drop(db);
-    let queue = RocksQueue::open(dir.path(), options(), clock.wall()).unwrap();
+    let queue = RocksQueue::open(dir.path(), options(), clock.clock()).unwrap();
     assert_eq!(queue.set_aside(), 4);
     assert_eq!(claim_any(&queue, route, Lane::Fresh, 9, clock.now()).await.unwrap().len(), 5);
 }
@@ -257,7 +258,7 @@ async fn a_dropped_route_leaves_no_row_behind_but_sets_the_unreadable_aside() {
     db.put_cf(db.cf_handle(keys::PARKED).unwrap(), keys::parked(route, 1, 99), b"\0").unwrap();
     assert_eq!((rows(&db, keys::ENTRY), rows(&db, keys::REF), rows(&db, keys::PARKED)), (5, 5, 1));
     drop(db);
-    let queue = RocksQueue::open(dir.path(), options(), clock.wall()).unwrap();
+    let queue = RocksQueue::open(dir.path(), options(), clock.clock()).unwrap();
     assert_eq!(queue.drop_entries(route, 2).await.unwrap().tally.entries, 2);
     assert_eq!(queue.drop_entries(route, 9).await.unwrap().tally.entries, 2);
     assert_eq!(queue.drop_entries(route, 9).await.unwrap(), Dropped { done: true, ..Dropped::default() });
@@ -271,7 +272,7 @@ async fn a_dropped_route_leaves_no_row_behind_but_sets_the_unreadable_aside() {
     let aside = db.get_cf(db.cf_handle(keys::ASIDE).unwrap(), keys::aside(keys::ENTRY, &keys::entry(route, 2)));
     assert_eq!(aside.unwrap().unwrap(), b"torn");
     drop(db);
-    let queue = RocksQueue::open(dir.path(), options(), clock.wall()).unwrap();
+    let queue = RocksQueue::open(dir.path(), options(), clock.clock()).unwrap();
     assert_eq!(queue.counts(route), empty);
     assert_eq!(queue.counts(other).fresh.ready.entries, 5);
     assert_eq!(queue.push(vec![announced(route, 2)], vec![]).await.unwrap(), [Pushed::Added]);
@@ -326,7 +327,7 @@ async fn tallies_of_old_syncs_are_forgotten() {
     queue.settle(vec![(first, confirmed())]).await.unwrap();
     assert_eq!(tally(0).confirmed, 1);
     drop(queue);
-    let queue = RocksQueue::open(dir.path(), options(), clock.wall()).unwrap();
+    let queue = RocksQueue::open(dir.path(), options(), clock.clock()).unwrap();
     assert_eq!((queue.sync_tally(SyncId(1)).confirmed, queue.sync_tally(SyncId(SYNCS)).pending), (0, 1));
 }
 

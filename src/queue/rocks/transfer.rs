@@ -24,10 +24,11 @@
 //! A file that was cut or changed is refused whole: what is imported stands in a folder of its own, which becomes the queue
 //! by a rename when the end was read and matched.
 
-use super::RocksOptions;
 use super::database::{FORMAT, Log, folder, open_database, open_loaded, sync_folder};
+use super::error::OpenError;
 use super::keys;
-use super::open::{OpenError, lock};
+use super::open::lock;
+use super::options::RocksOptions;
 use super::row;
 use crate::clock::to_unix_ms;
 use crate::queue::damage::{REASON_IMPORTED, sync_needed};

@@ -3,21 +3,23 @@
 //! Entries and refs are read once and changed in memory. Index rows and counters are never touched by hand: they follow
 //! from each entry as it was and as it is, when the batch is [finished](Txn::finish).
 
+mod dropped_rows;
 mod finish;
 
 pub(super) use finish::Effects;
 
-use super::claims::{AsideRow, BadRow, Spot};
+use dropped_rows::DroppedRows;
+
+use super::claims::{AsideRow, BadRow, Claimable};
 use super::done::Done;
-use super::dropped::DroppedRows;
-use super::keys::{self, Seqs};
+use super::keys::{self, Seqs, family};
 use super::row::{self, RouteRow, Stored};
 use super::shared::Shared;
 use crate::blob::BlobRef;
 use crate::failpoint::{self, Point};
-use crate::queue::{Entry, Lane, QueueError, RouteCounts, RouteId, StateWrite, SyncId, Tally};
+use crate::queue::{Entry, Lane, QueueError, RouteId, StateWrite, SyncId};
 use foldhash::{HashMap, HashMapExt as _, HashSet, HashSetExt as _};
-use rocksdb::{ColumnFamily, DB};
+use rocksdb::DB;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -87,15 +89,10 @@ pub(super) struct Txn<'a> {
 pub(super) struct Moved {
     pub(super) route: RouteId,
     pub(super) seq: u64,
-    pub(super) before: Option<Spot>,
-    pub(super) after: Option<Spot>,
+    pub(super) before: Option<Claimable>,
+    pub(super) after: Option<Claimable>,
     /// What is written in its row's place.
     pub(super) row: Option<Arc<Stored>>,
-}
-
-/// A column family, all of which exist from opening on.
-pub(super) fn family<'a>(db: &'a DB, name: &str) -> Result<&'a ColumnFamily, QueueError> {
-    db.cf_handle(name).ok_or_else(|| QueueError::Read(format!("there is no column family {name}")))
 }
 
 impl<'a> Txn<'a> {
@@ -316,7 +313,7 @@ impl<'a> Txn<'a> {
         if self.settled.contains(&seq) || seq >= self.first_seq {
             return false;
         }
-        self.shared.claims().touch(stored.entry.route, stored.entry.lane, seq)
+        self.shared.claims().is_claimed(stored.entry.route, stored.entry.lane, seq)
     }
 
     /// An entry's claim ends in this batch.
@@ -358,24 +355,10 @@ impl<'a> Txn<'a> {
         let moved = self.entries.iter().map(|((route, seq), slot)| Moved {
             route: *route,
             seq: *seq,
-            before: slot.before.as_deref().filter(|_| !self.settled.contains(seq)).and_then(Spot::of),
-            after: slot.after.as_deref().and_then(Spot::of),
+            before: slot.before.as_deref().filter(|_| !self.settled.contains(seq)).and_then(Claimable::of),
+            after: slot.after.as_deref().and_then(Claimable::of),
             row: slot.after.clone().filter(|_| slot.before.is_some() && slot.before != slot.after),
         });
         moved.collect()
     }
-}
-
-/// Entries that are counted as queued.
-pub(super) fn queued(counts: &RouteCounts) -> u64 {
-    let lanes = [counts.fresh, counts.backfill];
-    lanes.map(|lane| lane.ready.entries + lane.retrying.entries + lane.parked.entries).into_iter().sum()
-}
-
-/// Adds to a counter, or subtracts from it.
-pub(super) fn add(to: &mut Tally, tally: Tally, adds: bool) {
-    let change = |number: u64, by: u64| if adds { number.saturating_add(by) } else { number.saturating_sub(by) };
-    to.entries = change(to.entries, tally.entries);
-    to.bytes = change(to.bytes, tally.bytes);
-    to.unknown_size = change(to.unknown_size, tally.unknown_size);
 }

@@ -1,13 +1,18 @@
 //! What every queue must do with failed entries.
 
-use super::{Bench, Both, Make, announced, blob, blobs, confirmed, failure};
+use super::{Bench, Make, announced, blob, blobs, confirmed, failure};
 use crate::fault::FaultKind;
 use crate::queue::failures::{Failed, FailedState, FailureFilter, Remedy};
-use crate::queue::{Failure, Lane, Outcome, Pushed, RouteId, Seq, SyncTally, Weight};
+use crate::queue::{Failure, Lane, Outcome, Pushed, RouteId, Seq, SyncTally, Weight, WholeQueue};
 use std::time::Duration;
 
 /// All failed entries that a filter admits, read in pages of this size.
-pub(crate) async fn all_failures(queue: &dyn Both, route: RouteId, filter: FailureFilter, page: usize) -> Vec<Failed> {
+pub(crate) async fn all_failures(
+    queue: &dyn WholeQueue,
+    route: RouteId,
+    filter: FailureFilter,
+    page: usize,
+) -> Vec<Failed> {
     let (mut found, mut after) = (Vec::new(), None);
     loop {
         let read = queue.failures(route, filter, after, page).await.unwrap();

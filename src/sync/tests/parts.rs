@@ -147,7 +147,6 @@ impl Pair {
         let (ledger, clock) = (Arc::new(Ledger::new(Pages::default())), Arc::new(ManualClock::default()));
         let parts = SyncParts {
             queue: Arc::clone(&ledger) as _,
-            state: Arc::clone(&ledger) as _,
             clock: Arc::clone(&clock) as _,
             tracer: Tracer::off(),
             settings: SyncSettings::default(),

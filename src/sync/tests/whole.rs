@@ -63,8 +63,7 @@ async fn after_a_sync_the_destination_holds_all_and_the_next_finds_nothing() {
     }
     put(&destination, Bytes::from_static(b"only here")).await;
     let clock = Arc::new(SystemClock::new());
-    let wall = Arc::clone(&clock);
-    let queue = ModelQueue::new(u64::MAX, Duration::from_secs(600), Arc::new(move || wall.now()));
+    let queue = ModelQueue::new(u64::MAX, Duration::from_secs(600), clock.clone());
     let id = queue.register("r", "a", "b").await.unwrap();
     let route = SyncRoute {
         name: "r".into(),
@@ -77,13 +76,7 @@ async fn after_a_sync_the_destination_holds_all_and_the_next_finds_nothing() {
         receive_only: false,
     };
     let settings = SyncSettings { high_water: 1000, window: 700, ..SyncSettings::default() };
-    let parts = SyncParts {
-        queue: Arc::new(queue.clone()),
-        state: Arc::new(queue.clone()),
-        clock,
-        tracer: Tracer::off(),
-        settings,
-    };
+    let parts = SyncParts { queue: Arc::new(queue.clone()), clock, tracer: Tracer::off(), settings };
     let syncs = FullSyncs::open(parts, vec![route]).await.unwrap();
     let request = SyncRequest { route: "r".into(), mode: SyncMode::Copy, ..SyncRequest::default() };
 

@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 use blobferry::blob::{BlobRef, DigestFunction};
+use blobferry::clock::SystemClock;
 use blobferry::queue::rocks::{RocksOptions, RocksQueue};
 use blobferry::queue::{Claim, ClaimOrder, ClaimRequest, Lane, Origin, Outcome, Push, Queue, RouteId};
 use rand::{RngCore as _, rngs::SmallRng};
@@ -19,7 +20,7 @@ pub(crate) struct Subject {
 impl Subject {
     /// Opens it as the replicator does by default.
     pub(crate) async fn open(dir: &Path) -> Result<Self> {
-        let queue = RocksQueue::open(dir, RocksOptions::default(), Arc::new(SystemTime::now))?;
+        let queue = RocksQueue::open(dir, RocksOptions::default(), Arc::new(SystemClock::new()))?;
         let route = queue.register("a_to_b", "a", "b").await?;
         Ok(Self { queue, route, from: "a".into() })
     }

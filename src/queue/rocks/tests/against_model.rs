@@ -100,7 +100,7 @@ impl Rocks {
                 Ok(())
             }
         };
-        self.queue = Some(open(&self.dir(), options, self.clock.wall(), Box::new(write)).unwrap());
+        self.queue = Some(open(&self.dir(), options, self.clock.clock(), Box::new(write)).unwrap());
     }
 
     fn queue(&self) -> &RocksQueue {
@@ -512,7 +512,7 @@ async fn random_operations_end_as_in_the_model() {
     let mut run = Run { seed: setting("BLOBFERRY_MODEL_SEED").unwrap_or_else(rand::random), op: 0 };
     let clock = TestClock::new();
     let rocks = Rocks::new(&clock);
-    let model = ModelQueue::new(MAX_ENTRIES, MAX_BACKOFF, clock.wall());
+    let model = ModelQueue::new(MAX_ENTRIES, MAX_BACKOFF, clock.clock());
     let mut routes = Vec::new();
     for (name, from, to) in [("a_to_b", "a", "b"), ("b_to_c", "b", "c")] {
         let route = rocks.queue().register(name, from, to).await.unwrap();

@@ -35,7 +35,7 @@ fn queue_with(dir: &Path, clock: &TestClock, way: Arc<Mutex<Way>>) -> RocksQueue
         Way::FailsBefore => Err(io_error()),
         Way::FailsAfter => write_synced(db, batch).and(Err(io_error())),
     };
-    open(dir, options(), clock.wall(), Box::new(write)).unwrap()
+    open(dir, options(), clock.clock(), Box::new(write)).unwrap()
 }
 
 /// Polls until it is written again.
@@ -51,7 +51,7 @@ pub(super) async fn recovered(queue: &RocksQueue) {
 }
 
 fn reopen(dir: &TempDir, clock: &TestClock) -> Result<RocksQueue, OpenError> {
-    RocksQueue::open(dir.path(), options(), clock.wall())
+    RocksQueue::open(dir.path(), options(), clock.clock())
 }
 
 async fn incidents(queue: &RocksQueue) -> Vec<Incident> {
@@ -88,7 +88,7 @@ fn copy_of(template: &TempDir) -> TempDir {
 }
 
 async fn opened_in_time(dir: &TempDir, clock: &TestClock) -> RocksQueue {
-    let (path, wall) = (dir.path().to_owned(), clock.wall());
+    let (path, wall) = (dir.path().to_owned(), clock.clock());
     let opening = tokio::task::spawn_blocking(move || RocksQueue::open(&path, options(), wall).unwrap());
     tokio::time::timeout(Duration::from_secs(60), opening).await.expect("it opens at all").unwrap()
 }

@@ -44,7 +44,7 @@ async fn an_exported_queue_is_imported_whole_or_not_at_all() {
 
     assert_eq!(bring(&file).unwrap(), exported);
     assert!(matches!(bring(&file), Err(TransferError::NotEmpty(_))));
-    let queue = RocksQueue::open(target.path(), options(), clock.wall()).unwrap();
+    let queue = RocksQueue::open(target.path(), options(), clock.clock()).unwrap();
     assert_eq!(counts(&queue), before);
     assert_eq!(queue.get("override/a").await.unwrap(), Some(vec![1]));
     let needed = queue.get(&format!("{SYNC_NEEDED}a_to_b")).await.unwrap().unwrap();
@@ -80,7 +80,7 @@ async fn a_queue_of_format_1_opens_and_drains() {
     put("ready", &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 8], &[0, 0, 0, 0, 0, 0, 0, 0, 100]);
     put("ref", &[&[0, 0, 0, 0], &reference[..]].concat(), &[0, 0, 0, 0, 0, 0, 0, 8]);
     drop(db);
-    let queue = RocksQueue::open(dir.path(), options(), clock.wall()).unwrap();
+    let queue = RocksQueue::open(dir.path(), options(), clock.clock()).unwrap();
     let route = queue.register("a_to_b", "a", "b").await.unwrap();
     // It is known: no full sync is needed for that.
     assert_eq!(queue.get(&format!("{SYNC_NEEDED}a_to_b")).await.unwrap(), None);

@@ -1,11 +1,11 @@
 //! From the changes of a batch to its bytes, and to what is done in memory once it is written.
 
-use super::{Slot, Txn, add, family};
+use super::dropped_rows::emptied;
+use super::{Slot, Txn};
 use crate::blob::BlobRef;
-use crate::queue::rocks::claims::BadRow;
 use crate::queue::rocks::done::Begun;
-use crate::queue::rocks::dropped;
-use crate::queue::rocks::keys::{self, Seqs};
+use crate::queue::rocks::figures::add;
+use crate::queue::rocks::keys::{self, Seqs, family};
 use crate::queue::rocks::row::{self, RouteRow, Stored};
 use crate::queue::rocks::shared::Shared;
 use crate::queue::{LaneCounts, QueueError, RouteCounts, RouteId, SyncId, SyncTally, Tally};
@@ -30,7 +30,6 @@ pub(in crate::queue::rocks) struct Effects {
     pub(in crate::queue::rocks) syncs: Vec<(SyncId, SyncTally)>,
     pub(in crate::queue::rocks) old_syncs: Vec<SyncId>,
     pub(in crate::queue::rocks) routes: Vec<(RouteId, RouteRow)>,
-    pub(in crate::queue::rocks) aside: Vec<BadRow>,
     pub(in crate::queue::rocks) aside_total: u64,
     pub(in crate::queue::rocks) total: u64,
     pub(in crate::queue::rocks) done: Option<Begun>,
@@ -85,7 +84,7 @@ impl Txn<'_> {
         let mut aside = self.shared.figures().aside;
         aside += self.dropped.write(db, &mut batch)?;
         for route in &self.dropped.swept {
-            let emptied = dropped::emptied(sums.counts(*route));
+            let emptied = emptied(sums.counts(*route));
             *sums.counts(*route) = emptied;
         }
         self.write_entries(&mut batch, &mut sums)?;
@@ -123,7 +122,6 @@ impl Txn<'_> {
             syncs: sums.syncs.into_iter().collect(),
             old_syncs,
             routes: std::mem::take(&mut self.routes),
-            aside: std::mem::take(&mut self.aside),
             aside_total: aside,
             total: self.total.saturating_sub(lost),
             done,
