@@ -234,7 +234,7 @@ async fn a_destination_that_sheds_load_gets_as_many_at_a_time_as_it_takes() {
     let liar = Liar::start().await;
     let replicator = world.replicator(&[("a", &source.url()), ("b", &liar.url)], &[("a", "b")]);
     let operator = replication(&replicator).await;
-    liar.store.set_admits(Some(4));
+    liar.store.set_admits(Some(0));
     let refs = write_large(&source.url(), 0..600).await;
     announce(&mut operator.clone(), "a", &refs).await.unwrap();
     let peer = until("it is noticed", async || {
@@ -243,6 +243,7 @@ async fn a_destination_that_sheds_load_gets_as_many_at_a_time_as_it_takes() {
     })
     .await;
     assert!(peer.last_refusal_time.is_some());
+    liar.store.set_admits(Some(4));
     until("all is copied", async || {
         let status = route(&mut operator.clone()).await;
         (queued(&status) == 0).then_some(())
