@@ -21,7 +21,7 @@ SYNC_BLOBS ?= 100000
 MODEL_OPS ?= 50000
 HISTORIES ?= 1000
 
-.PHONY: help build demo test test-slow kill powerloss diskfull sync bench instructions queue-bench tracing-bench model simulate image-check lint proto-lint proto-baseline doc clean
+.PHONY: help build demo test test-slow kill powerloss diskfull sync field bench instructions queue-bench tracing-bench model simulate image-check lint proto-lint proto-baseline doc clean
 
 help: ## Show what can be made.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -57,6 +57,9 @@ diskfull: ## Fill and free the queue's and the destination's disk N times under 
 
 sync: ## Have a full sync compare two stores of N blobs each (make sync N=1000000).
 	@$(CARGO) bench --bench sync -- --blobs $(or $(N),1000000)
+
+field: ## Measure what load shedding, errors and hopeless entries cost, or evict N announced blobs (make field N=1000000).
+	@$(CARGO) bench --bench field -- $(if $(N),--evicted $(N)) $(ARGS)
 
 bench: ## Measure speed and memory, each figure beside its floor, for at most 90 minutes (ARGS="--quick", "--rounds 5", "--only small").
 	@$(CARGO) bench --bench wire -- $(ARGS)

@@ -365,6 +365,36 @@ pub struct Claimed {
     pub next_due: Option<SystemTime>,
 }
 
+/// How often a route may have got something to claim, by lane and by order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    new: [u64; 2],
+    due: [u64; 2],
+}
+
+impl Changes {
+    /// The counter of a lane's retry order, or of its new entries.
+    pub fn of(&self, lane: Lane, retry: bool) -> u64 {
+        let counters = if retry { &self.due } else { &self.new };
+        counters[lane as usize]
+    }
+
+    /// Something may be claimed there.
+    pub fn add(&mut self, lane: Lane, retry: bool) {
+        let counters = if retry { &mut self.due } else { &mut self.new };
+        let counter = &mut counters[lane as usize];
+        *counter = counter.wrapping_add(1);
+    }
+
+    /// Something may be claimed anywhere.
+    pub fn add_all(&mut self) {
+        for lane in Lane::ALL {
+            self.add(lane, false);
+            self.add(lane, true);
+        }
+    }
+}
+
 /// A number of entries and their size.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
@@ -470,7 +500,7 @@ pub trait Queue: State {
     fn sync_tally(&self, sync: SyncId) -> SyncTally;
 
     /// Changes whenever a route may have something new to claim. A hint: lost ones cost a poll interval.
-    fn subscribe(&self, route: RouteId) -> watch::Receiver<u64>;
+    fn subscribe(&self, route: RouteId) -> watch::Receiver<Changes>;
 }
 
 /// Everything that a queue offers: one handle, from which each part of the program takes the side that it needs.

@@ -14,7 +14,7 @@ use crate::queue::damage::{Condition, REASON_NEW, Trouble, sync_needed};
 use crate::queue::lookup::{Completion, DiscardedBy};
 use crate::queue::storage::{Storage, StorageFigures};
 use crate::queue::{
-    Claim, ClaimOrder, ClaimRequest, Claimed, Entry, Lane, LaneCounts, Oldest, Outcome, Push, Pushed, Queue,
+    Changes, Claim, ClaimOrder, ClaimRequest, Claimed, Entry, Lane, LaneCounts, Oldest, Outcome, Push, Pushed, Queue,
     QueueError, RouteCounts, RouteId, Seq, State, StateWrite, SyncId, SyncTally, Tally,
 };
 use async_trait::async_trait;
@@ -87,7 +87,7 @@ struct Inner {
     released: BTreeSet<u64>,
     /// How often the claims were forgotten; older claims mean nothing any more.
     life: u64,
-    watches: BTreeMap<RouteId, watch::Sender<u64>>,
+    watches: BTreeMap<RouteId, watch::Sender<Changes>>,
     settlements: watch::Sender<u64>,
 }
 
@@ -139,7 +139,7 @@ impl ModelQueue {
 impl Inner {
     fn wake_all(&self) {
         for watch in self.watches.values() {
-            watch.send_modify(|changes| *changes = changes.wrapping_add(1));
+            watch.send_modify(Changes::add_all);
         }
     }
 
@@ -356,8 +356,8 @@ impl Queue for ModelQueue {
         tally
     }
 
-    fn subscribe(&self, route: RouteId) -> watch::Receiver<u64> {
-        self.lock().watches.entry(route).or_insert_with(|| watch::Sender::new(0)).subscribe()
+    fn subscribe(&self, route: RouteId) -> watch::Receiver<Changes> {
+        self.lock().watches.entry(route).or_default().subscribe()
     }
 }
 

@@ -132,8 +132,8 @@ impl Driver {
                     self.apply(Event::Look);
                 }
                 () = changed(&mut queue), if !stopping => {
-                    queue.mark_unchanged();
-                    self.apply(Event::Queue);
+                    let now = *queue.borrow_and_update();
+                    self.apply(Event::Queue(now));
                 }
                 () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => self.apply(Event::Look),
             }

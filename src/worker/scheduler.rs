@@ -45,8 +45,8 @@ use super::attribution::{Attribution, Streak};
 use crate::clock::Entropy;
 use crate::fault::Side;
 use crate::limits::{Limits, Throttle};
-use crate::queue::{Claim, Claimed, Lane, Outcome};
-use class::{Line, Waiter};
+use crate::queue::{Changes, Claim, Claimed, Lane, Outcome};
+use class::{Class, Line, Waiter};
 use packs::{DuplicateRatio, PackSize, RouteCapabilities};
 use scout::Scout;
 use std::collections::{BTreeMap, HashMap};
@@ -94,6 +94,14 @@ struct ClassState {
     next_due: Option<Duration>,
 }
 
+impl ClassState {
+    /// It may have something to claim.
+    fn look(&mut self) {
+        self.exhausted = [false; 2];
+        self.stale = self.claiming;
+    }
+}
+
 /// See the module's header.
 pub(super) struct Scheduler {
     route: Route,
@@ -105,6 +113,8 @@ pub(super) struct Scheduler {
     pack_size: PackSize,
     duplicates: DuplicateRatio,
     classes: [ClassState; 4],
+    /// What the queue told last.
+    changes: Changes,
     scouts: [Scout; 2],
     jobs: HashMap<JobId, InFlight>,
     last_job: u64,
@@ -146,6 +156,7 @@ impl Scheduler {
             pack_size: PackSize::default(),
             duplicates: DuplicateRatio::default(),
             classes: Default::default(),
+            changes: Changes::default(),
             scouts: Default::default(),
             jobs: HashMap::new(),
             last_job: 0,
@@ -206,7 +217,7 @@ impl Scheduler {
                 self.rate_rests_until = Duration::ZERO;
                 self.throttle.set(&limits);
             }
-            Event::Queue => self.look_everywhere(),
+            Event::Queue(changes) => self.queue_changed(&changes),
             Event::Stop => self.stopping = true,
             Event::Look => {}
         }
@@ -352,11 +363,18 @@ impl Scheduler {
     }
 
     /// Something may be claimed that could not be before.
-    fn look_everywhere(&mut self) {
-        for class in &mut self.classes {
-            class.exhausted = [false; 2];
-            class.stale = class.claiming;
+    fn queue_changed(&mut self, changes: &Changes) {
+        for class in Class::ALL {
+            let of = |changes: &Changes| changes.of(class.lane, class.retry);
+            if of(changes) != of(&self.changes) {
+                self.classes[class.index()].look();
+            }
         }
+        self.changes = *changes;
+    }
+
+    fn look_everywhere(&mut self) {
+        self.classes.iter_mut().for_each(ClassState::look);
     }
 
     /// Releases what was claimed and not started.

@@ -231,7 +231,7 @@ impl Sim {
                     let seq = self.queue.push(lane, self.clock.now());
                     self.tags.insert(seq, tag);
                 }
-                self.apply(Event::Queue);
+                self.apply(Event::Queue(self.queue.changes));
             }
             Happening::Ended(job, side, endings, wait) => self.end(job, side, endings, wait),
             Happening::Confirming(job) => self.apply(Event::Confirming(job)),

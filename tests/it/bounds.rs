@@ -11,8 +11,8 @@ use blobferry::queue::failures::{Failed, FailureCursor, FailureFilter, FailurePa
 use blobferry::queue::lookup::{Known, Lookup};
 use blobferry::queue::storage::{Storage, StorageFigures};
 use blobferry::queue::{
-    Claim, ClaimRequest, Claimed, Oldest, Outcome, Push, Pushed, Queue, QueueError, RouteCounts, RouteId, Seq, State,
-    StateWrite, SyncId, SyncTally, WholeQueue,
+    Changes, Claim, ClaimRequest, Claimed, Oldest, Outcome, Push, Pushed, Queue, QueueError, RouteCounts, RouteId, Seq,
+    State, StateWrite, SyncId, SyncTally, WholeQueue,
 };
 use std::sync::Arc;
 use tokio::net::TcpListener;
@@ -63,7 +63,7 @@ impl Queue for Held {
         self.queue.sync_tally(sync)
     }
 
-    fn subscribe(&self, route: RouteId) -> watch::Receiver<u64> {
+    fn subscribe(&self, route: RouteId) -> watch::Receiver<Changes> {
         self.queue.subscribe(route)
     }
 }

@@ -16,7 +16,7 @@ pub(super) fn apply(shared: &Shared, effects: Effects, moves: &[Moved], decided:
         });
         claims.flatten().map(Claim::entry)
     };
-    let mut woken = BTreeSet::new();
+    let mut news = BTreeSet::new();
     let mut claims = shared.claims();
     for entry in settled() {
         claims.settle(entry.route, entry.lane, entry.seq.0);
@@ -27,9 +27,7 @@ pub(super) fn apply(shared: &Shared, effects: Effects, moves: &[Moved], decided:
         }
         if before != after {
             claims.moved(*route, *seq, before.map(|before| before.lane), *after);
-            if after.is_some() {
-                woken.insert(*route);
-            }
+            news.extend(after.map(|after| (*route, after.lane, after.due.is_some())));
         }
     }
     drop(claims);
@@ -50,8 +48,8 @@ pub(super) fn apply(shared: &Shared, effects: Effects, moves: &[Moved], decided:
         figures.claim(entry, false);
     }
     drop(figures);
-    for route in woken {
-        shared.wake(route);
+    for (route, lane, retry) in news {
+        shared.wake(route, |changes| changes.add(lane, retry));
     }
     if decided.iter().any(|decided| matches!(decided, Decided::Settle(..) | Decided::Remedy(..))) {
         shared.settled();

@@ -7,8 +7,8 @@ use crate::clock::Clock;
 use crate::failpoint::{self, Point};
 use crate::queue::damage::{Condition, Trouble};
 use crate::queue::{
-    Claim, ClaimRequest, Claimed, Oldest, Outcome, Push, Pushed, Queue, QueueError, RouteCounts, RouteId, State,
-    StateWrite, SyncId, SyncTally,
+    Changes, Claim, ClaimRequest, Claimed, Oldest, Outcome, Push, Pushed, Queue, QueueError, RouteCounts, RouteId,
+    State, StateWrite, SyncId, SyncTally,
 };
 use async_trait::async_trait;
 use std::fmt;
@@ -173,7 +173,7 @@ impl Queue for RocksQueue {
         self.shared.figures().sync(sync)
     }
 
-    fn subscribe(&self, route: RouteId) -> watch::Receiver<u64> {
+    fn subscribe(&self, route: RouteId) -> watch::Receiver<Changes> {
         self.shared.subscribe(route)
     }
 }

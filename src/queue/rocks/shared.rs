@@ -10,7 +10,7 @@ use super::figures::Figures;
 use super::keys::{self, family};
 use super::recover::ask_for_check;
 use crate::queue::damage::Trouble;
-use crate::queue::{Entry, Lane, QueueError, RouteId};
+use crate::queue::{Changes, Entry, Lane, QueueError, RouteId};
 use rocksdb::{DB, Direction, ErrorKind, IteratorMode};
 use std::collections::HashMap;
 use std::ops::Deref;
@@ -51,7 +51,7 @@ pub(super) struct Shared {
     figures: Mutex<Figures>,
     /// Claims that were dropped, on their way to `claims`: whoever holds that lock may drop one.
     returned: Mutex<Vec<(RouteId, Lane, u64)>>,
-    watches: Mutex<HashMap<RouteId, watch::Sender<u64>>>,
+    watches: Mutex<HashMap<RouteId, watch::Sender<Changes>>>,
     done: Mutex<DoneIndex>,
     settlements: watch::Sender<u64>,
     max_backoff: Duration,
@@ -120,7 +120,7 @@ impl Shared {
         }
         drop(trouble);
         let routes: Vec<RouteId> = self.figures().routes.keys().copied().collect();
-        routes.into_iter().for_each(|route| self.wake(route));
+        routes.into_iter().for_each(|route| self.wake(route, Changes::add_all));
     }
 
     pub(super) fn trouble(&self) -> Option<Trouble> {
@@ -170,18 +170,22 @@ impl Shared {
     pub(super) fn release(&self, entry: &Entry) {
         locked(&self.returned).push((entry.route, entry.lane, entry.seq.0));
         self.figures().claim(entry, false);
-        self.wake(entry.route);
+        // A revived one stands in the retry order, too, though it has not failed.
+        self.wake(entry.route, |changes| {
+            changes.add(entry.lane, false);
+            changes.add(entry.lane, true);
+        });
     }
 
     /// Tells the route's subscribers that there may be something to claim.
-    pub(super) fn wake(&self, route: RouteId) {
+    pub(super) fn wake(&self, route: RouteId, change: impl FnOnce(&mut Changes)) {
         if let Some(watch) = locked(&self.watches).get(&route) {
-            watch.send_modify(|changes| *changes = changes.wrapping_add(1));
+            watch.send_modify(change);
         }
     }
 
-    pub(super) fn subscribe(&self, route: RouteId) -> watch::Receiver<u64> {
-        locked(&self.watches).entry(route).or_insert_with(|| watch::Sender::new(0)).subscribe()
+    pub(super) fn subscribe(&self, route: RouteId) -> watch::Receiver<Changes> {
+        locked(&self.watches).entry(route).or_default().subscribe()
     }
 
     /// Where completions are to be found.

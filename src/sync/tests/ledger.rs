@@ -2,7 +2,7 @@
 
 use crate::blob::BlobRef;
 use crate::queue::{
-    Claim, ClaimRequest, Claimed, Lane, LaneCounts, Oldest, Origin, Outcome, Push, Pushed, Queue, QueueError,
+    Changes, Claim, ClaimRequest, Claimed, Lane, LaneCounts, Oldest, Origin, Outcome, Push, Pushed, Queue, QueueError,
     RouteCounts, RouteId, State, StateWrite, SyncId, SyncTally, Tally,
 };
 use async_trait::async_trait;
@@ -33,12 +33,12 @@ pub(crate) struct Pages {
 #[derive(Debug)]
 pub(crate) struct Ledger {
     pub(crate) pages: Mutex<Pages>,
-    changes: watch::Sender<u64>,
+    changes: watch::Sender<Changes>,
 }
 
 impl Ledger {
     pub(crate) fn new(pages: Pages) -> Self {
-        Self { pages: Mutex::new(pages), changes: watch::Sender::new(0) }
+        Self { pages: Mutex::new(pages), changes: watch::Sender::default() }
     }
 
     /// What a new process would find.
@@ -120,7 +120,7 @@ impl Queue for Ledger {
                 pages.confirm(blob);
             }
         }
-        self.changes.send_modify(|count| *count += 1);
+        self.changes.send_modify(Changes::add_all);
         Ok(results)
     }
 
@@ -160,7 +160,7 @@ impl Queue for Ledger {
         SyncTally { pending: of(false), parked: of(true), confirmed, discarded: 0 }
     }
 
-    fn subscribe(&self, _: RouteId) -> watch::Receiver<u64> {
+    fn subscribe(&self, _: RouteId) -> watch::Receiver<Changes> {
         self.changes.subscribe()
     }
 }

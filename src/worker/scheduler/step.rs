@@ -7,7 +7,9 @@ use crate::copy::{Copied, CopyError};
 use crate::fault::Side;
 use crate::limits::{Charge, Limits};
 use crate::peer::state::PeerState;
-use crate::queue::{Claim, ClaimRequest, Claimed, Lane, LaneCounts, Outcome, QueueError, RouteCounts, RouteId, Weight};
+use crate::queue::{
+    Changes, Claim, ClaimRequest, Claimed, Lane, LaneCounts, Outcome, QueueError, RouteCounts, RouteId, Weight,
+};
 use crate::worker::route::{NextHop, Policy};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -159,7 +161,7 @@ pub(in crate::worker) enum Event {
     /// The limits have changed.
     Limits(Limits),
     /// The queue may have something new.
-    Queue,
+    Queue(Changes),
     /// No more is to be started.
     Stop,
     /// A peer's state has changed, or time has passed.

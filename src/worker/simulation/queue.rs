@@ -2,8 +2,8 @@
 
 use crate::blob::DigestFunction;
 use crate::queue::{
-    Claim, ClaimOrder, ClaimRequest, Claimed, Entry, Lane, LaneCounts, Misses, Outcome, RouteCounts, RouteId, Seq,
-    Weight,
+    Changes, Claim, ClaimOrder, ClaimRequest, Claimed, Entry, Lane, LaneCounts, Misses, Outcome, RouteCounts, RouteId,
+    Seq, Weight,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -17,6 +17,7 @@ pub(super) struct SimQueue {
     parked: BTreeMap<u64, Entry>,
     claimed: [[u64; 2]; 2],
     last: u64,
+    pub(super) changes: Changes,
     returned: Arc<Mutex<Vec<u64>>>,
     /// Settlements of entries that were not claimed: must stay 0.
     pub(super) unclaimed: u64,
@@ -50,6 +51,7 @@ impl SimQueue {
         };
         self.entries.insert(seq, entry);
         self.new[index(lane)].insert(seq);
+        self.changes.add(lane, false);
         seq
     }
 
