@@ -13,7 +13,7 @@
 mod sends;
 
 use crate::blob::{BlobRef, Excerpt};
-use crate::clock::Clock;
+use crate::clock::{Clock, Monotonic};
 use crate::queue::{Lane, Origin, Push, Pushed, Queue, QueueError, RouteCounts, RouteId, StateWrite, Tally};
 use crate::telemetry::{TraceContext, Tracer};
 use sends::Sends;
@@ -291,8 +291,8 @@ pub struct Announcer {
     tracer: Tracer,
     // Why the last durable write failed, if it did.
     trouble: Mutex<Option<String>>,
-    // When each route's oldest entry was asked for, by the monotonic clock, and when that was pushed.
-    oldest: Mutex<HashMap<RouteId, (Duration, Option<SystemTime>)>>,
+    // When each route's oldest entry was asked for, and when that was pushed.
+    oldest: Mutex<HashMap<RouteId, (Monotonic, Option<SystemTime>)>>,
 }
 
 /// How old a route's lag in an answer may be. Asking the queue for each answer would cost as much as the announcement.
@@ -415,14 +415,14 @@ impl Announcer {
         let now = self.clock.monotonic();
         let mut known = self.oldest();
         let (asked, oldest) = known.get_mut(&route)?;
-        if now.saturating_sub(*asked) < LAG_AGE {
+        if now.since(*asked) < LAG_AGE {
             return Some(*oldest);
         }
         *asked = now;
         None
     }
 
-    fn oldest(&self) -> MutexGuard<'_, HashMap<RouteId, (Duration, Option<SystemTime>)>> {
+    fn oldest(&self) -> MutexGuard<'_, HashMap<RouteId, (Monotonic, Option<SystemTime>)>> {
         self.oldest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -4,7 +4,7 @@
 //! Closed ── everything fails alike, latch ──▶ Open ── any success, identification ──▶ Closed
 //! ```
 //!
-//! A plain state machine: events and the monotonic time go in, decisions come out. Nobody is charged while it is open. What it
+//! A plain state machine: events and the time go in, decisions come out. Nobody is charged while it is open. What it
 //! holds to:
 //!
 //! - **It opens when everything fails alike**: after [`ROW`] failures of distinct entries in a row without one success (or
@@ -19,6 +19,7 @@
 //!
 //! The numbers were found by simulation (`worker::simulation`).
 
+use crate::clock::Monotonic;
 use crate::fault::FaultKind;
 use std::time::Duration;
 
@@ -79,8 +80,8 @@ pub enum Pass {
     Try,
     /// One `GetPeerInfo`, to find out whether the right peer is back.
     Identify,
-    /// Nothing, before this monotonic time.
-    Wait(Duration),
+    /// Nothing, before this moment.
+    Wait(Monotonic),
 }
 
 /// What a breaker's state is called.
@@ -137,7 +138,7 @@ pub enum Transition {
     },
 }
 
-/// A breaker as it is shown. Times are monotonic; [`Clock::wall_of`](crate::clock::Clock::wall_of) makes them presentable.
+/// A breaker as it is shown. [`Clock::wall_of`](crate::clock::Clock::wall_of) makes its times presentable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
     /// The state.
@@ -147,9 +148,9 @@ pub struct Snapshot {
     /// Whether only the right peer's identification closes it.
     pub latched: bool,
     /// Since when it is closed, or not closed.
-    pub since: Duration,
+    pub since: Monotonic,
     /// When the next try is due; absent while closed or while a try is out.
-    pub next_try: Option<Duration>,
+    pub next_try: Option<Monotonic>,
     /// Failures since the last success.
     pub failures: u64,
     /// How often it opened since it was made.
@@ -161,33 +162,33 @@ struct Outage {
     reason: Reason,
     latched: bool,
     gap: Duration,
-    next_try: Duration,
+    next_try: Monotonic,
     /// The try that is out: when it began, and until when it holds back the next.
-    out: Option<(Duration, Duration)>,
+    out: Option<(Monotonic, Monotonic)>,
 }
 
 /// The breaker of one peer. See the module's header.
 #[derive(Clone, Debug)]
 pub struct Breaker {
     outage: Option<Outage>,
-    since: Duration,
+    since: Monotonic,
     /// Failures without a success between: by weight, and as such.
     row: f64,
     failures: u64,
-    last_success: Duration,
+    last_success: Monotonic,
     /// When the peer last answered its canary.
-    canary: Option<Duration>,
+    canary: Option<Monotonic>,
     openings: u64,
 }
 
 impl Breaker {
     /// A closed breaker.
-    pub const fn new(now: Duration) -> Self {
+    pub const fn new(now: Monotonic) -> Self {
         Self { outage: None, since: now, row: 0.0, failures: 0, last_success: now, canary: None, openings: 0 }
     }
 
     /// What may be done now.
-    pub fn pass(&self, now: Duration) -> Pass {
+    pub fn pass(&self, now: Monotonic) -> Pass {
         let Some(outage) = &self.outage else { return Pass::Go };
         let at = outage.out.map_or(outage.next_try, |(_, until)| outage.next_try.max(until));
         if now < at {
@@ -200,7 +201,7 @@ impl Breaker {
     }
 
     /// A try or an identification begins, if the breaker is open. `jitter` is in `[0, 1)`.
-    pub fn begin(&mut self, now: Duration, jitter: f64) {
+    pub fn begin(&mut self, now: Monotonic, jitter: f64) {
         let hangs = if self.is_well(now) { HANGS } else { LONGEST_GAP };
         if let Some(outage) = &mut self.outage {
             outage.out = Some((now, now.saturating_add(jittered(hangs, jitter))));
@@ -208,7 +209,7 @@ impl Breaker {
     }
 
     /// A try that began then has ended, whatever came of it. Only the latest lets the next go.
-    pub fn end(&mut self, began: Duration) {
+    pub fn end(&mut self, began: Monotonic) {
         if let Some(outage) = &mut self.outage
             && outage.out.is_some_and(|(latest, _)| latest == began)
         {
@@ -217,7 +218,7 @@ impl Breaker {
     }
 
     /// The peer did what it was asked to.
-    pub fn succeeded(&mut self, now: Duration) -> Option<Transition> {
+    pub fn succeeded(&mut self, now: Monotonic) -> Option<Transition> {
         self.last_success = now;
         self.row = 0.0;
         if self.outage.as_ref().is_some_and(|outage| outage.latched) {
@@ -227,7 +228,7 @@ impl Breaker {
     }
 
     /// The right peer said what it is. Closes a latched breaker; any other waits for a copy that succeeds.
-    pub fn identified(&mut self, now: Duration) -> Option<Transition> {
+    pub fn identified(&mut self, now: Monotonic) -> Option<Transition> {
         if self.outage.as_ref().is_some_and(|outage| outage.latched) { self.close(now) } else { None }
     }
 
@@ -239,7 +240,7 @@ impl Breaker {
         in_flight: usize,
         is_try: bool,
         reason: Reason,
-        now: Duration,
+        now: Monotonic,
         jitter: f64,
     ) -> Option<Transition> {
         #[expect(clippy::cast_precision_loss, reason = "thousands at most")]
@@ -263,7 +264,7 @@ impl Breaker {
             outage.reason = reason;
             return Some(Transition::Opened { reason: outage.reason.clone(), latched: false });
         }
-        let soon = self.failures >= u64::from(SOON) && now.saturating_sub(self.last_success) > QUIET;
+        let soon = self.failures >= u64::from(SOON) && now.since(self.last_success) > QUIET;
         if self.row < row && !soon {
             return None;
         }
@@ -272,7 +273,7 @@ impl Breaker {
 
     /// The wrong peer answers (its kind or its store id is not the expected one): open until an identification succeeds,
     /// whatever the state was, and whoever found out. `jitter` is in `[0, 1)`.
-    pub fn latch(&mut self, reason: Reason, now: Duration, jitter: f64) -> Option<Transition> {
+    pub fn latch(&mut self, reason: Reason, now: Monotonic, jitter: f64) -> Option<Transition> {
         self.failures = self.failures.saturating_add(1);
         let Some(outage) = self.outage.as_mut().filter(|outage| outage.latched) else {
             return self.open(reason, true, now, jitter);
@@ -285,19 +286,19 @@ impl Breaker {
     }
 
     /// The peer was asked a small question; the answer was well, or it was not.
-    pub fn canary(&mut self, well: bool, now: Duration) {
+    pub fn canary(&mut self, well: bool, now: Monotonic) {
         if well {
             self.canary = Some(now);
         }
     }
 
     /// When the peer last answered its canary.
-    pub fn last_canary(&self) -> Option<Duration> {
+    pub fn last_canary(&self) -> Option<Monotonic> {
         self.canary
     }
 
     /// What is expected of the peer has changed: the next try is due now. One that is out goes on.
-    pub fn try_now(&mut self, now: Duration) {
+    pub fn try_now(&mut self, now: Monotonic) {
         if let Some(outage) = &mut self.outage {
             outage.next_try = outage.next_try.min(now);
         }
@@ -326,11 +327,11 @@ impl Breaker {
         }
     }
 
-    fn is_well(&self, now: Duration) -> bool {
-        self.canary.is_some_and(|at| now.saturating_sub(at) < 3 * LONGEST_GAP)
+    fn is_well(&self, now: Monotonic) -> bool {
+        self.canary.is_some_and(|at| now.since(at) < 3 * LONGEST_GAP)
     }
 
-    fn open(&mut self, reason: Reason, latched: bool, now: Duration, jitter: f64) -> Option<Transition> {
+    fn open(&mut self, reason: Reason, latched: bool, now: Monotonic, jitter: f64) -> Option<Transition> {
         if self.outage.is_none() {
             self.since = now;
             self.openings = self.openings.saturating_add(1);
@@ -340,10 +341,10 @@ impl Breaker {
         Some(Transition::Opened { reason, latched })
     }
 
-    fn close(&mut self, now: Duration) -> Option<Transition> {
+    fn close(&mut self, now: Monotonic) -> Option<Transition> {
         let failures = std::mem::take(&mut self.failures);
         let outage = self.outage.take()?;
-        let after = now.saturating_sub(self.since);
+        let after = now.since(self.since);
         (self.since, self.row) = (now, 0.0);
         Some(Transition::Closed { reason: outage.reason, after, failures })
     }

@@ -1,8 +1,8 @@
 //! Time and randomness, injected.
 //!
 //! Nothing below `app` asks the machine for the time or for a random number: it is handed a [`Clock`] and an [`Entropy`],
-//! so that tests and the simulation decide both. Durations are measured on the monotonic clock; the wall clock is
-//! only for what is shown to people or kept over restarts, and may jump.
+//! so that tests and the simulation decide both. Spans of time are measured between [`Monotonic`] moments; the wall clock is only for what is shown to people or kept over
+//! restarts, and may jump.
 
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -13,21 +13,40 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 /// The last millisecond of the year 9999, the latest time that a protobuf Timestamp can hold.
 const LATEST_MS: u64 = 253_402_300_799_999;
 
+/// A moment by a clock's monotonic time, which never goes back. Means nothing to another clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Monotonic(Duration);
+
+impl Monotonic {
+    /// When the clock started.
+    pub const ZERO: Self = Self(Duration::ZERO);
+
+    /// So much later.
+    #[must_use]
+    pub const fn saturating_add(self, span: Duration) -> Self {
+        Self(self.0.saturating_add(span))
+    }
+
+    /// The time since an earlier moment; zero where that lies later.
+    pub const fn since(self, earlier: Self) -> Duration {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
 /// Where the time comes from.
 pub trait Clock: Send + Sync + fmt::Debug {
     /// The wall clock. May jump in either direction.
     fn now(&self) -> SystemTime;
 
-    /// The time since an arbitrary start that stays the same as long as the clock lives. Never goes back.
-    fn monotonic(&self) -> Duration;
+    /// The present moment, for measuring.
+    fn monotonic(&self) -> Monotonic;
 
-    /// What the wall clock would show at this [`monotonic`](Self::monotonic) time, by its present reading: turns the `since`
-    /// of an in-memory state into something to show.
-    fn wall_of(&self, monotonic: Duration) -> SystemTime {
-        let now = self.monotonic();
-        let wall = self.now();
+    /// What the wall clock would show at this moment, by its present reading: turns the `since` of an in-memory state into
+    /// something to show.
+    fn wall_of(&self, moment: Monotonic) -> SystemTime {
+        let (now, wall) = (self.monotonic(), self.now());
         let shown =
-            if monotonic <= now { wall.checked_sub(now - monotonic) } else { wall.checked_add(monotonic - now) };
+            if moment <= now { wall.checked_sub(now.since(moment)) } else { wall.checked_add(moment.since(now)) };
         shown.unwrap_or(wall)
     }
 }
@@ -56,8 +75,8 @@ impl Clock for SystemClock {
         SystemTime::now()
     }
 
-    fn monotonic(&self) -> Duration {
-        self.start.elapsed()
+    fn monotonic(&self) -> Monotonic {
+        Monotonic(self.start.elapsed())
     }
 }
 
@@ -65,13 +84,13 @@ impl Clock for SystemClock {
 #[derive(Debug)]
 pub struct ManualClock {
     // The wall clock and the monotonic one.
-    hands: Mutex<(SystemTime, Duration)>,
+    hands: Mutex<(SystemTime, Monotonic)>,
 }
 
 impl ManualClock {
-    /// A clock that shows this wall time, and zero as its monotonic time.
+    /// A clock that starts now, and shows this wall time.
     pub fn new(now: SystemTime) -> Self {
-        Self { hands: Mutex::new((now, Duration::ZERO)) }
+        Self { hands: Mutex::new((now, Monotonic::ZERO)) }
     }
 
     /// Lets both clocks run on by this much.
@@ -99,7 +118,7 @@ impl Clock for ManualClock {
         self.hands.lock().unwrap_or_else(PoisonError::into_inner).0
     }
 
-    fn monotonic(&self) -> Duration {
+    fn monotonic(&self) -> Monotonic {
         self.hands.lock().unwrap_or_else(PoisonError::into_inner).1
     }
 }
@@ -162,8 +181,20 @@ impl fmt::Debug for Entropy {
 
 #[cfg(test)]
 mod tests {
-    use super::{Clock, Entropy, LATEST_MS, ManualClock, SystemClock, from_unix_ms, to_unix_ms};
+    use super::{Clock, Entropy, LATEST_MS, ManualClock, Monotonic, SystemClock, from_unix_ms, to_unix_ms};
     use std::time::{Duration, UNIX_EPOCH};
+
+    fn at(seconds: u64) -> Monotonic {
+        Monotonic::ZERO.saturating_add(Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn spans_between_moments_are_never_negative_and_moments_never_overflow() {
+        assert_eq!(at(5).since(at(3)), Duration::from_secs(2));
+        assert_eq!(at(3).since(at(5)), Duration::ZERO);
+        let last = at(3).saturating_add(Duration::MAX);
+        assert!(last > at(u64::from(u32::MAX)) && last.saturating_add(Duration::MAX) == last);
+    }
 
     #[test]
     fn milliseconds_round_trip_and_saturate() {
@@ -179,13 +210,13 @@ mod tests {
     fn a_manual_clock_moves_only_when_told_and_a_wall_jump_leaves_durations_alone() {
         let clock = ManualClock::default();
         let start = clock.now();
-        assert_eq!((clock.now(), clock.monotonic()), (start, Duration::ZERO));
+        assert_eq!((clock.now(), clock.monotonic()), (start, Monotonic::ZERO));
         clock.advance(Duration::from_secs(5));
-        assert_eq!((clock.now(), clock.monotonic()), (start + Duration::from_secs(5), Duration::from_secs(5)));
+        assert_eq!((clock.now(), clock.monotonic()), (start + Duration::from_secs(5), at(5)));
         clock.set_wall(UNIX_EPOCH);
-        assert_eq!((clock.now(), clock.monotonic()), (UNIX_EPOCH, Duration::from_secs(5)));
+        assert_eq!((clock.now(), clock.monotonic()), (UNIX_EPOCH, at(5)));
         clock.advance(Duration::MAX);
-        assert_eq!((clock.now(), clock.monotonic()), (UNIX_EPOCH, Duration::MAX));
+        assert_eq!((clock.now(), clock.monotonic()), (UNIX_EPOCH, Monotonic::ZERO.saturating_add(Duration::MAX)));
     }
 
     #[test]
@@ -193,9 +224,9 @@ mod tests {
         let clock = ManualClock::default();
         let start = clock.now();
         clock.advance(Duration::from_secs(60));
-        assert_eq!(clock.wall_of(Duration::ZERO), start);
-        assert_eq!(clock.wall_of(Duration::from_secs(90)), start + Duration::from_secs(90));
-        assert_eq!(clock.wall_of(Duration::MAX), clock.now());
+        assert_eq!(clock.wall_of(Monotonic::ZERO), start);
+        assert_eq!(clock.wall_of(at(90)), start + Duration::from_secs(90));
+        assert_eq!(clock.wall_of(Monotonic::ZERO.saturating_add(Duration::MAX)), clock.now());
         let system = SystemClock::new();
         let early = system.monotonic();
         assert!(system.monotonic() >= early && system.wall_of(early) <= system.now());

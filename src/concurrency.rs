@@ -11,6 +11,7 @@
 //! A plain state machine, shared by all routes that use the peer. TCP's slow start and additive increase are the model; the
 //! pace and its numbers were found by simulation (`worker::simulation`).
 
+use crate::clock::Monotonic;
 use std::time::Duration;
 
 /// The pace of the first place that comes back.
@@ -36,11 +37,11 @@ pub struct Concurrency {
     /// How wide the last refused call was.
     refused_at: usize,
     pace: Duration,
-    next_place: Duration,
-    rests_until: Duration,
+    next_place: Monotonic,
+    rests_until: Monotonic,
     /// How long a call takes.
     usual: Duration,
-    last_refusal: Option<Duration>,
+    last_refusal: Option<Monotonic>,
 }
 
 impl Default for Concurrency {
@@ -53,8 +54,8 @@ impl Default for Concurrency {
             ceiling: 0.0,
             refused_at: 0,
             pace: FIRST_PACE,
-            next_place: Duration::ZERO,
-            rests_until: Duration::ZERO,
+            next_place: Monotonic::ZERO,
+            rests_until: Monotonic::ZERO,
             usual: FIRST_PACE,
             last_refusal: None,
         }
@@ -78,7 +79,7 @@ impl Concurrency {
     ///
     /// # Errors
     /// When to look again, if anything but the end of a copy changes it.
-    pub fn room(&mut self, now: Duration) -> Result<usize, Option<Duration>> {
+    pub fn room(&mut self, now: Monotonic) -> Result<usize, Option<Monotonic>> {
         if self.in_flight == 0 && now < self.rests_until {
             return Err(Some(self.rests_until));
         }
@@ -111,7 +112,7 @@ impl Concurrency {
     }
 
     /// A call of this width succeeded, after so long.
-    pub fn succeeded(&mut self, width: usize, took: Duration, now: Duration) {
+    pub fn succeeded(&mut self, width: usize, took: Duration, now: Monotonic) {
         self.usual = self.usual.mul_f64(1.0 - USUAL).saturating_add(took.mul_f64(USUAL));
         let most = self.most();
         self.width =
@@ -125,7 +126,7 @@ impl Concurrency {
     }
 
     /// A call of this width was refused. `wait` is what the peer asked for.
-    pub fn refused(&mut self, width: usize, wait: Duration, now: Duration) {
+    pub fn refused(&mut self, width: usize, wait: Duration, now: Monotonic) {
         let others = self.in_flight > 0;
         self.last_refusal = Some(now);
         // Of those that were in flight, where nothing was limited yet.
@@ -157,13 +158,12 @@ impl Concurrency {
     }
 
     /// Whether refusals of late hold copies back.
-    pub fn is_overloaded(&self, now: Duration) -> bool {
-        self.places < self.most()
-            && self.last_refusal.is_some_and(|at| now.saturating_sub(at) < Duration::from_secs(30))
+    pub fn is_overloaded(&self, now: Monotonic) -> bool {
+        self.places < self.most() && self.last_refusal.is_some_and(|at| now.since(at) < Duration::from_secs(30))
     }
 
     /// When the peer last refused for want of capacity.
-    pub fn last_refusal(&self) -> Option<Duration> {
+    pub fn last_refusal(&self) -> Option<Monotonic> {
         self.last_refusal
     }
 

@@ -8,7 +8,7 @@
 //! paid through governor's synchronous `check_n` on our own clock. Its period is a whole number of nanoseconds, so it counts
 //! cells of about a millisecond, whatever the rate: counting bytes, 200 MiB/s would be rounded to 238.
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Monotonic};
 use governor::clock::Clock as GovernorClock;
 use governor::middleware::NoOpMiddleware;
 use governor::state::{InMemoryState, NotKeyed};
@@ -149,20 +149,20 @@ impl Override {
     }
 }
 
-/// Our clock as governor asks for it.
-struct Monotonic(Arc<dyn Clock>);
+/// Our clock as governor asks for it: its moments are spans since the start.
+struct SinceStart(Arc<dyn Clock>);
 
-impl GovernorClock for Monotonic {
+impl GovernorClock for SinceStart {
     type Instant = Duration;
 
     fn now(&self) -> Duration {
-        self.0.monotonic()
+        self.0.monotonic().since(Monotonic::ZERO)
     }
 }
 
 /// Something that flows at a rate, charged in advance and paid as time goes by.
 struct Bucket {
-    limiter: RateLimiter<NotKeyed, InMemoryState, Monotonic, NoOpMiddleware<Duration>>,
+    limiter: RateLimiter<NotKeyed, InMemoryState, SinceStart, NoOpMiddleware<Duration>>,
     rate: u64,
     /// How much a cell is, and how long it takes to flow.
     unit: u64,
@@ -185,12 +185,12 @@ impl Bucket {
         let piece = cells(u64::from(burst.get()) / PIECES)?;
         let cell = Duration::from_nanos(cell);
         let quota = Quota::with_period(cell)?.allow_burst(burst);
-        let limiter = RateLimiter::direct_with_clock(quota, Monotonic(clock.clone()));
+        let limiter = RateLimiter::direct_with_clock(quota, SinceStart(clock.clone()));
         Some(Self { limiter, rate, unit, cell, patience: burst.get() / 2, piece, owed })
     }
 
-    /// Pays what can be paid now; when to come again, while something is owed. In monotonic time.
-    fn pay(&mut self) -> Option<Duration> {
+    /// Pays what can be paid now; when to come again, while something is owed.
+    fn pay(&mut self) -> Option<Monotonic> {
         let unit = i128::from(self.unit);
         // At most a burst's pieces are granted in one go. What is less than a cell is paid with the next.
         while self.owed >= unit {
@@ -200,7 +200,8 @@ impl Bucket {
                 Ok(Ok(())) => self.owed -= unit * i128::from(cells.get()),
                 Ok(Err(not_yet)) => {
                     let more = owed.min(self.patience).saturating_sub(cells.get());
-                    return Some(not_yet.earliest_possible().saturating_add(self.cell * more));
+                    let earliest = Monotonic::ZERO.saturating_add(not_yet.earliest_possible());
+                    return Some(earliest.saturating_add(self.cell * more));
                 }
                 // A piece is never larger than the burst.
                 Err(_) => return None,
@@ -223,7 +224,7 @@ struct Buckets {
 }
 
 impl Buckets {
-    fn pay(&mut self) -> Option<Duration> {
+    fn pay(&mut self) -> Option<Monotonic> {
         let bytes = self.bytes.as_mut().and_then(Bucket::pay);
         let blobs = self.blobs.as_mut().and_then(Bucket::pay);
         bytes.max(blobs)
@@ -258,8 +259,8 @@ impl Throttle {
     /// Begins a copy of a blob of this size, where it is known already.
     ///
     /// # Errors
-    /// When to come again, in monotonic time, where none may begin now.
-    pub fn begin(self: &Arc<Self>, size: Option<u64>) -> Result<Charge, Duration> {
+    /// When to come again, where none may begin now.
+    pub fn begin(self: &Arc<Self>, size: Option<u64>) -> Result<Charge, Monotonic> {
         let mut buckets = self.buckets();
         if let Some(until) = buckets.pay() {
             return Err(until);

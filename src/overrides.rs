@@ -22,7 +22,7 @@
 mod document;
 mod file;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Monotonic};
 use crate::limits::{Limits, Override, Setting};
 use crate::queue::{QueueError, State, StateWrite};
 use document::{Document, Kept};
@@ -102,8 +102,8 @@ pub struct Overrides {
 #[derive(Default)]
 struct Inner {
     document: Document,
-    /// When those that expire do; monotonic.
-    deadlines: BTreeMap<(String, Setting), Duration>,
+    /// When those that expire do.
+    deadlines: BTreeMap<(String, Setting), Monotonic>,
     /// The revisions that are in the state and in the file.
     saved: [u64; 2],
 }

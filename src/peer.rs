@@ -315,7 +315,7 @@ impl Peer {
         let now = self.clock.monotonic();
         let state = self.state();
         let breaker = state.breaker().snapshot();
-        let wall = |monotonic| self.clock.wall_of(monotonic);
+        let wall = |moment| self.clock.wall_of(moment);
         PeerSnapshot {
             name: self.name.clone(),
             store_id: self.store_id.borrow().clone(),

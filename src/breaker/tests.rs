@@ -1,14 +1,15 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use super::{Breaker, Failed, LONGEST_GAP, Pass, Phase, ROW, Reason, SHORT_GAP, Transition};
+use crate::clock::Monotonic;
 use crate::fault::FaultKind;
 use proptest::prelude::{any, prop_assert, proptest};
 use std::time::Duration;
 
-const START: Duration = Duration::ZERO;
+const START: Monotonic = Monotonic::ZERO;
 
-fn at(seconds: f64) -> Duration {
-    Duration::from_secs_f64(seconds)
+fn at(seconds: f64) -> Monotonic {
+    START.saturating_add(Duration::from_secs_f64(seconds))
 }
 
 fn down() -> Reason {
@@ -20,7 +21,7 @@ fn stranger() -> Reason {
 }
 
 /// Fails so often at this time; whether it is open then.
-fn fail(breaker: &mut Breaker, how: Failed, times: u32, now: Duration) -> bool {
+fn fail(breaker: &mut Breaker, how: Failed, times: u32, now: Monotonic) -> bool {
     for _ in 0..times {
         breaker.failed(how, 0, false, down(), now, 1.0);
     }
@@ -78,7 +79,7 @@ fn tries_come_one_at_a_time_with_gaps_that_double() {
     let mut gaps = Vec::new();
     for _ in 0..12 {
         let Pass::Wait(until) = breaker.pass(now) else { panic!("too early") };
-        gaps.push((until - now).as_millis());
+        gaps.push(until.since(now).as_millis());
         now = until;
         assert_eq!(breaker.pass(now), Pass::Try);
         breaker.begin(now, 1.0);
@@ -100,7 +101,7 @@ fn a_peer_that_answers_its_canary_is_tried_more_often() {
         breaker.failed(Failed::First, 1, true, down(), now, 1.0);
         breaker.end(now);
         let Pass::Wait(until) = breaker.pass(now) else { panic!("too early") };
-        assert!(until - now <= SHORT_GAP);
+        assert!(until.since(now) <= SHORT_GAP);
         now = until;
     }
     breaker.canary(false, now);
@@ -111,7 +112,7 @@ fn a_peer_that_answers_its_canary_is_tried_more_often() {
 fn a_try_that_hangs_does_not_hold_back_the_next_for_ever() {
     let mut breaker = opened();
     breaker.begin(at(2.0), 1.0);
-    assert_eq!(breaker.pass(at(3.0)), Pass::Wait(at(2.0) + LONGEST_GAP));
+    assert_eq!(breaker.pass(at(3.0)), Pass::Wait(at(2.0).saturating_add(LONGEST_GAP)));
     assert_eq!(breaker.pass(at(12.0)), Pass::Try);
     breaker.begin(at(12.0), 1.0);
     breaker.end(at(2.0));
@@ -122,7 +123,7 @@ fn a_try_that_hangs_does_not_hold_back_the_next_for_ever() {
 fn any_success_closes_it_and_its_whole_story_is_told() {
     let mut breaker = opened();
     let closed = breaker.succeeded(at(5.0));
-    assert_eq!(closed, Some(Transition::Closed { reason: down(), after: at(4.0), failures: 64 }));
+    assert_eq!(closed, Some(Transition::Closed { reason: down(), after: Duration::from_secs(4), failures: 64 }));
     assert_eq!((breaker.pass(at(5.0)), breaker.snapshot().openings), (Pass::Go, 1));
     assert!(!fail(&mut breaker, Failed::First, 63, at(6.0)), "it begins anew");
 }
@@ -151,7 +152,7 @@ proptest! {
         let mut breaker = Breaker::new(START);
         let mut now = START;
         for (what, pause, flag) in steps {
-            now += Duration::from_millis(pause.into());
+            now = now.saturating_add(Duration::from_millis(pause.into()));
             match what % 6 {
                 0 => drop(breaker.failed(Failed::First, 3, flag, down(), now, 0.5)),
                 1 => drop(breaker.failed(Failed::Again, 3, flag, down(), now, 0.5)),
@@ -162,10 +163,10 @@ proptest! {
                 _ => drop(breaker.succeeded(now)),
             }
             if let Pass::Wait(until) = breaker.pass(now) {
-                prop_assert!(until > now && until - now <= 2 * LONGEST_GAP, "{:?}", until - now);
+                prop_assert!(until > now && until.since(now) <= 2 * LONGEST_GAP, "{until:?} at {now:?}");
             }
             if breaker.snapshot().latched {
-                prop_assert!(breaker.pass(now + 2 * LONGEST_GAP) == Pass::Identify);
+                prop_assert!(breaker.pass(now.saturating_add(2 * LONGEST_GAP)) == Pass::Identify);
             }
         }
     }

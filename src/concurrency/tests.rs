@@ -1,8 +1,9 @@
 use super::Concurrency;
+use crate::clock::Monotonic;
 use std::time::Duration;
 
-fn at(seconds: f64) -> Duration {
-    Duration::from_secs_f64(seconds)
+fn at(seconds: f64) -> Monotonic {
+    Monotonic::ZERO.saturating_add(Duration::from_secs_f64(seconds))
 }
 
 /// A peer that a route would use with so many copies.
@@ -43,7 +44,7 @@ fn each_refusal_takes_its_place_along_and_places_come_back_one_by_one() {
     assert!(matches!(peer.room(next), Err(Some(later)) if later > next));
     // As wide as the last refusal was admitted: that is not too wide any more.
     peer.end();
-    peer.succeeded(10, at(0.025), next);
+    peer.succeeded(10, Duration::from_millis(25), next);
     assert_eq!(peer.in_force(), Some(7));
     assert!(!peer.is_overloaded(at(60.0)));
 }
@@ -54,7 +55,7 @@ fn alone_and_refused_the_peer_rests_as_long_as_it_asks_to() {
     for _ in 0..20 {
         let width = peer.begin();
         peer.end();
-        peer.refused(width, at(5.0), at(1.0));
+        peer.refused(width, Duration::from_secs(5), at(1.0));
     }
     assert_eq!(peer.in_force(), Some(1), "never less");
     assert!(matches!(peer.room(at(5.9)), Err(Some(until)) if until >= at(6.0) && until <= at(11.0)));
@@ -72,7 +73,7 @@ fn after_an_outage_the_width_begins_at_one_and_doubles_up_to_half() {
         rounds.push(room);
         (0..room).for_each(|_| _ = peer.begin());
         (0..room).for_each(|_| peer.end());
-        (0..room).for_each(|_| peer.succeeded(room, at(0.025), at(0.0)));
+        (0..room).for_each(|_| peer.succeeded(room, Duration::from_millis(25), at(0.0)));
     }
     assert_eq!(rounds[..6], [1, 2, 4, 8, 16, 16]);
     assert_eq!((rounds[39], peer.in_force()), (32, None));

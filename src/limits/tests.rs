@@ -23,7 +23,7 @@ fn blobs(rate: f64) -> Limits {
 
 /// Begins copies of these sizes as fast as may be, each done at once, for so many seconds; how many there were.
 fn run(clock: &ManualClock, throttle: &Arc<Throttle>, seconds: u64, size: impl Fn(u64) -> (Option<u64>, u64)) -> u64 {
-    let end = clock.monotonic() + Duration::from_secs(seconds);
+    let end = clock.monotonic().saturating_add(Duration::from_secs(seconds));
     let mut begun = 0;
     loop {
         let (stated, actual) = size(begun);
@@ -37,7 +37,7 @@ fn run(clock: &ManualClock, throttle: &Arc<Throttle>, seconds: u64, size: impl F
                 if until >= end {
                     return begun;
                 }
-                clock.advance(until - clock.monotonic());
+                clock.advance(until.since(clock.monotonic()));
             }
         }
     }
@@ -94,7 +94,7 @@ fn a_blob_larger_than_the_burst_goes_and_the_next_waits_for_its_time() {
     large.known(Some(60_000));
     let start = clock.monotonic();
     assert_eq!(run(&clock, &throttle, 59, |_| (Some(1), 1)), 0);
-    clock.advance(Duration::from_secs(61).saturating_sub(clock.monotonic() - start));
+    clock.advance(Duration::from_secs(61).saturating_sub(clock.monotonic().since(start)));
     // Whoever does not ask meanwhile pays later; nobody is starved.
     assert!(run(&clock, &throttle, 120, |_| (Some(1), 1)) > 1000);
 }

@@ -1,6 +1,7 @@
 //! What is known of a peer: its breaker, its concurrency, and its identity. Plain data with plain decisions.
 
 use crate::breaker::{Breaker, Failed, Pass, Reason, Transition};
+use crate::clock::Monotonic;
 use crate::concurrency::Concurrency;
 use crate::store::StoreInfo;
 use std::time::Duration;
@@ -23,7 +24,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(25);
 /// The longest pause between identifications that fail while the breaker is closed.
 const LONGEST_PAUSE: Duration = Duration::from_millis(400);
 
-/// What is known of a peer, and what follows from it. Times are monotonic.
+/// What is known of a peer, and what follows from it.
 #[derive(Debug)]
 pub struct PeerState {
     /// Whether the peer is tried at all.
@@ -31,18 +32,18 @@ pub struct PeerState {
     /// How many copies at a time may use it.
     pub concurrency: Concurrency,
     /// What the store last said of itself, and when.
-    info: Option<(StoreInfo, Duration)>,
-    last_contact: Option<Duration>,
-    last_error: Option<(Reason, Duration)>,
+    info: Option<(StoreInfo, Monotonic)>,
+    last_contact: Option<Monotonic>,
+    last_error: Option<(Reason, Monotonic)>,
     /// It failed since it last said what it is.
     doubted: bool,
     /// Another store was adopted since it last said what it is.
     adopted: bool,
     /// Since when it is being asked what it is.
-    identifying: Option<Duration>,
+    identifying: Option<Monotonic>,
     /// Identifications that failed in a row, and when the next may begin.
     unidentified: u32,
-    next_identification: Duration,
+    next_identification: Monotonic,
     /// Changes that were not logged yet.
     transitions: Vec<Transition>,
     /// Whether other routes are to look again.
@@ -53,7 +54,7 @@ pub struct PeerState {
 
 impl PeerState {
     /// A peer that was not asked yet.
-    pub fn new(now: Duration) -> Self {
+    pub fn new(now: Monotonic) -> Self {
         Self {
             breaker: Breaker::new(now),
             concurrency: Concurrency::default(),
@@ -64,7 +65,7 @@ impl PeerState {
             adopted: false,
             identifying: None,
             unidentified: 0,
-            next_identification: Duration::ZERO,
+            next_identification: Monotonic::ZERO,
             transitions: Vec::new(),
             is_news: false,
             denied: false,
@@ -77,7 +78,7 @@ impl PeerState {
     }
 
     /// What may be done with the peer now, as far as its breaker goes.
-    pub fn pass(&self, now: Duration) -> Pass {
+    pub fn pass(&self, now: Monotonic) -> Pass {
         self.breaker.pass(now)
     }
 
@@ -87,28 +88,28 @@ impl PeerState {
     }
 
     /// When it said that.
-    pub fn info_time(&self) -> Option<Duration> {
+    pub fn info_time(&self) -> Option<Monotonic> {
         self.info.as_ref().map(|(_, told)| *told)
     }
 
     /// When it last answered.
-    pub fn last_contact(&self) -> Option<Duration> {
+    pub fn last_contact(&self) -> Option<Monotonic> {
         self.last_contact
     }
 
     /// The last fault of its own, and when it happened.
-    pub fn last_error(&self) -> Option<&(Reason, Duration)> {
+    pub fn last_error(&self) -> Option<&(Reason, Monotonic)> {
         self.last_error.as_ref()
     }
 
     /// Whether it answers small questions, or did half a minute ago, though its breaker may be open.
-    pub fn answers(&self, now: Duration) -> bool {
+    pub fn answers(&self, now: Monotonic) -> bool {
         let told = self.info_time().max(self.breaker.last_canary());
-        told.is_some_and(|told| now.saturating_sub(told) <= ANSWERS) && !self.breaker.snapshot().latched
+        told.is_some_and(|told| now.since(told) <= ANSWERS) && !self.breaker.snapshot().latched
     }
 
     /// What is expected of the peer has changed: it is asked what it is at once, whatever is known.
-    pub fn expect_another(&mut self, now: Duration) {
+    pub fn expect_another(&mut self, now: Monotonic) {
         self.doubted = true;
         self.adopted = true;
         self.next_identification = now;
@@ -117,8 +118,8 @@ impl PeerState {
     }
 
     /// Whether the peer has to say what it is before it is used.
-    pub fn needs_identification(&self, now: Duration) -> bool {
-        let is_older = |since: Duration, limit| now.saturating_sub(since) > limit;
+    pub fn needs_identification(&self, now: Monotonic) -> bool {
+        let is_older = |since: Monotonic, limit| now.since(since) > limit;
         let Some((_, asked)) = self.info else { return true };
         self.breaker.snapshot().latched
             || self.adopted
@@ -131,7 +132,7 @@ impl PeerState {
     ///
     /// # Errors
     /// When to look again; `None` while one is under way.
-    pub fn may_identify(&self, now: Duration) -> Result<(), Option<Duration>> {
+    pub fn may_identify(&self, now: Monotonic) -> Result<(), Option<Monotonic>> {
         if self.identifying.is_some() {
             return Err(None);
         }
@@ -139,18 +140,18 @@ impl PeerState {
     }
 
     /// An identification begins; one that is a try of the open breaker, too. `jitter` is in `[0, 1)`.
-    pub fn begin_identification(&mut self, now: Duration, jitter: f64) {
+    pub fn begin_identification(&mut self, now: Monotonic, jitter: f64) {
         self.identifying = Some(now);
         self.breaker.begin(now, jitter);
     }
 
     /// When the store last said what it is, or failed to.
-    pub fn asked(&self) -> Option<Duration> {
+    pub fn asked(&self) -> Option<Monotonic> {
         self.info.as_ref().map(|(_, asked)| *asked).max(self.last_error.as_ref().map(|(_, at)| *at))
     }
 
     /// The store said what it is, and that is what it should be.
-    pub fn identified(&mut self, info: StoreInfo, now: Duration) {
+    pub fn identified(&mut self, info: StoreInfo, now: Monotonic) {
         self.end_identification();
         (self.doubted, self.adopted, self.unidentified) = (false, false, 0);
         self.info = Some((info, now));
@@ -160,7 +161,7 @@ impl PeerState {
     }
 
     /// The store did not say what it is. `jitter` is in `[0, 1)`.
-    pub fn not_identified(&mut self, reason: Reason, now: Duration, jitter: f64) {
+    pub fn not_identified(&mut self, reason: Reason, now: Monotonic, jitter: f64) {
         self.end_identification();
         let pause = FIRST_PAUSE.saturating_mul(1 << self.unidentified.min(10)).min(LONGEST_PAUSE);
         self.unidentified = self.unidentified.saturating_add(1);
@@ -170,7 +171,7 @@ impl PeerState {
     }
 
     /// The store says that it is another one, or of the wrong kind. `jitter` is in `[0, 1)`.
-    pub fn is_another(&mut self, info: StoreInfo, reason: Reason, now: Duration, jitter: f64) {
+    pub fn is_another(&mut self, info: StoreInfo, reason: Reason, now: Monotonic, jitter: f64) {
         self.end_identification();
         self.adopted = false;
         self.info = Some((info, now));
@@ -180,7 +181,7 @@ impl PeerState {
     }
 
     /// A copy begins; gives how wide it is. `jitter` is in `[0, 1)`.
-    pub fn begin(&mut self, now: Duration, jitter: f64) -> usize {
+    pub fn begin(&mut self, now: Monotonic, jitter: f64) -> usize {
         self.breaker.begin(now, jitter);
         self.concurrency.begin()
     }
@@ -192,12 +193,12 @@ impl PeerState {
     }
 
     /// A try of the open breaker, which began then, has ended.
-    pub fn end_try(&mut self, began: Duration) {
+    pub fn end_try(&mut self, began: Monotonic) {
         self.breaker.end(began);
     }
 
     /// The peer did what it was asked to.
-    pub fn succeeded(&mut self, now: Duration) {
+    pub fn succeeded(&mut self, now: Monotonic) {
         self.last_contact = Some(now);
         let transition = self.breaker.succeeded(now);
         if transition.is_some() {
@@ -207,7 +208,7 @@ impl PeerState {
     }
 
     /// The peer failed, or seems to have; see [`Breaker::failed`].
-    pub fn fail(&mut self, how: Failed, is_try: bool, reason: Reason, now: Duration, jitter: f64) {
+    pub fn fail(&mut self, how: Failed, is_try: bool, reason: Reason, now: Monotonic, jitter: f64) {
         self.doubted = true;
         self.last_error = Some((reason.clone(), now));
         let in_flight = self.concurrency.in_flight();
@@ -216,7 +217,7 @@ impl PeerState {
     }
 
     /// The peer refused for want of capacity.
-    pub fn refused(&mut self, width: usize, wait: Duration, reason: Reason, now: Duration) {
+    pub fn refused(&mut self, width: usize, wait: Duration, reason: Reason, now: Monotonic) {
         self.last_error = Some((reason, now));
         self.last_contact = Some(now);
         self.concurrency.refused(width, wait, now);
@@ -228,7 +229,7 @@ impl PeerState {
     }
 
     /// The peer was asked a small question; the answer was well, or it was not.
-    pub fn canary(&mut self, well: bool, now: Duration) {
+    pub fn canary(&mut self, well: bool, now: Monotonic) {
         self.breaker.canary(well, now);
         self.is_news = true;
     }

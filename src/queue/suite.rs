@@ -20,7 +20,7 @@ pub(crate) use lookup::{
 };
 
 use crate::blob::{BlobRef, DigestFunction};
-use crate::clock::{Clock, SystemClock};
+use crate::clock::{Clock, Monotonic, SystemClock};
 use crate::fault::FaultKind;
 use crate::queue::damage::SYNC_NEEDED;
 use crate::queue::{
@@ -83,7 +83,7 @@ impl Clock for TestClock {
         self.now()
     }
 
-    fn monotonic(&self) -> Duration {
+    fn monotonic(&self) -> Monotonic {
         self.0.machine.monotonic()
     }
 }

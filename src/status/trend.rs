@@ -1,5 +1,6 @@
 //! Rates and direction of a route, from samples of its counters.
 
+use crate::clock::Monotonic;
 use crate::queue::RouteCounts;
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -19,7 +20,7 @@ const SPACING: Duration = Duration::from_millis(500);
 /// What a sample keeps of a route's counters.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Sample {
-    at: Duration,
+    at: Monotonic,
     backlog: u64,
     done: u64,
     copied: u64,
@@ -57,13 +58,13 @@ pub struct Samples {
 }
 
 impl Samples {
-    /// Takes a sample at the monotonic time `at`.
-    pub fn add(&mut self, at: Duration, backlog: u64, counts: &RouteCounts) {
-        if self.kept.back().is_some_and(|last| at < last.at + SPACING) {
+    /// Takes a sample at this moment.
+    pub fn add(&mut self, at: Monotonic, backlog: u64, counts: &RouteCounts) {
+        if self.kept.back().is_some_and(|last| at.since(last.at) < SPACING) {
             return;
         }
         // One sample older than the window stays, to compare with.
-        while self.kept.get(1).is_some_and(|second| second.at + GROWTH_WINDOW <= at) {
+        while self.kept.get(1).is_some_and(|second| at.since(second.at) >= GROWTH_WINDOW) {
             self.kept.pop_front();
         }
         let done = counts.confirmed + counts.discarded;
@@ -71,17 +72,17 @@ impl Samples {
     }
 
     /// The trend up to now, with these figures as the newest.
-    pub fn trend(&self, now: Duration, backlog: u64, counts: &RouteCounts) -> Trend {
+    pub fn trend(&self, now: Monotonic, backlog: u64, counts: &RouteCounts) -> Trend {
         let Some(oldest) = self.kept.front() else { return Trend::default() };
-        let growing = (oldest.at + GROWTH_WINDOW <= now).then_some(backlog > oldest.backlog);
-        let from = self.kept.iter().find(|sample| sample.at + RATE_WINDOW >= now);
+        let growing = (now.since(oldest.at) >= GROWTH_WINDOW).then_some(backlog > oldest.backlog);
+        let from = self.kept.iter().find(|sample| now.since(sample.at) <= RATE_WINDOW);
         let Some(from) = from.or(self.kept.back()) else { return Trend::default() };
-        let seconds = now.saturating_sub(from.at).as_secs_f64();
+        let seconds = now.since(from.at).as_secs_f64();
         if seconds < SPACING.as_secs_f64() {
             return Trend { growing, ..Trend::default() };
         }
         let done = counts.confirmed + counts.discarded;
-        let since = self.kept.iter().rfind(|sample| sample.at + IDLE_WINDOW <= now);
+        let since = self.kept.iter().rfind(|sample| now.since(sample.at) >= IDLE_WINDOW);
         if !is_busy(counts) && since.is_some_and(|sample| sample.done == done) {
             return Trend { growing, ..Trend::default() };
         }
@@ -103,8 +104,13 @@ fn is_busy(counts: &RouteCounts) -> bool {
 #[cfg(test)]
 mod tests {
     use super::{Samples, is_busy};
+    use crate::clock::Monotonic;
     use crate::queue::{LaneCounts, RouteCounts, Tally};
     use std::time::Duration;
+
+    fn at(second: u64) -> Monotonic {
+        Monotonic::ZERO.saturating_add(Duration::from_secs(second))
+    }
 
     fn counts(copied: u64) -> RouteCounts {
         RouteCounts { confirmed: copied, copied, copied_bytes: copied * 1000, ..RouteCounts::default() }
@@ -113,20 +119,20 @@ mod tests {
     #[test]
     fn rates_are_those_of_the_last_seconds_and_growth_needs_a_minute() {
         let mut samples = Samples::default();
-        assert_eq!(samples.trend(Duration::ZERO, 0, &counts(0)).growing, None);
+        assert_eq!(samples.trend(at(0), 0, &counts(0)).growing, None);
         for second in 0..=300 {
             // Fast at first, and then 10 a second.
             let copied = if second < 100 { second * 500 } else { 50_000 + (second - 100) * 10 };
-            samples.add(Duration::from_secs(second), 10_000 + second, &counts(copied));
+            samples.add(at(second), 10_000 + second, &counts(copied));
         }
         assert!(samples.kept.len() < 70);
-        let trend = samples.trend(Duration::from_secs(300), 10_300, &counts(52_000));
+        let trend = samples.trend(at(300), 10_300, &counts(52_000));
         assert_eq!(trend.growing, Some(true));
         assert!((trend.blobs_per_second - 10.0).abs() < 0.1, "{trend:?}");
         assert!((trend.bytes_per_second - 10_000.0).abs() < 100.0, "{trend:?}");
         assert_eq!(trend.eta(100), Some(Duration::from_secs(10)));
         assert_eq!(trend.eta(0), None);
-        let later = samples.trend(Duration::from_secs(400), 9_000, &counts(52_000));
+        let later = samples.trend(at(400), 9_000, &counts(52_000));
         assert_eq!((later.growing, later.eta(9_000)), (Some(false), None));
     }
 
@@ -134,19 +140,19 @@ mod tests {
     fn an_idle_route_has_no_rate_and_a_busy_one_keeps_it_for_ten_seconds() {
         let mut samples = Samples::default();
         for second in 0..=20 {
-            samples.add(Duration::from_secs(second), 0, &counts(second.min(10) * 1000));
+            samples.add(at(second), 0, &counts(second.min(10) * 1000));
         }
         let claimed = Tally { entries: 1, ..Tally::default() };
         let busy = RouteCounts { fresh: LaneCounts { claimed, ..LaneCounts::default() }, ..counts(10_000) };
         assert!(is_busy(&busy));
-        let rate = |copied| samples.trend(Duration::from_secs(21), 0, &counts(copied)).done_per_second;
+        let rate = |copied| samples.trend(at(21), 0, &counts(copied)).done_per_second;
         assert!(rate(11_000) > 50.0, "it was just busy");
         assert!(rate(10_000) < 0.1);
         let mut samples = Samples::default();
         for second in 0..=13 {
-            samples.add(Duration::from_secs(second), 0, &counts(second.min(10) * 1000));
+            samples.add(at(second), 0, &counts(second.min(10) * 1000));
         }
-        let rate = |counts: &RouteCounts| samples.trend(Duration::from_secs(13), 0, counts).done_per_second;
+        let rate = |counts: &RouteCounts| samples.trend(at(13), 0, counts).done_per_second;
         assert!(rate(&busy) > 600.0 && rate(&counts(10_000)) < 0.1);
     }
 }

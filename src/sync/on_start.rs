@@ -97,7 +97,7 @@ impl StartSync {
                 told.clone_from(&problem);
             }
             self.syncs.needs().note(&self.route, problem, Some(self.clock.now() + pause));
-            let until = self.clock.monotonic() + pause;
+            let until = self.clock.monotonic().saturating_add(pause);
             while self.clock.monotonic() < until {
                 // Somebody else's sync may have done it.
                 if !is_always && !is_needed() {

@@ -7,6 +7,7 @@ use super::diff::{Finding, ListingError, Merge, Need};
 use super::driver::{Slot, SyncParts, SyncRoute};
 use super::prefix::range_of;
 use super::record::{SyncFailure, SyncPhase, SyncRecord};
+use crate::clock::Monotonic;
 use crate::failpoint::{self, Point};
 use crate::fault::{FaultKind, Side};
 use crate::queue::{Lane, LaneCounts, Origin, Push, Pushed, QueueError, SyncTally};
@@ -46,17 +47,17 @@ pub(super) struct Run<'a> {
     destination: Option<Open>,
     // The part of both stores that is compared.
     range: EnumerateRange,
-    // The monotonic times of the start, and of the record's last write.
-    began: Duration,
-    written: Duration,
+    // When it began, and when the record was last written.
+    began: Monotonic,
+    written: Monotonic,
 }
 
 /// A stream that has more to give.
 struct Open {
     stream: Enumeration,
-    // The monotonic time of its last page. One that was left unread for long, while the other side was read, may have been
-    // given up by its server, and is opened anew.
-    read: Duration,
+    // When its last page came. One that was left unread for long, while the other side was read, may have been given up by
+    // its server, and is opened anew.
+    read: Monotonic,
 }
 
 /// What may take long: all of it ends when the service stops.
@@ -160,7 +161,7 @@ impl<'a> Run<'a> {
             if tally.pending == 0 {
                 return Ok(());
             }
-            let took = self.parts.clock.monotonic().saturating_sub(began);
+            let took = self.parts.clock.monotonic().since(began);
             // Entries whose rows cannot be read are set aside, and nobody knows which syncs wait for them.
             idle = if self.is_drained() { idle + 1 } else { 0 };
             if idle >= 3 {
@@ -226,7 +227,7 @@ impl<'a> Run<'a> {
 
     /// How long it compares, in whole milliseconds, as it is kept.
     fn note_time(&mut self) {
-        let comparing = self.parts.clock.monotonic().saturating_sub(self.began);
+        let comparing = self.parts.clock.monotonic().since(self.began);
         self.record.comparing = comparing - Duration::from_nanos(u64::from(comparing.subsec_nanos() % 1_000_000));
     }
 
@@ -237,9 +238,9 @@ impl<'a> Run<'a> {
             Side::Source => self.source.take(),
             Side::Destination => self.destination.take(),
         };
-        let oldest = self.parts.clock.monotonic().saturating_sub(self.parts.settings.idle / 4);
+        let now = self.parts.clock.monotonic();
         let mut stream = match open {
-            Some(open) if open.read >= oldest => open.stream,
+            Some(open) if now.since(open.read) <= self.parts.settings.idle / 4 => open.stream,
             _ => {
                 let EnumerateRange { after, until, .. } = self.range.clone();
                 let after = self.merge.open(side).unwrap_or(after);
@@ -338,7 +339,7 @@ impl<'a> Run<'a> {
     }
 
     fn checkpoint_is_due(&self) -> bool {
-        self.parts.clock.monotonic().saturating_sub(self.written) >= self.parts.settings.checkpoint
+        self.parts.clock.monotonic().since(self.written) >= self.parts.settings.checkpoint
     }
 
     /// Stands still, streams closed, while the route's backlog is above the mark.

@@ -103,7 +103,7 @@ impl Driver {
         self.apply(if stopping { Event::Stop } else { Event::Look });
         while !(stopping && self.scheduler.is_drained()) {
             let wake = self.scheduler.wake_at().map(|at| {
-                let wait = at.saturating_sub(deps.clock.monotonic());
+                let wait = at.since(deps.clock.monotonic());
                 Instant::now() + wait.max(SHORTEST_REST)
             });
             tokio::select! {

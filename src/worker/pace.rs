@@ -3,6 +3,7 @@
 //!
 //! A new thing to wait for is one more [`Wait`].
 
+use crate::clock::Monotonic;
 use std::collections::VecDeque;
 use std::ops::{Add, Sub};
 use std::time::Duration;
@@ -91,20 +92,20 @@ impl Sub for Waits {
     }
 }
 
-/// The account of a worker. All times are monotonic.
+/// The account of a worker.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
     // What is over: of free slots, and of copies that have ended.
     past: Waits,
     free: usize,
     free_for: Option<Wait>,
-    since: Duration,
-    samples: VecDeque<(Duration, Waits)>,
+    since: Monotonic,
+    samples: VecDeque<(Monotonic, Waits)>,
 }
 
 impl Pace {
     /// From now on so many slots are free, and wait for this.
-    pub(super) fn set_free(&mut self, free: usize, wait: Wait, now: Duration) {
+    pub(super) fn set_free(&mut self, free: usize, wait: Wait, now: Monotonic) {
         self.past = self.until(now);
         (self.free, self.free_for, self.since) = (free, Some(wait), now);
     }
@@ -115,26 +116,26 @@ impl Pace {
     }
 
     /// Remembers the account as it is; `copying` is that of the copies in progress.
-    pub(super) fn sample(&mut self, copying: impl FnOnce() -> Waits, now: Duration) {
-        if self.samples.back().is_some_and(|(last, _)| now < *last + SPACING) {
+    pub(super) fn sample(&mut self, copying: impl FnOnce() -> Waits, now: Monotonic) {
+        if self.samples.back().is_some_and(|(last, _)| now.since(*last) < SPACING) {
             return;
         }
         // One sample older than the window stays, to compare with.
-        while self.samples.get(1).is_some_and(|(second, _)| *second + WINDOW <= now) {
+        while self.samples.get(1).is_some_and(|(second, _)| now.since(*second) >= WINDOW) {
             self.samples.pop_front();
         }
         self.samples.push_back((now, self.until(now) + copying()));
     }
 
     /// The last seconds.
-    pub(super) fn recent(&self, copying: Waits, now: Duration) -> Waits {
+    pub(super) fn recent(&self, copying: Waits, now: Monotonic) -> Waits {
         let before = self.samples.front().map_or_else(Waits::default, |(_, waits)| *waits);
         self.until(now) + copying - before
     }
 
-    fn until(&self, now: Duration) -> Waits {
+    fn until(&self, now: Monotonic) -> Waits {
         let slots = u32::try_from(self.free).unwrap_or(u32::MAX);
-        let time = now.saturating_sub(self.since).saturating_mul(slots);
+        let time = now.since(self.since).saturating_mul(slots);
         self.free_for.map_or(self.past, |wait| self.past + Waits::of(wait, time))
     }
 }
@@ -142,23 +143,28 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::{Pace, Wait, Waits};
+    use crate::clock::Monotonic;
     use std::time::Duration;
 
     fn seconds(seconds: u64) -> Duration {
         Duration::from_secs(seconds)
     }
 
+    fn at(second: u64) -> Monotonic {
+        Monotonic::ZERO.saturating_add(seconds(second))
+    }
+
     #[test]
     fn free_slots_and_copies_are_weighed_by_time() {
         let mut pace = Pace::default();
-        assert_eq!(pace.recent(Waits::default(), seconds(1)).most(), None);
-        pace.set_free(4, Wait::Work, seconds(0));
-        pace.sample(Waits::default, seconds(0));
-        pace.set_free(1, Wait::Breaker, seconds(2));
+        assert_eq!(pace.recent(Waits::default(), at(1)).most(), None);
+        pace.set_free(4, Wait::Work, at(0));
+        pace.sample(Waits::default, at(0));
+        pace.set_free(1, Wait::Breaker, at(2));
         // Three copies since, one of which has ended.
         pace.ended(Waits::of(Wait::Source, seconds(3)));
         let copying = Waits::of(Wait::Destination, seconds(12)) + Waits::of(Wait::Source, seconds(1));
-        let recent = pace.recent(copying, seconds(6));
+        let recent = pace.recent(copying, at(6));
         let all = Wait::ALL.map(|wait| recent.get(wait).as_secs());
         assert_eq!(all, [8, 4, 0, 0, 0, 4, 12]);
         assert_eq!(recent.most(), Some(Wait::Destination));
@@ -168,20 +174,20 @@ mod tests {
     #[test]
     fn only_the_last_seconds_count() {
         let mut pace = Pace::default();
-        pace.set_free(8, Wait::Work, seconds(0));
+        pace.set_free(8, Wait::Work, at(0));
         for second in 0..3600 {
-            pace.sample(Waits::default, seconds(second));
+            pace.sample(Waits::default, at(second));
         }
-        pace.set_free(8, Wait::Queue, seconds(3600));
+        pace.set_free(8, Wait::Queue, at(3600));
         for second in 3600..3620 {
-            pace.sample(Waits::default, seconds(second));
+            pace.sample(Waits::default, at(second));
         }
-        let recent = pace.recent(Waits::default(), seconds(3620));
+        let recent = pace.recent(Waits::default(), at(3620));
         assert_eq!((recent.get(Wait::Work), recent.most()), (Duration::ZERO, Some(Wait::Queue)));
         assert!((80..=88).contains(&recent.get(Wait::Queue).as_secs()));
         assert!(pace.samples.len() < 25);
         // A moment without samples: copies that take long, and nothing else happens.
-        let recent = pace.recent(Waits::of(Wait::Source, seconds(9000)), seconds(4000));
+        let recent = pace.recent(Waits::of(Wait::Source, seconds(9000)), at(4000));
         assert_eq!(recent.most(), Some(Wait::Source));
     }
 }

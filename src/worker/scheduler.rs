@@ -42,7 +42,7 @@ pub(super) use packs::PACK_ITEMS;
 pub(super) use step::{Conclusion, Effect, EntryEnd, Event, Fate, Job, JobId, Moment, Pause, Peers, Route, Step};
 
 use super::attribution::{Attribution, Streak};
-use crate::clock::Entropy;
+use crate::clock::{Entropy, Monotonic};
 use crate::fault::Side;
 use crate::limits::{Limits, Throttle};
 use crate::queue::{Changes, Claim, Claimed, Lane, Outcome};
@@ -91,7 +91,7 @@ struct ClassState {
     exhausted: [bool; 2],
     /// Whether something new was told since the claim under way was made.
     stale: [bool; 2],
-    next_due: Option<Duration>,
+    next_due: Option<Monotonic>,
 }
 
 impl ClassState {
@@ -123,7 +123,7 @@ pub(super) struct Scheduler {
     bytes: [u64; 2],
     confirming: usize,
     /// Refused, and to be tried again at this time.
-    refused: BTreeMap<(Duration, u64), (Feed, Waiter)>,
+    refused: BTreeMap<(Monotonic, u64), (Feed, Waiter)>,
     /// Concluded, and not yet being settled.
     unsettled: Vec<(Claim, Outcome)>,
     settling: bool,
@@ -132,15 +132,15 @@ pub(super) struct Scheduler {
     ready: [u64; 2],
     /// A breaker was open at the last look.
     was_open: bool,
-    rate_rests_until: Duration,
+    rate_rests_until: Monotonic,
     /// Until when nothing is started, and why; see [`REST`].
-    rest: (Pause, Duration),
+    rest: (Pause, Monotonic),
     /// When a copy last succeeded at each side, and when each was last asked whether it is well.
-    succeeded: [Duration; 2],
-    asked: [Option<Duration>; 2],
-    next_poll: Duration,
+    succeeded: [Monotonic; 2],
+    asked: [Option<Monotonic>; 2],
+    next_poll: Monotonic,
     pause: Pause,
-    wake_at: Option<Duration>,
+    wake_at: Option<Monotonic>,
 }
 
 impl Scheduler {
@@ -169,11 +169,11 @@ impl Scheduler {
             stopping: false,
             ready: [0; 2],
             was_open: false,
-            rate_rests_until: Duration::ZERO,
-            rest: (Pause::None, Duration::ZERO),
-            succeeded: [Duration::ZERO; 2],
+            rate_rests_until: Monotonic::ZERO,
+            rest: (Pause::None, Monotonic::ZERO),
+            succeeded: [Monotonic::ZERO; 2],
             asked: [None; 2],
-            next_poll: Duration::ZERO,
+            next_poll: Monotonic::ZERO,
             pause: Pause::Stopped,
             wake_at: None,
         }
@@ -214,7 +214,7 @@ impl Scheduler {
             }
             Event::Limits(limits) => {
                 self.limits = limits;
-                self.rate_rests_until = Duration::ZERO;
+                self.rate_rests_until = Monotonic::ZERO;
                 self.throttle.set(&limits);
             }
             Event::Queue(changes) => self.queue_changed(&changes),
@@ -230,7 +230,7 @@ impl Scheduler {
     }
 
     /// When to look again, if nothing happens before.
-    pub(super) fn wake_at(&self) -> Option<Duration> {
+    pub(super) fn wake_at(&self) -> Option<Monotonic> {
         self.wake_at
     }
 

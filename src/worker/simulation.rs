@@ -15,7 +15,7 @@ mod scenarios;
 use super::Policy;
 use super::scheduler::{Effect, EntryEnd, Event, Job, JobId, Kind, Moment, Peers, Route, Scheduler, Step};
 use crate::breaker;
-use crate::clock::{Clock, Entropy, ManualClock};
+use crate::clock::{Clock, Entropy, ManualClock, Monotonic};
 use crate::copy::{Copied, CopyError};
 use crate::fault::{FailureClass, FaultKind, Side};
 use crate::limits::{Limits, Throttle};
@@ -309,7 +309,7 @@ impl Sim {
         }
         if let Some(wake) = self.scheduler.wake_at() {
             // Behind what rounding takes away.
-            let wake = wake.as_secs_f64().max(self.now) + 0.001;
+            let wake = wake.since(Monotonic::ZERO).as_secs_f64().max(self.now) + 0.001;
             // One look is enough: the earliest. A later one is taken back, or looks would breed.
             if self.look.is_none_or(|(at, _)| wake < at - 1e-6) {
                 if let Some((_, later)) = self.look {

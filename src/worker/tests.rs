@@ -5,7 +5,7 @@ mod limited;
 use super::{Activity, Deps, NextHop, Policy, RouteSpec, Worker};
 use crate::backoff::{Backoff, Patience};
 use crate::blob::{BlobRef, DigestFunction};
-use crate::clock::{Clock, Entropy};
+use crate::clock::{Clock, Entropy, Monotonic};
 use crate::fault::FaultKind;
 use crate::limits::Limits;
 use crate::peer::{Needs, Peer};
@@ -41,8 +41,8 @@ impl Clock for TokioClock {
         UNIX_EPOCH + Duration::from_secs(1_767_225_600) + self.0.elapsed()
     }
 
-    fn monotonic(&self) -> Duration {
-        self.0.elapsed()
+    fn monotonic(&self) -> Monotonic {
+        Monotonic::ZERO.saturating_add(self.0.elapsed())
     }
 }
 

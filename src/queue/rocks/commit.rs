@@ -16,7 +16,7 @@ use super::row::RouteRow;
 use super::shared::Shared;
 use super::space::Space;
 use super::txn::Txn;
-use crate::clock::Clock;
+use crate::clock::{Clock, Monotonic};
 use crate::failpoint::{self, Point};
 use crate::queue::damage::{REASON_NEW, Trouble, sync_needed};
 use crate::queue::{Claim, ClaimRequest, Claimed, Origin, Outcome, Push, Pushed, QueueError, RouteId};
@@ -51,7 +51,7 @@ pub(super) struct Committer {
     /// Claims that are to be answered.
     pub(super) claims: VecDeque<(ClaimRequest, Answer<Claimed>)>,
     /// Since when writes fail for want of space.
-    pub(super) full_since: Option<Duration>,
+    pub(super) full_since: Option<Monotonic>,
     pub(super) sender: mpsc::WeakSender<Request>,
     pub(super) reopening: Option<Reopening>,
     /// How often the database was opened again since the last successful write.
@@ -203,7 +203,7 @@ impl Committer {
                     QueueError::NoSpace { free, .. } if *free > SOME_SPACE => {
                         let now = self.clock.monotonic();
                         let since = *self.full_since.get_or_insert(now);
-                        if now.saturating_sub(since) > FULL_PATIENCE {
+                        if now.since(since) > FULL_PATIENCE {
                             self.reopen(&error.to_string());
                         }
                     }
@@ -216,8 +216,8 @@ impl Committer {
         }
     }
 
-    fn since(&self, earlier: Duration) -> Duration {
-        self.clock.monotonic().saturating_sub(earlier)
+    fn since(&self, earlier: Monotonic) -> Duration {
+        self.clock.monotonic().since(earlier)
     }
 
     fn write_batch(&mut self, db: &DB, batch: WriteBatch) -> Result<(), QueueError> {

@@ -5,7 +5,7 @@
 //! as were there last time, and decides those who are there meanwhile, but for a part of what the last write took, at most:
 //! whoever does not come back costs that once, and the next batch expects fewer.
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Monotonic};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -59,8 +59,8 @@ impl Gather {
         *patience = patience.saturating_sub(self.since(start));
     }
 
-    fn since(&self, earlier: Duration) -> Duration {
-        self.clock.monotonic().saturating_sub(earlier)
+    fn since(&self, earlier: Monotonic) -> Duration {
+        self.clock.monotonic().since(earlier)
     }
 
     /// A batch of so many callers was written in this time, and so many wait now.

@@ -1,6 +1,6 @@
 //! Room on the queue's disk, and the reserve that announcements leave for settling.
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Monotonic};
 use crate::failpoint::{self, Point};
 use crate::queue::QueueError;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ pub(super) struct Space {
     dir: PathBuf,
     reserve: u64,
     clock: Arc<dyn Clock>,
-    read: Option<(Duration, u64)>,
+    read: Option<(Monotonic, u64)>,
 }
 
 impl Space {
@@ -31,7 +31,7 @@ impl Space {
         }
         let now = self.clock.monotonic();
         let free = match self.read {
-            Some((at, free)) if now.saturating_sub(at) < AGE => free,
+            Some((at, free)) if now.since(at) < AGE => free,
             _ => {
                 let free = self.free()?;
                 self.read = Some((now, free));

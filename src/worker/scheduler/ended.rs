@@ -228,7 +228,7 @@ impl Scheduler {
 
     /// Nothing has succeeded at a peer for a moment: it is asked whether it is well.
     fn ask_in_doubt(&mut self, side: Side, step: &mut Step<'_>) {
-        let silent = step.now.monotonic.saturating_sub(self.succeeded[attribution::index(side)]);
+        let silent = step.now.monotonic.since(self.succeeded[attribution::index(side)]);
         if silent > IN_DOUBT {
             self.ask(side, step);
         }
@@ -236,7 +236,7 @@ impl Scheduler {
 
     fn ask(&mut self, side: Side, step: &mut Step<'_>) {
         let asked = &mut self.asked[attribution::index(side)];
-        if asked.is_none_or(|asked| step.now.monotonic.saturating_sub(asked) >= ASK_EVERY) {
+        if asked.is_none_or(|asked| step.now.monotonic.since(asked) >= ASK_EVERY) {
             *asked = Some(step.now.monotonic);
             step.act(Effect::Ask(side, self.attribution.sample()));
         }
@@ -317,7 +317,7 @@ impl Scheduler {
         let policy = self.route.policy;
         let park_after = policy.patience.park_after;
         let canary = step.peers.of(side).breaker().last_canary();
-        let canary = canary.and_then(|at| step.now.wall.checked_sub(step.now.monotonic.saturating_sub(at)));
+        let canary = canary.and_then(|at| step.now.wall.checked_sub(step.now.monotonic.since(at)));
         let failed = Failed { entry, side, kind, class, canary, now: step.now.wall };
         let weight = self.attribution.weigh(&failed, park_after);
         let failure = self.failure(&error, step.now);

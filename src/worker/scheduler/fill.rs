@@ -4,6 +4,7 @@ use super::class::{Class, Feed, Kind};
 use super::packs::{self, RouteCapabilities};
 use super::{Effect, Moment, Pause, Peers, Scheduler, Step, lane_index};
 use crate::breaker::Pass;
+use crate::clock::Monotonic;
 use crate::fault::Side;
 use crate::queue::{ClaimOrder, ClaimRequest};
 use std::time::Duration;
@@ -112,12 +113,12 @@ impl Scheduler {
         state.claiming[0] || (entries > 0 && !state.exhausted[0])
     }
 
-    fn wake_by(&mut self, at: Duration) {
+    fn wake_by(&mut self, at: Monotonic) {
         self.wake_at = Some(self.wake_at.map_or(at, |before| before.min(at)));
     }
 
     /// The rates allow nothing more before then.
-    pub(super) fn rest_for_rate(&mut self, until: Duration, step: &Step<'_>) {
+    pub(super) fn rest_for_rate(&mut self, until: Monotonic, step: &Step<'_>) {
         self.pause = Pause::RateLimited;
         self.rate_rests_until = until.max(step.now.monotonic.saturating_add(RATE_PAUSE));
         self.wake_by(self.rate_rests_until);
@@ -228,7 +229,7 @@ impl Scheduler {
                 }
                 continue;
             }
-            let due = peer.asked().map_or(Duration::ZERO, |asked| asked.saturating_add(IDLE_CHECK));
+            let due = peer.asked().map_or(Monotonic::ZERO, |asked| asked.saturating_add(IDLE_CHECK));
             let is_unknown = is_open || peer.info().is_none();
             if is_unknown || due <= step.now.monotonic {
                 self.identify(side, step);

@@ -3,9 +3,9 @@
 use super::class::{Class, Feed, Kind, Waiter};
 use super::packs::{self, Load};
 use super::{Effect, InFlight, Job, JobId, Peers, Scheduler, Step, lane_index};
+use crate::clock::Monotonic;
 use crate::fault::FaultKind;
 use crate::limits::Charge;
-use std::time::Duration;
 
 /// A blob from so many bytes on is asked for before it is sent, where both sides can be asked: that costs a moment, and to
 /// send it in vain would cost much more.
@@ -86,7 +86,7 @@ impl Scheduler {
         (used == 0 || used.saturating_add(bytes) <= self.route.bytes_in_flight / 2).then_some(feed)
     }
 
-    fn start_first(&mut self, feed: Feed, step: &mut Step<'_>) -> Result<(), Duration> {
+    fn start_first(&mut self, feed: Feed, step: &mut Step<'_>) -> Result<(), Monotonic> {
         let size = self.first(feed, Kind::Alone).and_then(|first| first.size);
         let charge = self.throttle.begin(size)?;
         if let Some(waiter) = self.line(feed).take(Kind::Alone) {
@@ -116,7 +116,7 @@ impl Scheduler {
     }
 
     /// Starts a pack of what waits in a line. It is closed when it is full, or nothing more waits that may go with it.
-    fn start_pack(&mut self, feed: Feed, step: &mut Step<'_>) -> Result<(), Duration> {
+    fn start_pack(&mut self, feed: Feed, step: &mut Step<'_>) -> Result<(), Monotonic> {
         let blob_bytes = self.capabilities.blob_bytes;
         let mut open: Option<OpenPack> = None;
         let mut stopped = None;

@@ -2,7 +2,7 @@
 
 use super::class::{Feed, Kind};
 use crate::blob::{BlobMeta, BlobRef};
-use crate::clock::Clock;
+use crate::clock::{Clock, Monotonic};
 use crate::copy::{Copied, CopyError};
 use crate::fault::Side;
 use crate::limits::{Charge, Limits};
@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime};
 /// A moment by both clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::worker) struct Moment {
-    pub(in crate::worker) monotonic: Duration,
+    pub(in crate::worker) monotonic: Monotonic,
     pub(in crate::worker) wall: SystemTime,
 }
 
