@@ -1,11 +1,12 @@
 //! Time and randomness, injected.
 //!
-//! Nothing below `app` asks the machine for the time or for a random number: it is handed a [`Clock`] and an [`Entropy`],
-//! so that tests and the simulation decide both. Spans of time are measured between [`Monotonic`] moments; the wall clock is only for what is shown to people or kept over
+//! No module above `app` asks the machine for the time or for a random number: it is handed a [`Clock`] and an [`Entropy`],
+//! so that tests and the simulation decide both. Async code may ask tokio, whose clock the tests pause.
+//! Spans of time are measured between [`Monotonic`] moments; the wall clock is only for what is shown to people or kept over
 //! restarts, and may jump.
 
 use rand::rngs::SmallRng;
-use rand::{Rng, SeedableRng};
+use rand::{Rng, RngCore as _, SeedableRng};
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -163,6 +164,16 @@ impl Entropy {
         self.rng.lock().unwrap_or_else(PoisonError::into_inner).random_range(0..bound)
     }
 
+    /// Fills all of it at random.
+    pub fn fill(&self, bytes: &mut [u8]) {
+        self.rng.lock().unwrap_or_else(PoisonError::into_inner).fill_bytes(bytes);
+    }
+
+    /// A name that nothing else has: 32 hexadecimal digits.
+    pub fn name(&self) -> String {
+        format!("{:032x}", self.rng.lock().unwrap_or_else(PoisonError::into_inner).random::<u128>())
+    }
+
     /// A new id in the form of a ULID (26 characters, <https://github.com/ulid/spec>): it sorts by `now`, to the millisecond,
     /// and has 80 random bits.
     pub fn id(&self, now: SystemTime) -> String {
@@ -252,5 +263,17 @@ mod tests {
         let ids: std::collections::BTreeSet<_> = (0..1000).map(|_| entropy.id(UNIX_EPOCH)).collect();
         assert_eq!(ids.len(), 1000);
         assert_eq!(Entropy::seeded(7).id(UNIX_EPOCH), Entropy::seeded(7).id(UNIX_EPOCH));
+    }
+
+    #[test]
+    fn names_and_bytes_are_others_each_time() {
+        let entropy = Entropy::from_os();
+        let (one, other) = (entropy.name(), entropy.name());
+        assert_eq!((one.len(), other.len()), (32, 32));
+        assert!(one != other && one.chars().all(|c| c.is_ascii_hexdigit()));
+        let (mut one, mut other) = ([0; 40], [0; 40]);
+        entropy.fill(&mut one);
+        entropy.fill(&mut other);
+        assert_ne!(one, other);
     }
 }

@@ -22,7 +22,7 @@ pub use storm::{Pace, Storm};
 pub(crate) use tracer::calling;
 pub use tracer::{Parent, Span, Tracer, passing_on};
 
-use crate::clock::SystemClock;
+use crate::clock::Clock;
 use crate::config::{LogConfig, LogFormat};
 use std::io::{self, IsTerminal as _};
 use std::sync::Arc;
@@ -37,16 +37,15 @@ pub struct TraceContext {
     pub tracestate: String,
 }
 
-/// Sends the process's logs to standard error. Called once, by `main`.
+/// Sends the process's logs to standard error. Called once, by whoever owns the process.
 ///
 /// # Errors
 /// If it was done before.
-pub fn install(config: &LogConfig) -> Result<(), SetGlobalDefaultError> {
+pub fn install(config: &LogConfig, clock: Arc<dyn Clock>) -> Result<(), SetGlobalDefaultError> {
     let human = match config.format {
         LogFormat::Auto => io::stderr().is_terminal(),
         LogFormat::Human => true,
         LogFormat::Json => false,
     };
-    let clock = Arc::new(SystemClock::new());
     tracing::subscriber::set_global_default(subscriber(config, human, clock, io::stderr))
 }

@@ -1,6 +1,7 @@
 //! The `store` command's server: a store of its own, served for replicators and writers.
 
 use super::crew::Crew;
+use crate::clock::Entropy;
 use crate::grpc::{ServeSettings, base_routes, method_names, serve};
 use crate::http::{self, StoreParts, store_routes};
 use crate::metrics::CallMetrics;
@@ -64,10 +65,11 @@ impl StoreApp {
     /// # Errors
     /// If the URL is none, or the store cannot be opened.
     pub async fn build(data_url: &str, settings: ServeSettings) -> Result<Self> {
+        let entropy = Arc::new(Entropy::from_os());
         match data_url.parse()? {
-            DataUrl::Memory => Ok(Self::of(Arc::new(MemoryStore::new(MEMORY_BYTES)), settings)),
+            DataUrl::Memory => Ok(Self::of(Arc::new(MemoryStore::new(entropy.name(), MEMORY_BYTES)), settings)),
             DataUrl::Disk(folder) => {
-                let opened = DiskStore::open(folder).await;
+                let opened = DiskStore::open(folder, entropy).await;
                 let store = opened.with_context(|| format!("cannot open the store at {data_url}"))?;
                 let ended = store.ended();
                 Ok(Self { store: Arc::new(store), settings, ended, http: None })

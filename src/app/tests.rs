@@ -60,7 +60,7 @@ impl World {
             toml.push_str(&full_sync);
             for name in [from, to] {
                 stores.entry(name).or_insert_with(|| {
-                    let memory = Arc::new(MemoryStore::with_id(name, 1 << 30));
+                    let memory = Arc::new(MemoryStore::new(name, 1 << 30));
                     let faulty = Arc::new(FaultyStore::new(memory.clone()));
                     faulty.set_down(down.contains(&name));
                     (memory, faulty)

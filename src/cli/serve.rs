@@ -4,6 +4,7 @@ use super::progress::to_stderr;
 use super::{Exit, Failure, StoreArg, no_store, output};
 use crate::app::store::{DataUrl, StoreApp};
 use crate::app::{App, Parts, QueueEnded};
+use crate::clock::{Entropy, SystemClock};
 use crate::config::{Config, LogConfig, SampleRatio, TracingConfig};
 use crate::grpc::{Calls, ServeSettings};
 use crate::queue::damage::Trouble;
@@ -14,6 +15,7 @@ use clap::{Args, Subcommand};
 use http::Uri;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -204,7 +206,9 @@ async fn replicate(config: &Config, traces: &Traces, stop: CancellationToken) ->
 /// Traces, as configured here and in the environment. What this begins is to be flushed.
 pub(crate) fn trace(config: &TracingConfig, service: &str) -> Result<Traces, Failure> {
     let hint = "check tracing.otlp_endpoint, and the files that OTEL_EXPORTER_OTLP_* name";
-    Traces::start(config, service).map_err(|error| Failure::new(Exit::Usage, error.to_string()).hint(hint))
+    let clock = Arc::new(SystemClock::new());
+    let started = Traces::start(config, service, clock, &Entropy::from_os());
+    started.map_err(|error| Failure::new(Exit::Usage, error.to_string()).hint(hint))
 }
 
 /// Builds the replicator. Damage that is met on the way has the queue opened once more, which reads and mends all of it.
@@ -254,7 +258,8 @@ pub(super) async fn store(args: StoreArgs, stop: CancellationToken) -> Result<Ex
 
 /// Logs to stderr, as configured. Only the commands that run a server log.
 pub(crate) fn logging(config: &LogConfig) -> Result<(), Failure> {
-    telemetry::install(config).map_err(|error| Failure::new(Exit::Failed, error.to_string()))
+    let clock = Arc::new(SystemClock::new());
+    telemetry::install(config, clock).map_err(|error| Failure::new(Exit::Failed, error.to_string()))
 }
 
 /// Listens, and tells where. The first line on stdout then says it, for people and scripts that asked for port 0.
@@ -282,7 +287,7 @@ pub(super) async fn conform(args: ConformanceArgs) -> Result<Exit, Failure> {
         return Ok(Exit::Failed);
     }
     let mut written = Ok(());
-    let results = conformance::run(&store, |result| {
+    let results = conformance::run(&store, &Entropy::from_os(), |result| {
         if written.is_ok() {
             written = output::line(&result.to_string());
         }

@@ -318,7 +318,7 @@ mod tests {
 
     #[tokio::test]
     async fn files_of_all_sizes_arrive_and_are_sent_once() {
-        let (dir, store) = (tempfile::tempdir().unwrap(), MemoryStore::new(1 << 30));
+        let (dir, store) = (tempfile::tempdir().unwrap(), MemoryStore::new("a", 1 << 30));
         let paths = files(dir.path());
         let first = upload(&store, paths.clone()).await;
         assert_eq!(first.len(), paths.len());
@@ -334,7 +334,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_unreadable_file_fails_alone() {
-        let (dir, store) = (tempfile::tempdir().unwrap(), MemoryStore::new(1 << 30));
+        let (dir, store) = (tempfile::tempdir().unwrap(), MemoryStore::new("a", 1 << 30));
         let mut paths = files(dir.path());
         paths.insert(0, dir.path().join("none"));
         let (good, bad): (Vec<_>, Vec<_>) = upload(&store, paths).await.into_iter().partition(Result::is_ok);
@@ -344,7 +344,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_file_that_changes_after_it_was_hashed_is_not_stored() {
-        let (dir, store) = (tempfile::tempdir().unwrap(), MemoryStore::new(1 << 30));
+        let (dir, store) = (tempfile::tempdir().unwrap(), MemoryStore::new("a", 1 << 30));
         let path = dir.path().join("large");
         for changed in [vec![2; 100_000], vec![1; 99_999], vec![1; 100_001]] {
             std::fs::write(&path, vec![1; 100_000]).unwrap();

@@ -28,8 +28,7 @@ struct Pair {
 
 impl Pair {
     fn new() -> Self {
-        let source = Arc::new(MemoryStore::new(1 << 30));
-        let held = Arc::new(MemoryStore::new(1 << 30));
+        let [source, held] = ["a", "b"].map(|id| Arc::new(MemoryStore::new(id, 1 << 30)));
         Self { from: Arc::new(FaultyStore::new(source.clone())), to: FaultyStore::new(held.clone()), held, source }
     }
 

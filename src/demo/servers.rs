@@ -4,6 +4,7 @@ use crate::app::store::StoreApp;
 use crate::app::{App, Parts};
 use crate::cli::{Exit, Failure};
 use crate::client::Address;
+use crate::clock::{Entropy, SystemClock};
 use crate::config::{Config, OnStart, RouteConfig, StoreConfig, TracingConfig};
 use crate::grpc::{Calls, ServeSettings};
 use crate::telemetry::{Tracer, Traces};
@@ -12,6 +13,7 @@ use http::Uri;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -60,7 +62,8 @@ impl Servers {
         let tracing = TracingConfig { otlp_endpoint: otlp, ..TracingConfig::default() };
         let mut traces = Vec::new();
         let mut tracer = |service: &str| {
-            let started = Traces::start(&tracing, service)?;
+            let clock = Arc::new(SystemClock::new());
+            let started = Traces::start(&tracing, service, clock, &Entropy::from_os())?;
             let tracer = started.tracer();
             traces.push(started);
             anyhow::Ok(tracer)

@@ -20,7 +20,7 @@ struct Lab {
 }
 
 async fn lab(needs: Needs, expected: Option<&str>) -> Lab {
-    let memory = Arc::new(MemoryStore::with_id("id-1", 1 << 20));
+    let memory = Arc::new(MemoryStore::new("id-1", 1 << 20));
     let info = memory.info().await.unwrap();
     let store = Arc::new(FaultyStore::new(memory));
     let clock = Arc::new(ManualClock::default());

@@ -15,7 +15,7 @@ use crate::queue::{Failure, Lane, QueueError, Seq};
 use crate::store::code_name;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tonic::{Code, Status};
 
 /// Entries on a page, where no number is asked for.
@@ -196,7 +196,7 @@ impl Walk {
     /// Through all that the filter admits.
     async fn through(&self) -> Result<Walked, Status> {
         let mut walked = Walked::default();
-        let started = Instant::now();
+        let started = self.parts.clock.monotonic();
         let (mut begun, mut after) = (self.begun.map(|(begun, _)| begun), self.begun.and_then(|(_, after)| after));
         for _ in 0..WALK_PAGES {
             let page = self.parts.queue.failures(self.route.id, self.filter, after, STEP).await;
@@ -215,7 +215,7 @@ impl Walk {
             after = Some(next);
             let nanos = begun.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
             walked.next = format!("{nanos}/{}", cursor_text(next));
-            if started.elapsed() > WALK_TIME {
+            if self.parts.clock.monotonic().since(started) > WALK_TIME {
                 break;
             }
         }

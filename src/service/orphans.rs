@@ -9,7 +9,7 @@ use crate::pb::v1;
 use crate::queue::drop::Dropped;
 use crate::queue::{QueueError, Tally};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tonic::Status;
 
 /// Entries that one durable write deletes, at most. Announcements wait for it.
@@ -67,7 +67,7 @@ fn orphan(parts: &ServiceParts, name: &str) -> Result<Route, Status> {
 }
 
 async fn drop_entries(parts: &ServiceParts, route: &Route, by: &str) -> Result<Tally, QueueError> {
-    let started = Instant::now();
+    let started = parts.clock.monotonic();
     let mut all = Tally::default();
     let done = loop {
         let step = parts.queue.drop_entries(route.id, STEP).await;
@@ -81,7 +81,7 @@ async fn drop_entries(parts: &ServiceParts, route: &Route, by: &str) -> Result<T
         all.entries += tally.entries;
         all.bytes = all.bytes.saturating_add(tally.bytes);
         all.unknown_size += tally.unknown_size;
-        if done || tally.entries == 0 || started.elapsed() > DROP_TIME {
+        if done || tally.entries == 0 || parts.clock.monotonic().since(started) > DROP_TIME {
             break done;
         }
     };

@@ -12,6 +12,7 @@ mod read;
 mod receive;
 
 use super::{PeerKind, Store, StoreError};
+use crate::clock::Entropy;
 use futures::future::BoxFuture;
 use lab::{Lab, Verdict};
 use std::fmt;
@@ -63,15 +64,16 @@ struct Check {
 
 const INFO: (&str, &str) = ("info", "the store tells what it is, and the same twice");
 
-/// Checks every rule in turn. `report` hears each result as soon as it is there; all of them come back in order.
-pub async fn run(store: &dyn Store, mut report: impl FnMut(&CheckResult)) -> Vec<CheckResult> {
+/// Checks every rule in turn, with content by `entropy`. `report` hears each result as soon as it is there; all of them come
+/// back in order.
+pub async fn run(store: &dyn Store, entropy: &Entropy, mut report: impl FnMut(&CheckResult)) -> Vec<CheckResult> {
     let mut results = Vec::new();
     let mut add = |(name, description), outcome| {
         let result = CheckResult { name, description, outcome };
         report(&result);
         results.push(result);
     };
-    let lab = match patiently(info(store)).await {
+    let lab = match patiently(info(store, entropy)).await {
         Ok(lab) => {
             add(INFO, Outcome::Passed);
             Some(lab)
@@ -96,7 +98,7 @@ async fn patiently<T>(check: impl Future<Output = Result<T, Outcome>>) -> Result
     tokio::time::timeout(PATIENCE, check).await.map_err(late)?
 }
 
-async fn info(store: &dyn Store) -> Result<Lab<'_>, Outcome> {
+async fn info<'a>(store: &'a dyn Store, entropy: &'a Entropy) -> Result<Lab<'a>, Outcome> {
     let broken = |error: StoreError| Outcome::Failed(error.to_string());
     let info = store.info().await.map_err(broken)?;
     let problem = if info != store.info().await.map_err(broken)? {
@@ -114,7 +116,7 @@ async fn info(store: &dyn Store) -> Result<Lab<'_>, Outcome> {
     } else if info.kind == PeerKind::ReceiveOnly && info.abilities.fetch {
         "it is receive-only, and yet offers fetch"
     } else {
-        return Ok(Lab::new(store, info));
+        return Ok(Lab { store, entropy, info });
     };
     Err(Outcome::Failed(problem.to_owned()))
 }
@@ -152,7 +154,7 @@ fn is_invalid(error: &StoreError) -> bool {
 /// For tests: runs the suite and panics unless every rule passed; nothing may be skipped either.
 #[cfg(test)]
 pub(crate) async fn assert_passes(store: &dyn Store) {
-    let results = run(store, |_| ()).await;
+    let results = run(store, &Entropy::from_os(), |_| ()).await;
     let bad: Vec<String> =
         results.iter().filter(|result| result.outcome != Outcome::Passed).map(ToString::to_string).collect();
     assert!(bad.is_empty(), "{}", bad.join("\n"));

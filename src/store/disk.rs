@@ -36,6 +36,7 @@ use super::{
     Received, Store, StoreError, StoreInfo,
 };
 use crate::blob::{BlobMeta, BlobRef, Mismatch, Verifier};
+use crate::clock::Entropy;
 use crate::failpoint::{self, Point};
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -82,15 +83,16 @@ struct Shared {
 }
 
 impl DiskStore {
-    /// Opens the store in this folder, and makes it where the folder is missing or empty.
+    /// Opens the store in this folder, and makes it where the folder is missing or empty. `entropy` names it, and files that
+    /// are not whole yet.
     ///
     /// [`StoreError::Invalid`] where the folder holds something else, a store of another format or a part of one, or is in
     /// use, also by this process. A store that was dropped leaves its folder once its last reads have ended.
-    pub async fn open(folder: impl Into<PathBuf>) -> Result<Self, StoreError> {
+    pub async fn open(folder: impl Into<PathBuf>, entropy: Arc<Entropy>) -> Result<Self, StoreError> {
         let folder = folder.into();
         failpoint::pause(Point::StoreOpen).await?;
         let io = Io::new();
-        let (id, shared) = io.run(move || open(&folder)).await?;
+        let (id, shared) = io.run(move || open(&folder, &entropy)).await?;
         let committer = Committer::start(shared.index.clone());
         let committer = committer.map_err(|error| StoreError::io("starting the writer of the index", error))?;
         Ok(Self { id, shared: Arc::new(shared), io, committer })
@@ -189,7 +191,7 @@ async fn next_chunk(io: &Io, job: Job<ReadChunk>) -> Result<(Bytes, Option<Job<R
     Ok((chunk, next))
 }
 
-fn open(folder: &Path) -> Result<(String, Shared), StoreError> {
+fn open(folder: &Path, entropy: &Arc<Entropy>) -> Result<(String, Shared), StoreError> {
     let at = |error| StoreError::io(format!("opening the store in {}", folder.display()), error);
     match files::create_folder(folder) {
         // The folder above may be closed to us; whoever made this one answers for its entry there.
@@ -211,7 +213,7 @@ fn open(folder: &Path) -> Result<(String, Shared), StoreError> {
     // A store that was made once must have its parts: an empty index in place of a lost one would disown every blob.
     let index = Index::open(&folder.join("index"), format.is_none())?;
     // From here on RocksDB's lock is ours.
-    let files = Files::open(folder).map_err(at)?;
+    let files = Files::open(folder, entropy.clone()).map_err(at)?;
     let id = match files::read_whole(&folder.join("store-id")).map_err(at)? {
         Some(id) if !id.is_empty() => id,
         _ if format.is_some() => {
@@ -221,7 +223,7 @@ fn open(folder: &Path) -> Result<(String, Shared), StoreError> {
             )));
         }
         _ => {
-            let id = format!("{:032x}", rand::random::<u128>());
+            let id = entropy.name();
             files::write_whole(folder, "store-id", &id).map_err(at)?;
             id
         }

@@ -110,13 +110,8 @@ impl Gathering {
 }
 
 impl MemoryStore {
-    /// An empty store with a random id, for at most this many bytes.
-    pub fn new(capacity: u64) -> Self {
-        Self::with_id(format!("{:032x}", rand::random::<u128>()), capacity)
-    }
-
     /// An empty store of this id, for at most this many bytes.
-    pub fn with_id(id: impl Into<String>, capacity: u64) -> Self {
+    pub fn new(id: impl Into<String>, capacity: u64) -> Self {
         Self { id: id.into(), shared: Arc::new(Shared { capacity, state: Mutex::default() }) }
     }
 
@@ -319,12 +314,12 @@ mod tests {
 
     #[tokio::test]
     async fn conforms() {
-        conformance::assert_passes(&MemoryStore::new(1 << 30)).await;
+        conformance::assert_passes(&MemoryStore::new("a", 1 << 30)).await;
     }
 
     #[tokio::test]
     async fn a_full_store_says_so_and_gives_room_back() {
-        let store = MemoryStore::new(10);
+        let store = MemoryStore::new("a", 10);
         let put = |bytes: &'static [u8], came: &'static [u8]| {
             let put = Put { blob: DigestFunction::Sha256.ref_of(bytes), size: None, replace: false };
             store.receive(put, stream::iter([Ok(Bytes::from_static(came))]).boxed())

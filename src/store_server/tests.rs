@@ -206,7 +206,7 @@ async fn read(fetched: Fetched) -> Vec<u8> {
 /// Over the wire a store is what it is without.
 #[tokio::test]
 async fn a_remote_store_conforms() {
-    let server = StoreServer::new(Arc::new(MemoryStore::new(1 << 30)), StoreServerSettings::default());
+    let server = StoreServer::new(Arc::new(MemoryStore::new("a", 1 << 30)), StoreServerSettings::default());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let uri = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
     let routes = server.add_to(base_routes(&[]).unwrap().0);

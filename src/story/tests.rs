@@ -60,7 +60,7 @@ impl Lab {
             let route = Route { name: (*name).into(), id, from: from.into(), to: to.into(), enabled };
             if name.starts_with('!') { &mut orphans } else { &mut routes }.push(route);
             for store in [from, to] {
-                let memory = || Arc::new(FaultyStore::new(Arc::new(MemoryStore::with_id(store, 1 << 30))));
+                let memory = || Arc::new(FaultyStore::new(Arc::new(MemoryStore::new(store, 1 << 30))));
                 stores.entry(store.to_owned()).or_insert_with(memory);
             }
         }

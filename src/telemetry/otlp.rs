@@ -4,7 +4,7 @@ use super::environment::{Settings, settings};
 use super::exported::{Counted, Exported, Watched};
 use super::log::one_line;
 use super::tracer::{On, Tracer};
-use crate::clock::{Clock, Entropy, SystemClock};
+use crate::clock::{Clock, Entropy};
 use crate::config::TracingConfig;
 use opentelemetry::trace::{Link, SpanKind, TraceContextExt as _, TraceId, TracerProvider as _};
 use opentelemetry::{Context, KeyValue};
@@ -50,17 +50,23 @@ pub struct Traces {
 
 impl Traces {
     /// Sends traces as the configuration and the environment say, or makes none. Connects to nothing yet, and never waits for
-    /// the collector. Needs a tokio runtime that outlives it. `service` is the `service.name`, unless the environment has one.
+    /// the collector. Needs a tokio runtime that outlives it. `service` is the `service.name`, unless the environment has one;
+    /// `clock` and `entropy` make the `service.instance.id`.
     ///
     /// # Errors
     /// If what is configured cannot be used. Of the environment, what cannot be honoured is logged and left.
-    pub fn start(config: &TracingConfig, service: &str) -> Result<Self, TracesError> {
+    pub fn start(
+        config: &TracingConfig,
+        service: &str,
+        clock: Arc<dyn Clock>,
+        entropy: &Entropy,
+    ) -> Result<Self, TracesError> {
         let (settings, warnings) = settings(config, |name| std::env::var(name).ok());
         for warning in warnings {
             tracing::warn!("{}", one_line(&warning));
         }
         let Some(settings) = settings else { return Ok(Self::default()) };
-        match Self::with(config, &settings, service) {
+        match Self::with(config, &settings, service, clock, entropy) {
             Err(error) if config.otlp_endpoint.is_none() => {
                 tracing::error!(error = one_line(&error.to_string()), "no traces are made");
                 Ok(Self::default())
@@ -69,7 +75,13 @@ impl Traces {
         }
     }
 
-    fn with(config: &TracingConfig, settings: &Settings, service: &str) -> Result<Self, TracesError> {
+    fn with(
+        config: &TracingConfig,
+        settings: &Settings,
+        service: &str,
+        clock: Arc<dyn Clock>,
+        entropy: &Entropy,
+    ) -> Result<Self, TracesError> {
         let mut exporter = SpanExporter::builder().with_tonic();
         if let Some(endpoint) = &settings.endpoint {
             exporter = exporter.with_endpoint(endpoint);
@@ -77,12 +89,11 @@ impl Traces {
         if settings.is_tls {
             exporter = exporter.with_tls_config(tls(settings)?);
         }
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-        let exported = Exported::new(clock.clone());
+        let instance = entropy.id(clock.now());
+        let exported = Exported::new(clock);
         let exporter = Watched::new(exporter.build()?, exported.clone(), settings.timeout + MARGIN);
         let batches = BatchConfigBuilder::default().with_max_queue_size(settings.queue).build();
         let processor = BatchSpanProcessor::builder(exporter).with_batch_config(batches).build();
-        let instance = Entropy::from_os().id(clock.now());
         let mut resource = Resource::builder_empty()
             .with_attributes([
                 KeyValue::new("service.name", service.to_owned()),

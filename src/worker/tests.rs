@@ -78,7 +78,7 @@ impl Lab {
                 read: routes.iter().any(|(from, _)| from == name),
                 hold: routes.iter().any(|(_, to)| to == name) && !receive_only,
             };
-            let memory = Arc::new(MemoryStore::with_id(*name, 1 << 30));
+            let memory = Arc::new(MemoryStore::new(*name, 1 << 30));
             let faulty = Arc::new(FaultyStore::new(memory.clone()));
             let peer = Peer::new(*name, faulty.clone(), needs, None, clock.clone(), entropy.clone());
             places.insert((*name).to_owned(), Place { faulty, memory, peer });

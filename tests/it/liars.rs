@@ -25,7 +25,7 @@ struct Liar {
 
 impl Liar {
     async fn start() -> Self {
-        let store = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new(64 << 20))));
+        let store = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new("liar", 64 << 20))));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let app = StoreApp::of(store.clone(), ServeSettings::default());

@@ -55,7 +55,7 @@ fn stores(ports: [u16; 2], ca_file: &str) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn blobs_and_spans_travel_by_tls() {
     let (world, mut tasks, sink) = (World::new(), JoinSet::new(), Sink::default());
-    let (source, destination) = (Arc::new(MemoryStore::new(1 << 30)), Arc::new(MemoryStore::new(1 << 30)));
+    let [source, destination] = ["a", "b"].map(|id| Arc::new(MemoryStore::new(id, 1 << 30)));
     let ports = [serve_store(&source, &mut tasks).await, serve_store(&destination, &mut tasks).await];
     let collector = serve(Routes::new(sink.server()), &mut tasks).await;
     let ca = file("ca.pem").to_str().unwrap().to_owned();
@@ -96,7 +96,7 @@ async fn blobs_and_spans_travel_by_tls() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_of_an_unknown_authority_is_told_and_not_trusted() {
     let (world, mut tasks) = (World::new(), JoinSet::new());
-    let (source, destination) = (Arc::new(MemoryStore::new(1 << 30)), Arc::new(MemoryStore::new(1 << 30)));
+    let [source, destination] = ["a", "b"].map(|id| Arc::new(MemoryStore::new(id, 1 << 30)));
     let ports = [serve_store(&source, &mut tasks).await, serve_store(&destination, &mut tasks).await];
     let other = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/deploy/ca.crt");
     let replicator = world.replicator_with("replicator", &stores(ports, other));

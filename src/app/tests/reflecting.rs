@@ -49,7 +49,7 @@ async fn servers_list_what_they_serve_and_know_the_details_of_errors() {
     let endpoint = Channel::from_shared(format!("http://{}", listener.local_addr().unwrap())).unwrap();
     let stop = CancellationToken::new();
     let mut running = JoinSet::new();
-    let store = StoreApp::of(Arc::new(MemoryStore::new(1 << 20)), ServeSettings::default());
+    let store = StoreApp::of(Arc::new(MemoryStore::new("a", 1 << 20)), ServeSettings::default());
     running.spawn(store.run(listener, stop.clone()));
     let own = ["blobferry.v1.BlobReaderService", "blobferry.v1.BlobReceiverService"];
     assert_eq!(services(&endpoint.connect_lazy()).await, [&own[..], &BASE].concat());

@@ -23,7 +23,7 @@ struct Pair {
 
 /// Two stores, the source with so many small blobs.
 async fn pair(count: u32) -> Pair {
-    let (source, held) = (Arc::new(MemoryStore::new(1 << 30)), Arc::new(MemoryStore::new(1 << 30)));
+    let [source, held] = ["a", "b"].map(|id| Arc::new(MemoryStore::new(id, 1 << 30)));
     let parcels: Vec<Parcel> = (0..count).map(|n| parcel(n.to_le_bytes().to_vec())).collect();
     let blobs = parcels.iter().map(|parcel| parcel.put.blob).collect();
     assert!(receive_all(&*source, parcels).await.iter().all(Result::is_ok));

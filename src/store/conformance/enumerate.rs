@@ -4,7 +4,7 @@
 //! is a four-thousandth of it, and can be listed whole.
 
 use super::Check;
-use super::lab::{Lab, Sample, Verdict, fail, random};
+use super::lab::{Lab, Sample, Verdict, fail};
 use crate::blob::{BlobMeta, BlobRef};
 use crate::store::EnumerateRange;
 
@@ -54,9 +54,9 @@ struct Neighbourhood {
 impl Neighbourhood {
     async fn write(lab: &Lab<'_>, count: usize) -> Result<Self, super::Outcome> {
         let function = lab.function();
-        let first = function.ref_of(&random(16));
+        let first = function.ref_of(&lab.random(16));
         let prefix = first.to_string()[..function.name().len() + 1 + SHARED].to_owned();
-        let salt = random(16);
+        let salt = lab.random(16);
         let mut samples: Vec<Sample> = Vec::new();
         for number in 0u32.. {
             // Sizes differ, so that a size at the wrong blob is noticed.

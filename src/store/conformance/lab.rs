@@ -2,6 +2,7 @@
 
 use super::{Outcome, is_mismatch, is_missing};
 use crate::blob::{BlobMeta, BlobRef, DigestFunction};
+use crate::clock::Entropy;
 use crate::store::{
     ByteRange, ByteStream, Disposition, EnumerateEnd, EnumerateRange, PeerKind, Put, Received, Store, StoreError,
     StoreInfo,
@@ -9,7 +10,6 @@ use crate::store::{
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use futures::stream;
-use rand::RngCore as _;
 use std::time::Duration;
 
 /// `Err` is a failure, or the reason why the check does not apply.
@@ -49,13 +49,6 @@ impl Sample {
     }
 }
 
-/// Random content that nobody had before.
-pub(super) fn random(size: usize) -> Bytes {
-    let mut bytes = vec![0; size];
-    rand::rng().fill_bytes(&mut bytes);
-    bytes.into()
-}
-
 /// Cuts the bytes into pieces of at most this size.
 pub(super) fn pieces(bytes: &Bytes, size: usize) -> Vec<Bytes> {
     let cut = |at: usize| bytes.slice(at..bytes.len().min(at + size));
@@ -69,14 +62,11 @@ pub(super) fn stream_of(pieces: Vec<Bytes>) -> ByteStream {
 /// A store under examination.
 pub(super) struct Lab<'a> {
     pub(super) store: &'a dyn Store,
+    pub(super) entropy: &'a Entropy,
     pub(super) info: StoreInfo,
 }
 
-impl<'a> Lab<'a> {
-    pub(super) fn new(store: &'a dyn Store, info: StoreInfo) -> Self {
-        Self { store, info }
-    }
-
+impl Lab<'_> {
     /// The function for checks that need only one.
     pub(super) fn function(&self) -> DigestFunction {
         let all = &self.info.functions;
@@ -89,10 +79,17 @@ impl<'a> Lab<'a> {
         self.info.max_blob_bytes.is_none_or(|limit| size as u64 <= limit)
     }
 
+    /// Random content that nobody had before.
+    pub(super) fn random(&self, size: usize) -> Bytes {
+        let mut bytes = vec![0; size];
+        self.entropy.fill(&mut bytes);
+        bytes.into()
+    }
+
     /// A new blob; a smaller one where the store does not take the size.
     pub(super) fn sample(&self, size: usize) -> Sample {
         let size = if self.takes(size) { size } else { 1024 };
-        let bytes = random(size);
+        let bytes = self.random(size);
         Sample { blob: self.function().ref_of(&bytes), bytes }
     }
 

@@ -1,7 +1,7 @@
 //! The rules of writing.
 
 use super::Check;
-use super::lab::{Lab, Sample, Verdict, fail, pieces, random};
+use super::lab::{Lab, Sample, Verdict, fail, pieces};
 use crate::store::{ByteStream, Put, StoreError};
 use bytes::Bytes;
 use futures::StreamExt;
@@ -86,7 +86,7 @@ async fn round_trip(lab: &Lab<'_>) -> Verdict {
         [0, 1, 64 * KIB - 1, 64 * KIB, 64 * KIB + 1, 256 * KIB - 1, 256 * KIB, 256 * KIB + 1, 3 * KIB * KIB + 7];
     for function in lab.info.functions.iter().copied() {
         for size in sizes.into_iter().filter(|size| lab.takes(*size)) {
-            let bytes = random(size);
+            let bytes = lab.random(size);
             let sample = Sample { blob: function.ref_of(&bytes), bytes };
             let received = lab.write(&sample).await?;
             // There is only one empty blob, and others may have written it; single bytes are few, too.

@@ -2,6 +2,7 @@
 
 use super::{Outcome, assert_passes, run};
 use crate::blob::{BlobMeta, BlobRef};
+use crate::clock::Entropy;
 use crate::store::memory::MemoryStore;
 use crate::store::packed::{Answers, MAX_PACKED_BYTES, Packed, Parcel, Want, fetch_each, receive_each};
 use crate::store::{
@@ -117,7 +118,7 @@ impl Store for Faulty {
                 }
                 self.inner.receive(put, stream::iter([Ok(whole.freeze())]).boxed()).await
             }
-            Fault::Forgets => MemoryStore::new(1 << 30).receive(put, bytes).await,
+            Fault::Forgets => MemoryStore::new("a", 1 << 30).receive(put, bytes).await,
             Fault::AlwaysNew => Ok(Received { was_new: true, ..self.inner.receive(put, bytes).await? }),
             _ => self.inner.receive(put, bytes).await,
         }
@@ -213,8 +214,8 @@ async fn every_fault_is_noticed_by_its_rule() {
         (Fault::LeavesOneOut, &["packed.round_trip", "packed.one_bad", "packed.missing"]),
     ];
     for (fault, rules) in faults {
-        let store = Faulty { inner: MemoryStore::new(1 << 30), fault: *fault };
-        let failed: Vec<_> = run(&store, |_| ())
+        let store = Faulty { inner: MemoryStore::new("a", 1 << 30), fault: *fault };
+        let failed: Vec<_> = run(&store, &Entropy::seeded(1), |_| ())
             .await
             .into_iter()
             .filter(|result| matches!(result.outcome, Outcome::Failed(_)))
@@ -228,10 +229,13 @@ async fn every_fault_is_noticed_by_its_rule() {
 
 #[tokio::test]
 async fn a_store_in_use_passes() {
-    let store = MemoryStore::new(1 << 30);
+    let store = MemoryStore::new("a", 1 << 30);
+    let entropy = Entropy::seeded(2);
     let write = async {
         loop {
-            let bytes = super::lab::random(40);
+            let mut bytes = vec![0; 40];
+            entropy.fill(&mut bytes);
+            let bytes = Bytes::from(bytes);
             let put = Put { blob: crate::blob::DigestFunction::Sha256.ref_of(&bytes), size: None, replace: false };
             store.receive(put, stream::iter([Ok(bytes)]).boxed()).await.unwrap();
             tokio::task::yield_now().await;

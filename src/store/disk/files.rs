@@ -5,6 +5,7 @@
 //! verified file that the index does not know; nobody sees it, and receiving the blob again replaces it.
 
 use crate::blob::{BlobRef, DigestFunction, Verifier};
+use crate::clock::Entropy;
 use crate::failpoint::{self, Point};
 use crate::store::StoreError;
 use bytes::Bytes;
@@ -13,7 +14,7 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Bytes of a file that may wait to be synced. What is synced for small blobs meanwhile waits behind them at the disk: with
 /// 64, 8, 4 and 2 MiB the slowest of a hundred took 53, 32, 27 and 23 ms beside a large blob, and 9 alone; and four large ones
@@ -29,11 +30,13 @@ pub(super) struct Files {
     /// Folders under `blobs/<function>/` that are known to survive a power loss: their entry in the parent was synced. One
     /// that merely exists may have been made by a receiver that has not synced it yet.
     durable: Mutex<HashSet<(DigestFunction, u8)>>,
+    /// Names files in `incoming/`.
+    entropy: Arc<Entropy>,
 }
 
 impl Files {
     /// Makes the folders where they are missing and removes leftovers. Only for the process that has the store's lock.
-    pub(super) fn open(root: &Path) -> io::Result<Self> {
+    pub(super) fn open(root: &Path, entropy: Arc<Entropy>) -> io::Result<Self> {
         let incoming = root.join("incoming");
         let blobs = root.join("blobs");
         create_folder(&incoming)?;
@@ -44,7 +47,7 @@ impl Files {
         for leftover in fs::read_dir(&incoming)? {
             fs::remove_file(leftover?.path())?;
         }
-        Ok(Self { incoming, blobs, durable: Mutex::default() })
+        Ok(Self { incoming, blobs, durable: Mutex::default(), entropy })
     }
 
     /// Where the blob's file lies, if it has one.
@@ -81,7 +84,7 @@ impl Files {
     /// Begins a file for the bytes of this blob.
     pub(super) fn write(&self, blob: BlobRef, stated: Option<u64>) -> Result<Sink, StoreError> {
         failpoint::hit(Point::StoreCreate)?;
-        let path = self.incoming.join(format!("{:032x}", rand::random::<u128>()));
+        let path = self.incoming.join(self.entropy.name());
         let file = File::options().write(true).create_new(true).open(&path);
         let file = file.map_err(|error| StoreError::io("creating a file in incoming/", error))?;
         let incoming = Incoming { file, unsynced: 0, temporary: Temporary { path: Some(path) } };
@@ -302,11 +305,13 @@ mod tests {
 
     use super::{Files, UNSYNCED_BYTES};
     use crate::blob::DigestFunction;
+    use crate::clock::Entropy;
+    use std::sync::Arc;
 
     #[test]
     fn little_of_a_large_blob_waits_for_the_last_sync() {
         let folder = tempfile::tempdir().unwrap();
-        let files = Files::open(folder.path()).unwrap();
+        let files = Files::open(folder.path(), Arc::new(Entropy::seeded(1))).unwrap();
         let bytes = vec![7; 16 << 20];
         let whole: Vec<u8> = bytes.iter().copied().cycle().take(9 * bytes.len()).collect();
         let blob = DigestFunction::Sha256.ref_of(&whole);

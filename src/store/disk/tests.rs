@@ -2,6 +2,7 @@
 
 use super::{CHUNK_BYTES, DiskStore, SMALL_BYTES, WRITE_BYTES};
 use crate::blob::{BlobRef, DigestFunction};
+use crate::clock::Entropy;
 use crate::store::{
     ByteRange, ByteStream, EnumerateEnd, EnumerateRange, Put, Received, Store, StoreError, conformance,
 };
@@ -11,6 +12,7 @@ use futures::{StreamExt, stream};
 use rand::RngCore as _;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -53,11 +55,15 @@ fn file_of(folder: &Path, blob: BlobRef) -> PathBuf {
     folder.join("blobs").join(name).join(&hex[..2]).join(hex)
 }
 
+async fn open(folder: impl Into<PathBuf>) -> Result<DiskStore, StoreError> {
+    DiskStore::open(folder, Arc::new(Entropy::from_os())).await
+}
+
 /// Opens a store that was just dropped; its last reads may still be ending.
 async fn reopen(folder: &Path) -> DiskStore {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
-        match DiskStore::open(folder).await {
+        match open(folder).await {
             Ok(store) => return store,
             Err(error) => assert!(Instant::now() < deadline, "{error}"),
         }
@@ -76,7 +82,7 @@ async fn soon(what: &str, mut holds: impl FnMut() -> bool) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn conforms() {
     let folder = TempDir::new().unwrap();
-    let store = DiskStore::open(folder.path()).await.unwrap();
+    let store = open(folder.path()).await.unwrap();
     conformance::assert_passes(&store).await;
     soon("unfinished files are gone", || incoming(folder.path()) == 0).await;
 }
@@ -84,7 +90,7 @@ async fn conforms() {
 #[tokio::test]
 async fn conforms_when_reopened_with_blobs_in_it() {
     let folder = TempDir::new().unwrap();
-    let store = DiskStore::open(folder.path()).await.unwrap();
+    let store = open(folder.path()).await.unwrap();
     let blobs: Vec<_> = (0..1500).map(random).collect();
     for answer in join_all(blobs.iter().map(|(blob, bytes)| write(&store, *blob, bytes))).await {
         assert!(answer.unwrap().was_new || blobs[0].1.is_empty());
@@ -96,7 +102,7 @@ async fn conforms_when_reopened_with_blobs_in_it() {
 #[tokio::test]
 async fn blobs_and_store_id_survive_reopening() {
     let folder = TempDir::new().unwrap();
-    let store = DiskStore::open(folder.path()).await.unwrap();
+    let store = open(folder.path()).await.unwrap();
     let id = store.info().await.unwrap().store_id;
     let blobs: Vec<_> = [0, 1, 511, 512, SMALL_BYTES, SMALL_BYTES + 1, WRITE_BYTES * 3 + 1].map(random).into();
     for (blob, bytes) in &blobs {
@@ -104,7 +110,7 @@ async fn blobs_and_store_id_survive_reopening() {
     }
     store.close().await.unwrap();
 
-    let store = DiskStore::open(folder.path()).await.unwrap();
+    let store = open(folder.path()).await.unwrap();
     assert_eq!(store.info().await.unwrap().store_id, id);
     for (blob, bytes) in &blobs {
         assert_eq!(read(&store, *blob).await.unwrap(), bytes);
@@ -115,10 +121,10 @@ async fn blobs_and_store_id_survive_reopening() {
 #[tokio::test]
 async fn a_second_store_on_the_folder_is_refused() {
     let folder = TempDir::new().unwrap();
-    let store = DiskStore::open(folder.path()).await.unwrap();
+    let store = open(folder.path()).await.unwrap();
     // Opening must not take the first one's unfinished files away.
     fs::write(folder.path().join("incoming/unfinished"), b"x").unwrap();
-    match DiskStore::open(folder.path()).await {
+    match open(folder.path()).await {
         Err(StoreError::Invalid(text)) => assert!(text.contains("in use by another store"), "{text}"),
         Err(error) => panic!("{error}"),
         Ok(_) => panic!("opened twice"),
@@ -132,7 +138,7 @@ async fn a_second_store_on_the_folder_is_refused() {
 #[tokio::test]
 async fn folders_that_are_no_whole_store_are_refused() {
     async fn refusal(folder: &Path) -> String {
-        match DiskStore::open(folder).await {
+        match open(folder).await {
             Err(error @ (StoreError::Invalid(_) | StoreError::Io { .. })) => error.to_string(),
             Err(error) => panic!("{error}"),
             Ok(_) => panic!("opened"),
@@ -145,7 +151,7 @@ async fn folders_that_are_no_whole_store_are_refused() {
     assert!(refusal(&path).await.contains("not a store and not empty"));
 
     fs::remove_file(path.join("thesis.tex")).unwrap();
-    drop(DiskStore::open(&path).await.unwrap());
+    drop(open(&path).await.unwrap());
     drop(reopen(&path).await);
     fs::rename(path.join("store-id"), folder.path().join("id")).unwrap();
     assert!(refusal(&path).await.contains("lost its store-id"));
@@ -162,7 +168,7 @@ async fn folders_that_are_no_whole_store_are_refused() {
 #[tokio::test]
 async fn a_store_whose_making_was_cut_short_is_made_again() {
     let folder = TempDir::new().unwrap();
-    drop(DiskStore::open(folder.path()).await.unwrap());
+    drop(open(folder.path()).await.unwrap());
     fs::remove_file(folder.path().join("format")).unwrap();
     fs::remove_file(folder.path().join("store-id")).unwrap();
     let (blob, bytes) = random(LARGE);
@@ -173,7 +179,7 @@ async fn a_store_whose_making_was_cut_short_is_made_again() {
 #[tokio::test]
 async fn a_dropped_receiver_leaves_nothing() {
     let folder = TempDir::new().unwrap();
-    let store = DiskStore::open(folder.path()).await.unwrap();
+    let store = open(folder.path()).await.unwrap();
     let (blob, bytes) = random(3 * WRITE_BYTES);
     for came in [0, 10, SMALL_BYTES + 1, WRITE_BYTES, bytes.len()] {
         for size in [Some(bytes.len() as u64), None] {
@@ -190,7 +196,7 @@ async fn a_dropped_receiver_leaves_nothing() {
 #[tokio::test]
 async fn a_receiver_dropped_at_any_poll_leaves_nothing_or_a_whole_blob() {
     let folder = TempDir::new().unwrap();
-    let store = DiskStore::open(folder.path()).await.unwrap();
+    let store = open(folder.path()).await.unwrap();
     for size in [1000, LARGE] {
         let mut finished = false;
         for polls in 1.. {
@@ -225,7 +231,7 @@ async fn a_receiver_dropped_at_any_poll_leaves_nothing_or_a_whole_blob() {
 #[tokio::test]
 async fn refused_bytes_leave_no_file() {
     let folder = TempDir::new().unwrap();
-    let store = DiskStore::open(folder.path()).await.unwrap();
+    let store = open(folder.path()).await.unwrap();
     let (blob, _) = random(LARGE);
     let (_, other) = random(LARGE);
     let wrong = Put { blob, size: None, replace: false };
@@ -240,7 +246,7 @@ async fn refused_bytes_leave_no_file() {
 #[tokio::test]
 async fn a_file_that_the_index_does_not_know_is_invisible_and_replaced() {
     let folder = TempDir::new().unwrap();
-    let store = DiskStore::open(folder.path()).await.unwrap();
+    let store = open(folder.path()).await.unwrap();
     let (blob, bytes) = random(LARGE);
     let path = file_of(folder.path(), blob);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -253,7 +259,7 @@ async fn a_file_that_the_index_does_not_know_is_invisible_and_replaced() {
 #[tokio::test]
 async fn corrupt_files_are_noticed_before_their_last_chunk_and_repaired() {
     let folder = TempDir::new().unwrap();
-    let store = DiskStore::open(folder.path()).await.unwrap();
+    let store = open(folder.path()).await.unwrap();
     let (blob, bytes) = random(2 * CHUNK_BYTES + 5);
     write(&store, blob, &bytes).await.unwrap();
     let path = file_of(folder.path(), blob);
@@ -293,7 +299,7 @@ async fn corrupt_files_are_noticed_before_their_last_chunk_and_repaired() {
 #[tokio::test]
 async fn a_corrupt_small_blob_is_noticed_and_repaired() {
     let folder = TempDir::new().unwrap();
-    let store = DiskStore::open(folder.path()).await.unwrap();
+    let store = open(folder.path()).await.unwrap();
     let (blob, bytes) = random(1000);
     let (_, other) = random(1000);
     // A commit that skips verification, as no receiver does.
@@ -310,7 +316,7 @@ async fn a_corrupt_small_blob_is_noticed_and_repaired() {
 #[tokio::test]
 async fn enumerations_end_at_every_page_boundary() {
     let folder = TempDir::new().unwrap();
-    let store = DiskStore::open(folder.path()).await.unwrap();
+    let store = open(folder.path()).await.unwrap();
     let mut held = 0u64;
     for count in [0, 1, 999, 1000, 1001, 2000] {
         let blobs: Vec<_> = (held..count).map(|_| random(16)).collect();
@@ -340,7 +346,7 @@ async fn a_row_that_cannot_be_read_hides_nothing_else_and_is_mended() {
     let folder = TempDir::new().unwrap();
     let mut blobs = [random(100), random(100), random(100)];
     blobs.sort_unstable_by_key(|(blob, _)| *blob);
-    let store = DiskStore::open(folder.path()).await.unwrap();
+    let store = open(folder.path()).await.unwrap();
     for (blob, bytes) in &blobs {
         write(&store, *blob, bytes).await.unwrap();
     }
@@ -370,7 +376,7 @@ async fn a_full_disk_is_said_to_be_full_and_leaves_no_file() {
         return;
     };
     let folder = TempDir::new_in(small).unwrap();
-    let store = DiskStore::open(folder.path()).await.unwrap();
+    let store = open(folder.path()).await.unwrap();
     let (blob, bytes) = random(LARGE);
     write(&store, blob, &bytes).await.unwrap();
 

@@ -53,7 +53,7 @@ async fn ended(syncs: &FullSyncs) -> SyncRecord {
 
 #[tokio::test(start_paused = true)]
 async fn after_a_sync_the_destination_holds_all_and_the_next_finds_nothing() {
-    let (source, destination) = (Arc::new(MemoryStore::new(1 << 30)), Arc::new(MemoryStore::new(1 << 30)));
+    let [source, destination] = ["a", "b"].map(|id| Arc::new(MemoryStore::new(id, 1 << 30)));
     for number in 0..2500u32 {
         let bytes = Bytes::copy_from_slice(&number.to_le_bytes());
         put(&source, bytes.clone()).await;

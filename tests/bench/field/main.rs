@@ -11,6 +11,7 @@ mod support;
 use anyhow::{Context as _, Result, ensure};
 use blobferry::app::store::StoreApp;
 use blobferry::blob::BlobRef;
+use blobferry::clock::Entropy;
 use blobferry::grpc::ServeSettings;
 use blobferry::pb::v1 as pb;
 use blobferry::store::faulty::{FaultyStore, Trouble};
@@ -136,7 +137,7 @@ struct Served {
 
 impl Served {
     async fn start() -> Result<Self> {
-        let store = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new(64 << 20))));
+        let store = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new(Entropy::from_os().name(), 64 << 20))));
         let mut info = store.info().await?;
         info.abilities.packed = false;
         info.max_packed_bytes = None;

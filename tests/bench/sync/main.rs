@@ -9,6 +9,7 @@ mod support;
 
 use anyhow::{Context as _, Result, ensure};
 use blobferry::blob::{BlobRef, DigestFunction};
+use blobferry::clock::Entropy;
 use blobferry::pb::v1 as pb;
 use blobferry::store::disk::DiskStore;
 use blobferry::store::{Put, Store};
@@ -18,6 +19,7 @@ use futures::StreamExt as _;
 use futures::stream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use support::api::{self, Replication};
 use support::process;
@@ -73,7 +75,7 @@ fn content(number: u64) -> (BlobRef, Bytes) {
 }
 
 async fn fill(folder: &Path, numbers: std::ops::Range<u64>) -> Result<()> {
-    let store = DiskStore::open(folder.to_owned()).await?;
+    let store = DiskStore::open(folder.to_owned(), Arc::new(Entropy::from_os())).await?;
     let mut writes = stream::iter(numbers)
         .map(|number| {
             let (blob, bytes) = content(number);

@@ -9,12 +9,14 @@ use crate::support::report::{Comparison, Expense, Report};
 use crate::throughput::last;
 use anyhow::{Context as _, Result, ensure};
 use blobferry::blob::DigestFunction;
+use blobferry::clock::Entropy;
 use blobferry::pb::v1 as pb;
 use blobferry::store::Put;
 use blobferry::store::disk::DiskStore;
 use blobferry::store::packed::{Parcel, receive_all};
 use bytes::Bytes;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How often a sync is asked whether it has ended.
@@ -69,7 +71,7 @@ pub(crate) async fn compare(settings: &Settings, dir: &Path, report: &mut Report
 
 /// Writes blobs to a store that nobody serves yet.
 async fn fill(path: &Path, blobs: u64) -> Result<()> {
-    let store = DiskStore::open(path).await?;
+    let store = DiskStore::open(path, Arc::new(Entropy::from_os())).await?;
     let mut at = 0;
     while at < blobs {
         let parcel = |number: u64| {
