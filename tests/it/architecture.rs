@@ -1,8 +1,9 @@
-//! Every file of `src/` keeps to its floor, as ARCHITECTURE.md draws it, and some folders have no import circle.
+//! Every file of `src/` keeps to its floor, as ARCHITECTURE.md draws it, some folders have no import circle, and nothing above
+//! `app` asks the machine for the time or for a random number.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The floor of each listed module path, counted from the top.
 fn floors(text: &str) -> BTreeMap<String, usize> {
@@ -32,26 +33,58 @@ fn module_path(file: &Path) -> Vec<String> {
     path
 }
 
-/// The module paths that a source file names, as `crate::…` or, in the binary, `blobferry::…`.
-fn imports(source: &str, root: &str) -> Vec<Vec<String>> {
-    let code: String = source.lines().map(|line| line.split("//").next().unwrap_or("")).collect::<Vec<_>>().join("\n");
-    let mut found = Vec::new();
-    for (at, _) in code.match_indices(root) {
-        if code[..at]
-            .chars()
-            .next_back()
-            .is_some_and(|before| before.is_alphanumeric() || before == '_' || before == ':')
-        {
+/// A file without its comments and its tests. What is `#[cfg(test)]` ends, as rustfmt leaves it, with the next line that is
+/// indented as little.
+fn code_of(source: &str) -> String {
+    let indent = |line: &str| line.len() - line.trim_start().len();
+    let mut code = String::new();
+    let mut lines = source.lines();
+    while let Some(line) = lines.next() {
+        if line.trim() == "#[cfg(test)]" {
+            lines.find(|last| indent(last) == indent(line) && last.ends_with([';', '}']));
             continue;
         }
-        let rest = &code[at + root.len()..];
+        code.push_str(line.split("//").next().unwrap_or(""));
+        code.push('\n');
+    }
+    code
+}
+
+/// What follows each of these names, where they are not the end of longer ones.
+fn after<'a>(code: &'a str, name: &'a str) -> impl Iterator<Item = &'a str> {
+    let is_name = |before: char| before.is_alphanumeric() || before == '_';
+    let whole = move |at: &usize| !code[..*at].chars().next_back().is_some_and(is_name);
+    code.match_indices(name).map(|(at, _)| at).filter(whole).map(|at| &code[at + name.len()..])
+}
+
+/// The module paths that code names, as `crate::…` or, in the binary, `blobferry::…`.
+fn imports(code: &str, root: &str) -> Vec<Vec<String>> {
+    let mut found = Vec::new();
+    for rest in after(code, root) {
         let path: String = rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_' || *c == ':').collect();
         found.push(path.split("::").map(str::to_owned).filter(|part| !part.is_empty()).collect());
     }
     found
 }
 
-fn source_files(dir: &Path, into: &mut Vec<std::path::PathBuf>) {
+/// What in this code asks the machine for the time, or for something random. Tokio's time is another.
+fn asks(code: &str) -> Vec<&'static str> {
+    let is_instant = |rest: &str| match rest.strip_prefix('{') {
+        Some(list) => list.split('}').next().unwrap_or("").split(',').any(|name| name.trim() == "Instant"),
+        None => rest.starts_with("Instant"),
+    };
+    let mut found: Vec<_> = ["SystemTime::now", "SystemClock::new", "Entropy::from_os", "rand::"].into();
+    found.retain(|name| after(code, name).next().is_some());
+    found.extend(after(code, "std::time::").any(is_instant).then_some("std::time::Instant"));
+    found
+}
+
+/// Files of modules that are compiled for tests alone.
+fn is_test(path: &[&str]) -> bool {
+    path.iter().any(|module| ["tests", "suite", "simulation"].contains(module))
+}
+
+fn source_files(dir: &Path, into: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).expect("a source folder") {
         let path = entry.expect("an entry").path();
         if path.is_dir() {
@@ -62,46 +95,49 @@ fn source_files(dir: &Path, into: &mut Vec<std::path::PathBuf>) {
     }
 }
 
-#[test]
-fn every_file_keeps_to_its_floor() {
+/// A file's module path, and its source.
+type File = (Vec<String>, String);
+
+/// The floors, and every file but `lib.rs`.
+fn project() -> (BTreeMap<String, usize>, Vec<File>) {
     let top = Path::new(env!("CARGO_MANIFEST_DIR"));
     let floors = floors(&fs::read_to_string(top.join("ARCHITECTURE.md")).expect("ARCHITECTURE.md"));
     let src = top.join("src");
     let mut files = Vec::new();
     source_files(&src, &mut files);
     assert!(files.len() > 10, "found only {} files", files.len());
+    let read = |file: &PathBuf| {
+        let path = module_path(file.strip_prefix(&src).expect("below src"));
+        (path, fs::read_to_string(file).expect("a source file"))
+    };
+    (floors, files.iter().map(read).filter(|(path, _)| path != &["lib"]).collect())
+}
 
+#[test]
+fn every_file_keeps_to_its_floor() {
+    let (floors, files) = project();
     let mut wrong = Vec::new();
-    for file in files {
-        let relative = file.strip_prefix(&src).expect("below src");
-        let own = module_path(relative);
-        if own == ["lib"] {
-            continue;
-        }
+    for (own, source) in files {
         let own: Vec<&str> = own.iter().map(String::as_str).collect();
+        let name = own.join("::");
         let Some((own_home, own_floor)) = home(&floors, &own) else {
-            wrong.push(format!("{}: stands on no floor; add it to ARCHITECTURE.md", relative.display()));
+            wrong.push(format!("{name}: stands on no floor; add it to ARCHITECTURE.md"));
             continue;
         };
-        let source = fs::read_to_string(&file).expect("a source file");
         // A module's tests may use what stands below it, as the program does.
-        let source = if own.last() == Some(&"tests") || own.last() == Some(&"suite") {
-            String::new()
-        } else {
-            source.split("#[cfg(test)]\nmod tests {").next().unwrap_or("").to_owned()
-        };
+        let code = if is_test(&own) { String::new() } else { code_of(&source) };
         let root = if own == ["main"] { "blobferry::" } else { "crate::" };
-        if source.contains(&format!("use {root}{{")) {
-            wrong.push(format!("{}: one `use {root}…` for each module, so that its floor shows", relative.display()));
+        if code.contains(&format!("use {root}{{")) {
+            wrong.push(format!("{name}: one `use {root}…` for each module, so that its floor shows"));
         }
-        for path in imports(&source, root) {
+        for path in imports(&code, root) {
             let path: Vec<&str> = path.iter().map(String::as_str).collect();
             match home(&floors, &path) {
                 Some((target, floor)) if floor > own_floor => {
-                    wrong.push(format!("{}: {own_home} imports {target}, which stands below it", relative.display()))
+                    wrong.push(format!("{name}: {own_home} imports {target}, which stands below it"))
                 }
                 Some(_) => {}
-                None => wrong.push(format!("{}: imports {} of no floor", relative.display(), path.join("::"))),
+                None => wrong.push(format!("{name}: imports {} of no floor", path.join("::"))),
             }
         }
     }
@@ -222,10 +258,39 @@ fn a_circle_is_noticed() {
 #[test]
 fn an_import_from_below_is_noticed() {
     let floors = floors("```floors\nblob\nstore\nstore::disk\nworker\n```");
-    let found =
-        imports("use crate::worker::Worker; // use crate::nothing\nfn f() { crate::store::disk::open() }", "crate::");
+    let code = code_of("use crate::worker::Worker; // use crate::nothing\nfn f() { crate::store::disk::open() }");
+    let found = imports(&code, "crate::");
     let homes: Vec<_> =
         found.iter().map(|path| home(&floors, &path.iter().map(String::as_str).collect::<Vec<_>>())).collect();
     assert_eq!(homes, [Some(("worker", 3)), Some(("store::disk", 2))]);
     assert_eq!(home(&floors, &["store", "remote"]), Some(("store", 1)));
+}
+
+#[test]
+fn nothing_above_app_asks_for_the_time_or_for_randomness() {
+    let (floors, files) = project();
+    let mut wrong = Vec::new();
+    for (own, source) in files {
+        let own: Vec<&str> = own.iter().map(String::as_str).collect();
+        let is_above = home(&floors, &own).is_some_and(|(_, floor)| floor < floors["app"]);
+        // The clock asks for all others.
+        if is_above && own != ["clock"] && !is_test(&own) {
+            wrong.extend(asks(&code_of(&source)).iter().map(|what| format!("{}: {what}", own.join("::"))));
+        }
+    }
+    assert!(wrong.is_empty(), "take a Clock, an Entropy, or tokio's time instead\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn who_asks_for_the_time_or_for_randomness_is_noticed() {
+    for (code, expected) in [
+        ("use std::time::{Duration, Instant};", &["std::time::Instant"][..]),
+        ("fn f() { std::time::Instant::now() }", &["std::time::Instant"]),
+        ("let (now, id) = (std::time::SystemTime::now(), rand::random());", &["SystemTime::now", "rand::"]),
+        ("use std::time::{Duration, SystemTime};\nuse tokio::time::Instant;\noperand::of()", &[]),
+        ("// rand::random()\n#[cfg(test)]\nmod tests {\n    use rand::Rng;\n}\n", &[]),
+        ("#[cfg(test)]\nmod tests;\nuse rand::Rng;", &["rand::"]),
+    ] {
+        assert_eq!(asks(&code_of(code)), expected, "{code}");
+    }
 }
