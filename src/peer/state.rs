@@ -12,17 +12,17 @@ const SILENCE: Duration = Duration::from_secs(2);
 /// A peer that failed is asked again what it is, unless it was asked within this time.
 const DOUBT: Duration = Duration::from_millis(500);
 
+/// It is used on while it is asked, unless it has not said so for this time.
+const LONG_DOUBT: Duration = Duration::from_secs(1);
+
 /// A peer is asked what it is at least so often.
 const INFO_MAX_AGE: Duration = Duration::from_mins(1);
 
 /// So long a peer counts as one that answers.
 const ANSWERS: Duration = Duration::from_secs(30);
 
-/// The pause after an identification that failed; doubles with each.
-const FIRST_PAUSE: Duration = Duration::from_millis(25);
-
-/// The longest pause between identifications that fail while the breaker is closed.
-const LONGEST_PAUSE: Duration = Duration::from_millis(400);
+/// The pause after an identification that failed. Short, since nothing is started meanwhile; the breaker ends it soon.
+const PAUSE: Duration = Duration::from_millis(25);
 
 /// What is known of a peer, and what follows from it.
 #[derive(Debug)]
@@ -41,8 +41,7 @@ pub struct PeerState {
     adopted: bool,
     /// Since when it is being asked what it is.
     identifying: Option<Monotonic>,
-    /// Identifications that failed in a row, and when the next may begin.
-    unidentified: u32,
+    /// When the next identification may begin.
     next_identification: Monotonic,
     /// Changes that were not logged yet.
     transitions: Vec<Transition>,
@@ -64,7 +63,6 @@ impl PeerState {
             doubted: false,
             adopted: false,
             identifying: None,
-            unidentified: 0,
             next_identification: Monotonic::ZERO,
             transitions: Vec::new(),
             is_news: false,
@@ -117,15 +115,24 @@ impl PeerState {
         self.is_news = true;
     }
 
+    /// Whether the peer is to be asked what it is.
+    pub fn wants_identification(&self, now: Monotonic) -> bool {
+        self.needs_identification_after(now, DOUBT)
+    }
+
     /// Whether the peer has to say what it is before it is used.
     pub fn needs_identification(&self, now: Monotonic) -> bool {
+        self.needs_identification_after(now, LONG_DOUBT)
+    }
+
+    fn needs_identification_after(&self, now: Monotonic, doubt: Duration) -> bool {
         let is_older = |since: Monotonic, limit| now.since(since) > limit;
         let Some((_, asked)) = self.info else { return true };
         self.breaker.snapshot().latched
             || self.adopted
             || is_older(asked, INFO_MAX_AGE)
             || self.last_contact.is_none_or(|contact| is_older(contact, SILENCE))
-            || (self.doubted && is_older(asked, DOUBT))
+            || (self.doubted && is_older(asked, doubt))
     }
 
     /// Whether an identification may begin now; if not, it is under way, or when to look again.
@@ -153,7 +160,7 @@ impl PeerState {
     /// The store said what it is, and that is what it should be.
     pub fn identified(&mut self, info: StoreInfo, now: Monotonic) {
         self.end_identification();
-        (self.doubted, self.adopted, self.unidentified) = (false, false, 0);
+        (self.doubted, self.adopted) = (false, false);
         self.info = Some((info, now));
         self.last_contact = Some(now);
         let transition = self.breaker.identified(now);
@@ -163,9 +170,7 @@ impl PeerState {
     /// The store did not say what it is. `jitter` is in `[0, 1)`.
     pub fn not_identified(&mut self, reason: Reason, now: Monotonic, jitter: f64) {
         self.end_identification();
-        let pause = FIRST_PAUSE.saturating_mul(1 << self.unidentified.min(10)).min(LONGEST_PAUSE);
-        self.unidentified = self.unidentified.saturating_add(1);
-        self.next_identification = now.saturating_add(pause);
+        self.next_identification = now.saturating_add(PAUSE);
         let is_try = self.breaker.is_open();
         self.fail(Failed::Identification, is_try, reason, now, jitter);
     }

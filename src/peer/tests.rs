@@ -87,7 +87,7 @@ async fn many_who_need_it_at_once_ask_it_once() {
 async fn one_failure_has_it_asked_again_and_a_row_of_them_opens_the_breaker() {
     let lab = lab(BOTH, None).await;
     assert!(lab.is_usable().await);
-    lab.pass(1);
+    lab.pass(2);
     lab.fail(1);
     assert!(lab.peer.is_closed() && lab.is_usable().await);
     assert_eq!(lab.store.infos(), 2, "it may be another by now");

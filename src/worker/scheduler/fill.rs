@@ -166,10 +166,15 @@ impl Scheduler {
         }
         let mut is_known = true;
         for side in Peers::SIDES {
-            if step.peers.of(side).needs_identification(step.now.monotonic) {
+            let peer = step.peers.of(side);
+            let (wants, needs) =
+                (peer.wants_identification(step.now.monotonic), peer.needs_identification(step.now.monotonic));
+            if wants {
+                self.identify(side, step);
+            }
+            if needs {
                 is_known = false;
                 self.pause = if is_open { Pause::Breaker(side) } else { Pause::Identifying(side) };
-                self.identify(side, step);
             }
         }
         if !is_known {
