@@ -108,7 +108,7 @@ impl Phase {
 
 /// How a failure counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Failed {
+pub enum FailureWeight {
     /// An entry failed for the first time at this peer; a pack as a whole counts as one.
     First,
     /// An entry that had failed there before.
@@ -236,7 +236,7 @@ impl Breaker {
     /// open breaker; `jitter` is in `[0, 1)`.
     pub fn failed(
         &mut self,
-        how: Failed,
+        how: FailureWeight,
         in_flight: usize,
         is_try: bool,
         reason: Reason,
@@ -247,9 +247,9 @@ impl Breaker {
         let row = ROW.max(2.0 * in_flight as f64);
         self.failures = self.failures.saturating_add(1);
         self.row += match how {
-            Failed::First => 1.0,
-            Failed::Again => REPEATED,
-            Failed::Identification => row / UNIDENTIFIED,
+            FailureWeight::First => 1.0,
+            FailureWeight::Again => REPEATED,
+            FailureWeight::Identification => row / UNIDENTIFIED,
         };
         let longest = if self.is_well(now) { SHORT_GAP } else { LONGEST_GAP };
         if let Some(outage) = &mut self.outage {

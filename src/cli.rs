@@ -64,14 +64,14 @@ impl From<Exit> for ExitCode {
 
 /// Why a command failed, for people, and the exit code for scripts.
 #[derive(Debug)]
-pub struct Failure {
+pub struct CommandError {
     /// The exit code.
     pub exit: Exit,
     what: String,
     todo: Option<String>,
 }
 
-impl Failure {
+impl CommandError {
     pub(crate) fn new(exit: Exit, what: impl Into<String>) -> Self {
         Self { exit, what: what.into(), todo: None }
     }
@@ -102,19 +102,19 @@ impl Failure {
 }
 
 /// What a replicator said to a command; where it is none at all, that instead.
-async fn of_replicator(address: &Address, error: ClientError) -> Failure {
+async fn of_replicator(address: &Address, error: ClientError) -> CommandError {
     if error.code() == Code::Unimplemented
         && let Some(info) = info_of(address).await
         && info.kind != PeerKind::Replicator
     {
-        return Failure::new(Exit::Usage, format!("{} is a store: {}", address.url(), info.version))
+        return CommandError::new(Exit::Usage, format!("{} is a store: {}", address.url(), info.version))
             .hint("name the replicator's address");
     }
     error.into()
 }
 
 /// What a store said to a command; where it is none at all, that instead.
-async fn of_store(address: &Address, error: StoreError) -> Failure {
+async fn of_store(address: &Address, error: StoreError) -> CommandError {
     let is_refused = match &error {
         StoreError::Peer(error) => error.code == Code::Unimplemented,
         StoreError::Unsupported(_) => true,
@@ -126,12 +126,12 @@ async fn of_store(address: &Address, error: StoreError) -> Failure {
     {
         return no_store(address, &info);
     }
-    Failure::of_store(address.url(), error)
+    CommandError::of_store(address.url(), error)
 }
 
 /// A replicator where a store is needed.
-fn no_store(address: &Address, info: &StoreInfo) -> Failure {
-    Failure::new(Exit::Usage, format!("{} is a replicator, which holds no blobs: {}", address.url(), info.version))
+fn no_store(address: &Address, info: &StoreInfo) -> CommandError {
+    CommandError::new(Exit::Usage, format!("{} is a replicator, which holds no blobs: {}", address.url(), info.version))
         .hint("name the store's address with --store")
 }
 
@@ -139,7 +139,7 @@ async fn info_of(address: &Address) -> Option<StoreInfo> {
     address.store().ok()?.info().await.ok()
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for CommandError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // A peer's text may be in it.
         let what = lines(&self.what);
@@ -158,7 +158,7 @@ fn lines(what: &str) -> String {
     what.lines().map(|line| text::plain(line, 2000)).collect::<Vec<_>>().join("\n")
 }
 
-impl From<ClientError> for Failure {
+impl From<ClientError> for CommandError {
     fn from(error: ClientError) -> Self {
         let (exit, todo) = match &error {
             ClientError::Address { .. } => (Exit::Usage, Some("give it as http://HOST:PORT or https://HOST:PORT")),
@@ -174,11 +174,11 @@ impl From<ClientError> for Failure {
             },
         };
         let failure = Self::new(exit, text::cause(&error.to_string()));
-        todo.into_iter().fold(failure, Failure::hint)
+        todo.into_iter().fold(failure, CommandError::hint)
     }
 }
 
-impl From<StoreError> for Failure {
+impl From<StoreError> for CommandError {
     fn from(error: StoreError) -> Self {
         let (exit, todo) = match &error {
             StoreError::Missing(_) => (Exit::No, None),
@@ -192,17 +192,17 @@ impl From<StoreError> for Failure {
             _ => (Exit::Failed, None),
         };
         let failure = Self::new(exit, text::cause(&error.to_string()));
-        todo.into_iter().fold(failure, Failure::hint)
+        todo.into_iter().fold(failure, CommandError::hint)
     }
 }
 
-impl From<std::io::Error> for Failure {
+impl From<std::io::Error> for CommandError {
     fn from(error: std::io::Error) -> Self {
         Self::new(Exit::Failed, error.to_string())
     }
 }
 
-impl From<crate::pb::JsonError> for Failure {
+impl From<crate::pb::JsonError> for CommandError {
     fn from(error: crate::pb::JsonError) -> Self {
         Self::new(Exit::Failed, error.to_string())
     }
@@ -309,7 +309,7 @@ impl ReplicatorArg {
         if self.replicator == REPLICATOR { ca_file } else { format!(" --replicator {}{ca_file}", self.replicator) }
     }
 
-    fn address(&self) -> Result<Address, Failure> {
+    fn address(&self) -> Result<Address, CommandError> {
         Ok(Address::new(&self.replicator, self.ca_file.clone())?)
     }
 }
@@ -326,7 +326,7 @@ struct StoreArg {
 }
 
 impl StoreArg {
-    fn address(&self) -> Result<Address, Failure> {
+    fn address(&self) -> Result<Address, CommandError> {
         Ok(Address::new(&self.store, self.ca_file.clone())?)
     }
 }
@@ -335,7 +335,7 @@ impl StoreArg {
 ///
 /// # Errors
 /// What failed, for people, with the exit code.
-pub async fn run(cli: Cli, stop: CancellationToken) -> Result<Exit, Failure> {
+pub async fn run(cli: Cli, stop: CancellationToken) -> Result<Exit, CommandError> {
     match cli.command {
         // Servers end well when they are told to stop; the demo tidies up.
         Command::Serve(args) => serve::serve(args, stop).await,
@@ -368,13 +368,16 @@ pub async fn run(cli: Cli, stop: CancellationToken) -> Result<Exit, Failure> {
 }
 
 /// Gives up when told to stop. Commands that ask or write idempotently may be cut at any point.
-async fn until(stop: CancellationToken, command: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
-    stop.run_until_cancelled(command).await.unwrap_or_else(|| Err(Failure::interrupted()))
+async fn until(
+    stop: CancellationToken,
+    command: impl Future<Output = Result<Exit, CommandError>>,
+) -> Result<Exit, CommandError> {
+    stop.run_until_cancelled(command).await.unwrap_or_else(|| Err(CommandError::interrupted()))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Cli, Exit, Failure};
+    use super::{Cli, CommandError, Exit};
     use crate::client::Address;
     use clap::{CommandFactory, Parser};
 
@@ -451,10 +454,10 @@ mod tests {
 
     #[test]
     fn failures_say_what_to_do_and_cannot_steer_the_terminal() {
-        let failure = Failure::new(Exit::Failed, "a\u{1b}b\nc").hint("do this").hint("not that");
+        let failure = CommandError::new(Exit::Failed, "a\u{1b}b\nc").hint("do this").hint("not that");
         assert_eq!(failure.to_string(), "a b\nc\n(do this)");
-        assert_eq!(Failure::new(Exit::Failed, "a").hint("b").to_string(), "a (b)");
-        let failure = Failure::from(Address::new("x", None).unwrap_err());
+        assert_eq!(CommandError::new(Exit::Failed, "a").hint("b").to_string(), "a (b)");
+        let failure = CommandError::from(Address::new("x", None).unwrap_err());
         assert_eq!(failure.exit, Exit::Usage);
     }
 }

@@ -130,7 +130,7 @@ async fn copy(
         Some(passed) => CopyError::under_way(&error, Side::Destination, passed, stated),
         None => CopyError::of(&error, Side::Destination),
     })?;
-    progress.heard(Side::Destination);
+    progress.answered(Side::Destination);
     if !verdict.is_verified() {
         return Err(CopyError::confirmed_other("it confirmed the blob before it had read all of it"));
     }
@@ -173,7 +173,7 @@ async fn size_held_by_both(
     let size_at = async |store: &dyn Store, side| {
         progress.enter(Stage::Asking, side);
         let found = store.stat(&[blob]).await.ok()?;
-        progress.heard(side);
+        progress.answered(side);
         found.iter().find(|meta| meta.blob == blob).map(|meta| meta.size)
     };
     let held = size_at(destination, Side::Destination).await?;

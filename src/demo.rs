@@ -14,15 +14,15 @@ mod report;
 mod servers;
 mod stage;
 
-use crate::cli::progress::Board;
-use crate::cli::{Exit, Failure, collector, logging};
+use crate::cli::progress::ProgressBoard;
+use crate::cli::{CommandError, Exit, collector, logging};
 use crate::config::{LogConfig, LogFormat, LogLevel};
 use clap::Args;
-use files::{Chosen, Place};
+use files::{Chosen, DemoFolders};
 use http::Uri;
-use report::Report;
+use report::DemoReport;
 use servers::{Addresses, Servers};
-use stage::Stage;
+use stage::DemoStage;
 use std::io::Write as _;
 use std::path::PathBuf;
 use tokio_util::sync::CancellationToken;
@@ -58,12 +58,12 @@ pub(crate) struct DemoArgs {
 }
 
 /// Runs the demo. Whichever way it ends, the servers are stopped and the temporary folder is removed.
-pub(crate) async fn run(args: DemoArgs, stop: CancellationToken) -> Result<Exit, Failure> {
+pub(crate) async fn run(args: DemoArgs, stop: CancellationToken) -> Result<Exit, CommandError> {
     // The show is on stdout; the servers' log would talk into it, but for what goes wrong.
     logging(&LogConfig { level: LogLevel::Error, format: LogFormat::Human })?;
-    let board = Board::new();
+    let board = ProgressBoard::new();
     let chosen = files::choose(args.paths).await?;
-    let place = Place::new(args.data)?;
+    let place = DemoFolders::new(args.data)?;
     place.check_space(chosen.bytes)?;
     let is_traced = args.otlp.is_some();
     let mut servers = Servers::start(place.path(), args.otlp).await?;
@@ -72,7 +72,7 @@ pub(crate) async fn run(args: DemoArgs, stop: CancellationToken) -> Result<Exit,
     let outcome = tokio::select! {
         outcome = act(&at, chosen, &board, &place, args.exit) => outcome,
         failure = servers.failed() => Err(failure),
-        () = stop.cancelled() => Err(Failure::interrupted()),
+        () = stop.cancelled() => Err(CommandError::interrupted()),
     };
     let outcome = match outcome {
         Ok(Exit::Ok) if !args.exit => tokio::select! {
@@ -96,10 +96,16 @@ pub(crate) async fn run(args: DemoArgs, stop: CancellationToken) -> Result<Exit,
 }
 
 /// Everything that the audience sees.
-async fn act(at: &Addresses, chosen: Chosen, board: &Board, place: &Place, exits: bool) -> Result<Exit, Failure> {
+async fn act(
+    at: &Addresses,
+    chosen: Chosen,
+    board: &ProgressBoard,
+    place: &DemoFolders,
+    exits: bool,
+) -> Result<Exit, CommandError> {
     say(&report::opening(at, &chosen, place))?;
-    let stage = Stage::new(at, board)?;
-    let mut report = Report { files: chosen.count(), ..Report::default() };
+    let stage = DemoStage::new(at, board)?;
+    let mut report = DemoReport { files: chosen.count(), ..DemoReport::default() };
     let mut blobs = stage.ferry(chosen.files.clone(), &mut report).await?;
     say(&report.ferried())?;
     stage.surprise(&chosen, &mut blobs, &mut report).await?;
@@ -118,7 +124,7 @@ async fn act(at: &Addresses, chosen: Chosen, board: &Board, place: &Place, exits
     Ok(Exit::Ok)
 }
 
-fn say(what: &str) -> Result<(), Failure> {
+fn say(what: &str) -> Result<(), CommandError> {
     let mut out = std::io::stdout().lock();
     // The show goes on without an audience.
     match out.write_all(what.as_bytes()).and_then(|()| out.flush()) {

@@ -53,7 +53,7 @@ fn main() -> ExitCode {
 }
 
 /// Runs the command. The first SIGINT or SIGTERM tells it to stop, the second ends it where it stands.
-async fn run(cli: Cli) -> std::io::Result<Result<Exit, cli::Failure>> {
+async fn run(cli: Cli) -> std::io::Result<Result<Exit, cli::CommandError>> {
     let stop = CancellationToken::new();
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;

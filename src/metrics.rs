@@ -19,8 +19,8 @@ mod text;
 pub use calls::{CallMetrics, MethodMetrics};
 pub use commits::CommitMetrics;
 pub use copies::CopyMetrics;
-pub use histogram::{Histogram, Reading};
-pub use text::{Family, Format, Kind, Text, Value};
+pub use histogram::{Histogram, HistogramReading};
+pub use text::{Family, Format, MetricKind, Text, Value};
 
 /// Bounds for what may take from a tenth of a millisecond to a minute, in seconds.
 pub const CALL_SECONDS: [f64; 16] =

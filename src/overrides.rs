@@ -92,7 +92,7 @@ pub struct Overrides {
     state: Arc<dyn State>,
     file: Option<PathBuf>,
     routes: BTreeMap<String, (Limits, watch::Sender<Limits>)>,
-    inner: Mutex<Inner>,
+    inner: Mutex<OverridesInner>,
     /// One change at a time.
     changing: tokio::sync::Mutex<()>,
     /// Whether a copy of the document could not be written, so that this is logged once.
@@ -100,7 +100,7 @@ pub struct Overrides {
 }
 
 #[derive(Default)]
-struct Inner {
+struct OverridesInner {
     document: Document,
     /// When those that expire do.
     deadlines: BTreeMap<(String, Setting), Monotonic>,
@@ -146,7 +146,7 @@ impl Overrides {
         }
         let document = if saved[1] > saved[0] { of_file } else { of_state };
         let routes = configured.into_iter().map(|(name, limits)| (name, (limits, watch::Sender::new(limits))));
-        let inner = Inner { document: document.unwrap_or_default(), deadlines: BTreeMap::new(), saved };
+        let inner = OverridesInner { document: document.unwrap_or_default(), deadlines: BTreeMap::new(), saved };
         let overrides = Self {
             clock,
             state,
@@ -274,7 +274,7 @@ impl Overrides {
     }
 
     /// Removes these; whether there were any.
-    fn expire(inner: &mut Inner, due: &[(String, Setting)]) -> bool {
+    fn expire(inner: &mut OverridesInner, due: &[(String, Setting)]) -> bool {
         for (route, setting) in due {
             tracing::info!(route = %route, setting = setting.as_str(), "an operator's override has expired");
             inner.document.reset(route, *setting);
@@ -284,7 +284,7 @@ impl Overrides {
         !due.is_empty()
     }
 
-    fn publish(&self, inner: &Inner) {
+    fn publish(&self, inner: &OverridesInner) {
         for (route, (configured, sender)) in &self.routes {
             let limits = configured.with(inner.document.of(route).map(|kept| &kept.value));
             sender.send_if_modified(|known| std::mem::replace(known, limits) != limits);
@@ -336,7 +336,7 @@ impl Overrides {
         }
     }
 
-    fn inner(&self) -> MutexGuard<'_, Inner> {
+    fn inner(&self) -> MutexGuard<'_, OverridesInner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -272,7 +272,7 @@ impl ReplicationService for Service {
                 .ok_or_else(|| invalid_field("interval", "a span of time is not negative"))?
                 .clamp(*WATCH_INTERVALS.start(), *WATCH_INTERVALS.end()),
         };
-        let watch = Watch { parts: self.parts.clone(), names: request.routes, interval, next: Next::Picture };
+        let watch = StatusWatch { parts: self.parts.clone(), names: request.routes, interval, next: Next::Picture };
         let pictures = stream::unfold(watch, |mut watch| async move { Some((watch.next().await?, watch)) });
         Ok(Response::new(pump(&self.parts.tasks, permit, STREAM_IDLE, pictures).boxed()))
     }
@@ -453,7 +453,7 @@ fn given(text: &str) -> String {
 }
 
 /// A `WatchStatus` in progress.
-struct Watch {
+struct StatusWatch {
     parts: Arc<ServiceParts>,
     names: Vec<String>,
     interval: Duration,
@@ -467,7 +467,7 @@ enum Next {
     Nothing,
 }
 
-impl Watch {
+impl StatusWatch {
     async fn next(&mut self) -> Option<Result<v1::WatchStatusResponse, Status>> {
         if matches!(self.next, Next::Wait) {
             tokio::select! {

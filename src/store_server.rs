@@ -61,10 +61,10 @@ impl Default for StoreServerSettings {
 /// A store's services. Clones share the store and its limits.
 #[derive(Clone)]
 pub struct StoreServer {
-    shared: Arc<Shared>,
+    shared: Arc<ServedStore>,
 }
 
-struct Shared {
+struct ServedStore {
     store: Arc<dyn Store>,
     settings: StoreServerSettings,
     tracer: Tracer,
@@ -84,7 +84,7 @@ impl StoreServer {
     /// The same, with spans for blobs that come or go packed. Those of calls are the server's.
     pub fn traced(store: Arc<dyn Store>, settings: StoreServerSettings, tracer: Tracer) -> Self {
         let (calls, tasks) = (CallLimit::new(settings.max_calls), TaskTracker::new());
-        Self { shared: Arc::new(Shared { store, settings, tracer, calls, tasks, info: OnceCell::new() }) }
+        Self { shared: Arc::new(ServedStore { store, settings, tracer, calls, tasks, info: OnceCell::new() }) }
     }
 
     /// Adds both services to what a server serves.

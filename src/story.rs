@@ -17,7 +17,7 @@ mod plan;
 mod tokens;
 mod wait;
 
-pub use ask::Held;
+pub use ask::Holding;
 pub use explain::{BlobStory, RouteStory};
 pub use judge::{BlobState, HopState};
 pub use wait::{Unconfirmed, WaitEnd, WaitRequest, Waited};

@@ -46,7 +46,7 @@ mod span;
 
 pub use diff::{Finding, ListingError, ListingFault, Merge, Need, Seen};
 pub use driver::{FullSyncs, StoreIds, SyncParts, SyncRoute, SyncSettings};
-pub use needs::{NeededSync, Needs};
+pub use needs::{NeededSync, SyncNeeds};
 pub use on_start::StartSync;
 pub use record::{SyncCounts, SyncFailure, SyncMode, SyncPhase, SyncRecord, SyncState, UnknownFunction};
 pub use request::{Started, SyncRequest, SyncStartError};

@@ -15,10 +15,10 @@ mod otlp;
 mod storm;
 mod tracer;
 
-pub use exported::Tally;
+pub use exported::SpanTally;
 pub use log::subscriber;
 pub use otlp::{Traces, TracesError};
-pub use storm::{Pace, Storm};
+pub use storm::{EventPace, Storm};
 pub(crate) use tracer::calling;
 pub use tracer::{Parent, Span, Tracer, passing_on};
 

@@ -1,7 +1,7 @@
 //! What looks after a running replicator: the queue's end, figures that are sampled, and health.
 
 use crate::announce::Announcer;
-use crate::queue::damage::Trouble;
+use crate::queue::damage::QueueTrouble;
 use crate::queue::{StateWrite, WholeQueue};
 use crate::service::SERVICE_NAMES;
 use crate::status::Observer;
@@ -52,7 +52,7 @@ impl Watch {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while draining.run_until_cancelled(tick.tick()).await.is_some() {
             draining.run_until_cancelled(self.look()).await;
-            if let Some(Trouble::Ended(why)) = self.queue.trouble() {
+            if let Some(QueueTrouble::Ended(why)) = self.queue.trouble() {
                 return Err(QueueEnded(why).into());
             }
         }

@@ -7,10 +7,10 @@ use std::fmt;
 /// A running digest.
 pub struct Hasher {
     function: DigestFunction,
-    state: State,
+    state: VerifierState,
 }
 
-enum State {
+enum VerifierState {
     Blake3(Box<blake3::Hasher>),
     Sha1(sha1::Sha1),
     Sha224(sha2::Sha224),
@@ -22,11 +22,11 @@ impl Hasher {
     /// An empty digest of this function.
     pub fn new(function: DigestFunction) -> Self {
         let state = match function {
-            DigestFunction::Blake3 => State::Blake3(Box::default()),
-            DigestFunction::Sha1 => State::Sha1(sha1::Sha1::new()),
-            DigestFunction::Sha224 => State::Sha224(sha2::Sha224::new()),
-            DigestFunction::Sha256 => State::Sha256(sha2::Sha256::new()),
-            DigestFunction::Sha512 => State::Sha512(sha2::Sha512::new()),
+            DigestFunction::Blake3 => VerifierState::Blake3(Box::default()),
+            DigestFunction::Sha1 => VerifierState::Sha1(sha1::Sha1::new()),
+            DigestFunction::Sha224 => VerifierState::Sha224(sha2::Sha224::new()),
+            DigestFunction::Sha256 => VerifierState::Sha256(sha2::Sha256::new()),
+            DigestFunction::Sha512 => VerifierState::Sha512(sha2::Sha512::new()),
         };
         Self { function, state }
     }
@@ -34,13 +34,13 @@ impl Hasher {
     /// Takes the next bytes.
     pub fn update(&mut self, bytes: &[u8]) {
         match &mut self.state {
-            State::Blake3(state) => {
+            VerifierState::Blake3(state) => {
                 state.update(bytes);
             }
-            State::Sha1(state) => state.update(bytes),
-            State::Sha224(state) => state.update(bytes),
-            State::Sha256(state) => state.update(bytes),
-            State::Sha512(state) => state.update(bytes),
+            VerifierState::Sha1(state) => state.update(bytes),
+            VerifierState::Sha224(state) => state.update(bytes),
+            VerifierState::Sha256(state) => state.update(bytes),
+            VerifierState::Sha512(state) => state.update(bytes),
         }
     }
 
@@ -52,11 +52,11 @@ impl Hasher {
             BlobRef { function, digest: bytes }
         }
         match self.state {
-            State::Blake3(state) => new(self.function, state.finalize().as_bytes()),
-            State::Sha1(state) => new(self.function, &state.finalize()),
-            State::Sha224(state) => new(self.function, &state.finalize()),
-            State::Sha256(state) => new(self.function, &state.finalize()),
-            State::Sha512(state) => new(self.function, &state.finalize()),
+            VerifierState::Blake3(state) => new(self.function, state.finalize().as_bytes()),
+            VerifierState::Sha1(state) => new(self.function, &state.finalize()),
+            VerifierState::Sha224(state) => new(self.function, &state.finalize()),
+            VerifierState::Sha256(state) => new(self.function, &state.finalize()),
+            VerifierState::Sha512(state) => new(self.function, &state.finalize()),
         }
     }
 }

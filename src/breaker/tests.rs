@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use super::{Breaker, Failed, LONGEST_GAP, Pass, Phase, ROW, Reason, SHORT_GAP, Transition};
+use super::{Breaker, FailureWeight, LONGEST_GAP, Pass, Phase, ROW, Reason, SHORT_GAP, Transition};
 use crate::clock::Monotonic;
 use crate::fault::FaultKind;
 use proptest::prelude::{any, prop_assert, proptest};
@@ -21,7 +21,7 @@ fn stranger() -> Reason {
 }
 
 /// Fails so often at this time; whether it is open then.
-fn fail(breaker: &mut Breaker, how: Failed, times: u32, now: Monotonic) -> bool {
+fn fail(breaker: &mut Breaker, how: FailureWeight, times: u32, now: Monotonic) -> bool {
     for _ in 0..times {
         breaker.failed(how, 0, false, down(), now, 1.0);
     }
@@ -30,7 +30,7 @@ fn fail(breaker: &mut Breaker, how: Failed, times: u32, now: Monotonic) -> bool 
 
 fn opened() -> Breaker {
     let mut breaker = Breaker::new(START);
-    assert!(fail(&mut breaker, Failed::First, 64, at(1.0)));
+    assert!(fail(&mut breaker, FailureWeight::First, 64, at(1.0)));
     breaker
 }
 
@@ -38,7 +38,7 @@ fn opened() -> Breaker {
 fn one_failure_amid_successes_never_opens_it() {
     let mut breaker = Breaker::new(START);
     for second in 0..1000 {
-        assert!(!fail(&mut breaker, Failed::First, 63, at(f64::from(second))));
+        assert!(!fail(&mut breaker, FailureWeight::First, 63, at(f64::from(second))));
         assert_eq!(breaker.succeeded(at(f64::from(second))), None);
     }
     assert_eq!(breaker.pass(at(1000.0)), Pass::Go);
@@ -48,26 +48,29 @@ fn one_failure_amid_successes_never_opens_it() {
 #[test]
 fn it_opens_when_everything_fails_alike() {
     let mut breaker = Breaker::new(START);
-    assert!(!fail(&mut breaker, Failed::First, 63, at(1.0)));
-    let opened = breaker.failed(Failed::First, 0, false, down(), at(1.0), 1.0);
+    assert!(!fail(&mut breaker, FailureWeight::First, 63, at(1.0)));
+    let opened = breaker.failed(FailureWeight::First, 0, false, down(), at(1.0), 1.0);
     assert_eq!(opened, Some(Transition::Opened { reason: down(), latched: false }));
     // Twice what is in flight, where that is more.
     let mut breaker = Breaker::new(START);
-    (0..127).for_each(|_| drop(breaker.failed(Failed::First, 64, false, down(), at(1.0), 1.0)));
+    (0..127).for_each(|_| drop(breaker.failed(FailureWeight::First, 64, false, down(), at(1.0), 1.0)));
     assert!(!breaker.is_open());
-    assert!(breaker.failed(Failed::First, 64, false, down(), at(1.0), 1.0).is_some());
+    assert!(breaker.failed(FailureWeight::First, 64, false, down(), at(1.0), 1.0).is_some());
     // A few hopeless entries are no outage; but where nothing has succeeded for long, few are enough.
     let mut breaker = Breaker::new(START);
-    assert!(!fail(&mut breaker, Failed::Again, 1000, at(1.0)), "{ROW} by their weight");
-    let mut breaker = Breaker::new(START);
-    assert!(!fail(&mut breaker, Failed::Again, 15, at(11.0)) && fail(&mut breaker, Failed::Again, 1, at(11.0)));
-    // A peer that cannot even say what it is.
-    let mut breaker = Breaker::new(START);
-    assert!(!fail(&mut breaker, Failed::Identification, 7, at(1.0)));
-    assert!(fail(&mut breaker, Failed::Identification, 1, at(1.0)));
+    assert!(!fail(&mut breaker, FailureWeight::Again, 1000, at(1.0)), "{ROW} by their weight");
     let mut breaker = Breaker::new(START);
     assert!(
-        !fail(&mut breaker, Failed::Identification, 1, at(3600.0)),
+        !fail(&mut breaker, FailureWeight::Again, 15, at(11.0))
+            && fail(&mut breaker, FailureWeight::Again, 1, at(11.0))
+    );
+    // A peer that cannot even say what it is.
+    let mut breaker = Breaker::new(START);
+    assert!(!fail(&mut breaker, FailureWeight::Identification, 7, at(1.0)));
+    assert!(fail(&mut breaker, FailureWeight::Identification, 1, at(1.0)));
+    let mut breaker = Breaker::new(START);
+    assert!(
+        !fail(&mut breaker, FailureWeight::Identification, 1, at(3600.0)),
         "one failure is no outage, however long it was quiet"
     );
 }
@@ -85,7 +88,7 @@ fn tries_come_one_at_a_time_with_gaps_that_double() {
         breaker.begin(now, 1.0);
         assert_eq!(breaker.snapshot().phase, Phase::Probing);
         assert!(matches!(breaker.pass(now), Pass::Wait(_)), "one at a time");
-        assert_eq!(breaker.failed(Failed::First, 1, true, down(), now, 1.0), None);
+        assert_eq!(breaker.failed(FailureWeight::First, 1, true, down(), now, 1.0), None);
         breaker.end(now);
     }
     assert_eq!(gaps, [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000, 10_000, 10_000, 10_000]);
@@ -98,7 +101,7 @@ fn a_peer_that_answers_its_canary_is_tried_more_often() {
     for _ in 0..9 {
         breaker.canary(true, now);
         breaker.begin(now, 1.0);
-        breaker.failed(Failed::First, 1, true, down(), now, 1.0);
+        breaker.failed(FailureWeight::First, 1, true, down(), now, 1.0);
         breaker.end(now);
         let Pass::Wait(until) = breaker.pass(now) else { panic!("too early") };
         assert!(until.since(now) <= SHORT_GAP);
@@ -125,7 +128,7 @@ fn any_success_closes_it_and_its_whole_story_is_told() {
     let closed = breaker.succeeded(at(5.0));
     assert_eq!(closed, Some(Transition::Closed { reason: down(), after: Duration::from_secs(4), failures: 64 }));
     assert_eq!((breaker.pass(at(5.0)), breaker.snapshot().openings), (Pass::Go, 1));
-    assert!(!fail(&mut breaker, Failed::First, 63, at(6.0)), "it begins anew");
+    assert!(!fail(&mut breaker, FailureWeight::First, 63, at(6.0)), "it begins anew");
 }
 
 #[test]
@@ -135,7 +138,7 @@ fn the_wrong_peer_is_asked_what_it_is_and_nothing_else() {
     assert_eq!(breaker.succeeded(at(2.0)), None, "a copy that succeeds there proves nothing");
     assert_eq!(breaker.pass(at(2.0)), Pass::Identify);
     assert_eq!(breaker.latch(stranger(), at(2.0), 1.0), None);
-    assert_eq!(breaker.failed(Failed::Identification, 0, true, down(), at(3.0), 1.0), None);
+    assert_eq!(breaker.failed(FailureWeight::Identification, 0, true, down(), at(3.0), 1.0), None);
     assert_eq!(breaker.snapshot().reason, Some(stranger()), "a failed connection is no reason to take another");
     assert!(breaker.identified(at(4.0)).is_some());
     // One that is open for another reason waits for a copy.
@@ -154,8 +157,8 @@ proptest! {
         for (what, pause, flag) in steps {
             now = now.saturating_add(Duration::from_millis(pause.into()));
             match what % 6 {
-                0 => drop(breaker.failed(Failed::First, 3, flag, down(), now, 0.5)),
-                1 => drop(breaker.failed(Failed::Again, 3, flag, down(), now, 0.5)),
+                0 => drop(breaker.failed(FailureWeight::First, 3, flag, down(), now, 0.5)),
+                1 => drop(breaker.failed(FailureWeight::Again, 3, flag, down(), now, 0.5)),
                 2 => breaker.begin(now, 0.5),
                 3 => breaker.canary(flag, now),
                 4 if flag => drop(breaker.latch(stranger(), now, 0.5)),

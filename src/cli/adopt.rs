@@ -1,7 +1,7 @@
 //! `blobferry adopt`: another store in the place of a known one.
 
 use super::limits::ByArg;
-use super::{Exit, Failure, ReplicatorArg, of_replicator, output, text};
+use super::{CommandError, Exit, ReplicatorArg, of_replicator, output, text};
 use crate::client::Replicator;
 use crate::pb::Encoder;
 use crate::pb::v1;
@@ -30,7 +30,7 @@ pub(super) struct AdoptArgs {
     replicator: ReplicatorArg,
 }
 
-pub(super) async fn adopt(args: AdoptArgs) -> Result<Exit, Failure> {
+pub(super) async fn adopt(args: AdoptArgs) -> Result<Exit, CommandError> {
     let address = args.replicator.address()?;
     let request = v1::AdoptStoreRequest { store: args.store, store_id: args.store_id, adopted_by: args.by.name() };
     let answer = match Replicator::at(&address)?.adopt_store(request).await {

@@ -1,7 +1,7 @@
 //! `blobferry get`, `ls` and `stat`: a store, read.
 
 use super::progress::to_stderr;
-use super::{Exit, Failure, StoreArg, of_store, output, text};
+use super::{CommandError, Exit, StoreArg, of_store, output, text};
 use crate::blob::{BlobMeta, BlobRef, Verifier};
 use crate::pb::Encoder;
 use crate::pb::v1;
@@ -39,14 +39,14 @@ pub(super) struct GetArgs {
     store: StoreArg,
 }
 
-pub(super) async fn get(args: GetArgs) -> Result<Exit, Failure> {
+pub(super) async fn get(args: GetArgs) -> Result<Exit, CommandError> {
     let blob = parse_ref(&args.blob)?;
     let address = args.store.address()?;
     let fetched = match address.store()?.fetch(blob, ByteRange::default()).await {
         Ok(fetched) => fetched,
         Err(error) => return Err(of_store(&address, error).await),
     };
-    let verified = Verified { bytes: fetched.bytes, verifier: Verifier::new(blob, Some(fetched.size)) };
+    let verified = VerifiedBytes { bytes: fetched.bytes, verifier: Verifier::new(blob, Some(fetched.size)) };
     match args.output {
         Some(path) => to_file(verified, &path).await?,
         None => verified.each(async |chunk| output::write(&chunk)).await?,
@@ -55,14 +55,14 @@ pub(super) async fn get(args: GetArgs) -> Result<Exit, Failure> {
 }
 
 /// Bytes on their way out, the last of them held back until all are verified.
-struct Verified {
+struct VerifiedBytes {
     bytes: ByteStream,
     verifier: Verifier,
 }
 
-impl Verified {
-    async fn each(mut self, mut take: impl AsyncFnMut(Bytes) -> Result<(), Failure>) -> Result<(), Failure> {
-        let wrong = |error| Failure::new(Exit::Failed, format!("the store sent wrong bytes: {error}"));
+impl VerifiedBytes {
+    async fn each(mut self, mut take: impl AsyncFnMut(Bytes) -> Result<(), CommandError>) -> Result<(), CommandError> {
+        let wrong = |error| CommandError::new(Exit::Failed, format!("the store sent wrong bytes: {error}"));
         let mut held = Bytes::new();
         while let Some(chunk) = self.bytes.next().await {
             let chunk = chunk?;
@@ -77,11 +77,12 @@ impl Verified {
 }
 
 /// Writes to a name of its own beside the file, and gives it the file's name when all is verified.
-async fn to_file(verified: Verified, path: &Path) -> Result<(), Failure> {
-    let failed =
-        |error: std::io::Error| Failure::new(Exit::Failed, format!("{} cannot be written: {error}", path.display()));
+async fn to_file(verified: VerifiedBytes, path: &Path) -> Result<(), CommandError> {
+    let failed = |error: std::io::Error| {
+        CommandError::new(Exit::Failed, format!("{} cannot be written: {error}", path.display()))
+    };
     let Some(name) = path.file_name() else {
-        return Err(Failure::new(Exit::Usage, format!("{} names no file", path.display())));
+        return Err(CommandError::new(Exit::Usage, format!("{} names no file", path.display())));
     };
     let mut partial = name.to_owned();
     partial.push(format!(".{}.partial", std::process::id()));
@@ -144,7 +145,7 @@ pub(super) struct LsArgs {
     store: StoreArg,
 }
 
-pub(super) async fn ls(args: LsArgs) -> Result<Exit, Failure> {
+pub(super) async fn ls(args: LsArgs) -> Result<Exit, CommandError> {
     let address = args.store.address()?;
     let encoder = Encoder::new()?;
     let range = EnumerateRange { after: args.after, until: args.until, limit: args.limit };
@@ -175,10 +176,10 @@ pub(super) async fn ls(args: LsArgs) -> Result<Exit, Failure> {
             return Ok(Exit::Ok);
         }
     }
-    Err(Failure::of_store(address.url(), StoreError::Protocol("the listing was cut".to_owned())))
+    Err(CommandError::of_store(address.url(), StoreError::Protocol("the listing was cut".to_owned())))
 }
 
-fn meta_line(encoder: &Encoder, meta: &BlobMeta, json: bool) -> Result<String, Failure> {
+fn meta_line(encoder: &Encoder, meta: &BlobMeta, json: bool) -> Result<String, CommandError> {
     if !json {
         return Ok(format!("{} {}\n", meta.blob, meta.size));
     }
@@ -208,7 +209,7 @@ pub(super) struct StatArgs {
     store: StoreArg,
 }
 
-pub(super) async fn stat(args: StatArgs) -> Result<Exit, Failure> {
+pub(super) async fn stat(args: StatArgs) -> Result<Exit, CommandError> {
     let blobs = args.blobs.iter().map(|blob| parse_ref(blob)).collect::<Result<Vec<_>, _>>()?;
     let address = args.store.address()?;
     let store = address.store()?;
@@ -235,21 +236,21 @@ pub(super) async fn stat(args: StatArgs) -> Result<Exit, Failure> {
     Ok(if missing == 0 { Exit::Ok } else { Exit::No })
 }
 
-fn parse_ref(text: &str) -> Result<BlobRef, Failure> {
-    text.parse().map_err(|error: crate::blob::RefError| Failure::new(Exit::Usage, error.to_string()))
+fn parse_ref(text: &str) -> Result<BlobRef, CommandError> {
+    text.parse().map_err(|error: crate::blob::RefError| CommandError::new(Exit::Usage, error.to_string()))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Verified, to_file};
+    use super::{VerifiedBytes, to_file};
     use crate::blob::{DigestFunction, Verifier};
     use crate::cli::Exit;
     use bytes::Bytes;
     use futures::stream::{self, StreamExt as _};
 
-    fn bytes(expected: &[u8], sent: &'static [&'static [u8]]) -> Verified {
+    fn bytes(expected: &[u8], sent: &'static [&'static [u8]]) -> VerifiedBytes {
         let verifier = Verifier::new(DigestFunction::Sha256.ref_of(expected), Some(expected.len() as u64));
-        Verified { bytes: stream::iter(sent).map(|chunk| Ok(Bytes::from_static(chunk))).boxed(), verifier }
+        VerifiedBytes { bytes: stream::iter(sent).map(|chunk| Ok(Bytes::from_static(chunk))).boxed(), verifier }
     }
 
     #[tokio::test]

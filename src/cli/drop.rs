@@ -1,7 +1,7 @@
 //! `blobferry drop`: the end of a route that left the configuration.
 
 use super::limits::ByArg;
-use super::{Exit, Failure, ReplicatorArg, of_replicator, output, text};
+use super::{CommandError, Exit, ReplicatorArg, of_replicator, output, text};
 use crate::client::Replicator;
 use crate::pb::Encoder;
 use crate::pb::v1;
@@ -32,7 +32,7 @@ pub(super) struct DropArgs {
     replicator: ReplicatorArg,
 }
 
-pub(super) async fn drop_route(args: DropArgs) -> Result<Exit, Failure> {
+pub(super) async fn drop_route(args: DropArgs) -> Result<Exit, CommandError> {
     let address = args.replicator.address()?;
     let mut replicator = Replicator::at(&address)?;
     let (count_only, by) = (args.count_only, args.by.name());

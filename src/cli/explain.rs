@@ -1,7 +1,7 @@
 //! `blobferry explain`: one blob's story.
 
 use super::failures::{cause_name, moment};
-use super::{Exit, Failure, ReplicatorArg, of_replicator, output, text};
+use super::{CommandError, Exit, ReplicatorArg, of_replicator, output, text};
 use crate::client::Replicator;
 use crate::pb::Encoder;
 use crate::pb::v1;
@@ -35,7 +35,7 @@ pub(super) struct ExplainArgs {
     replicator: ReplicatorArg,
 }
 
-pub(super) async fn explain(args: ExplainArgs) -> Result<Exit, Failure> {
+pub(super) async fn explain(args: ExplainArgs) -> Result<Exit, CommandError> {
     let address = args.replicator.address()?;
     let request = v1::ExplainBlobRequest { r#ref: args.blob, skip_stores: args.no_stores };
     let answer = match Replicator::at(&address)?.explain_blob(request).await {

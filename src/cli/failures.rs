@@ -1,6 +1,6 @@
 //! `blobferry failures`: what failed and is still queued.
 
-use super::{Exit, Failure, ReplicatorArg, output, text};
+use super::{CommandError, Exit, ReplicatorArg, output, text};
 use crate::client::Replicator;
 use crate::fault::FaultKind;
 use crate::pb::Encoder;
@@ -23,12 +23,12 @@ pub(super) enum FailuresCommand {
 
 /// How an entry stands.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum State {
+enum FailureState {
     Retrying,
     Parked,
 }
 
-impl State {
+impl FailureState {
     fn wire(state: Option<Self>) -> i32 {
         match state {
             None => v1::FailureState::Unspecified.into(),
@@ -68,7 +68,7 @@ pub(super) struct ListArgs {
     blob: Option<String>,
     /// Only entries in this state.
     #[arg(long)]
-    state: Option<State>,
+    state: Option<FailureState>,
     /// Entries to list, at most; 0 for all. The groups count the others too.
     #[arg(long, value_name = "N", default_value_t = 20)]
     limit: usize,
@@ -88,7 +88,7 @@ struct Selected {
     which: Which,
     /// Of these, only the entries in this state.
     #[arg(long)]
-    state: Option<State>,
+    state: Option<FailureState>,
     /// Change nothing, only count.
     #[arg(long)]
     count_only: bool,
@@ -139,7 +139,7 @@ pub(super) struct DiscardArgs {
     selected: Selected,
 }
 
-pub(super) async fn failures(command: FailuresCommand) -> Result<Exit, Failure> {
+pub(super) async fn failures(command: FailuresCommand) -> Result<Exit, CommandError> {
     match command {
         FailuresCommand::List(args) => list(args).await,
         FailuresCommand::Retry(args) => retry(args.selected).await,
@@ -147,14 +147,14 @@ pub(super) async fn failures(command: FailuresCommand) -> Result<Exit, Failure> 
     }
 }
 
-async fn list(args: ListArgs) -> Result<Exit, Failure> {
+async fn list(args: ListArgs) -> Result<Exit, CommandError> {
     let mut replicator = Replicator::at(&args.replicator.address()?)?;
     let limit = if args.limit == 0 { usize::MAX } else { args.limit };
     let mut request = v1::ListFailuresRequest {
         route: args.route.unwrap_or_default(),
         kind: wire_kind(args.kind),
         r#ref: args.blob.unwrap_or_default(),
-        state: State::wire(args.state),
+        state: FailureState::wire(args.state),
         page_size: page_size(limit),
         page_token: String::new(),
     };
@@ -241,16 +241,16 @@ pub(super) fn moment(time: &prost_types::Timestamp) -> String {
 }
 
 /// The selection as the wire has it.
-fn selection(which: &Which, state: Option<State>) -> v1::FailureSelection {
+fn selection(which: &Which, state: Option<FailureState>) -> v1::FailureSelection {
     v1::FailureSelection {
         refs: which.blobs.clone(),
         kind: wire_kind(which.kind),
         all: which.all,
-        state: State::wire(state),
+        state: FailureState::wire(state),
     }
 }
 
-async fn retry(args: Selected) -> Result<Exit, Failure> {
+async fn retry(args: Selected) -> Result<Exit, CommandError> {
     let mut replicator = Replicator::at(&args.replicator.address()?)?;
     let mut request = v1::RetryFailuresRequest {
         route: args.route.clone().unwrap_or_default(),
@@ -277,7 +277,7 @@ async fn retry(args: Selected) -> Result<Exit, Failure> {
     tell(&args, json, matched, &format!("{} due now", text::count(changed)))
 }
 
-async fn discard(args: Selected) -> Result<Exit, Failure> {
+async fn discard(args: Selected) -> Result<Exit, CommandError> {
     let mut replicator = Replicator::at(&args.replicator.address()?)?;
     let mut request = v1::DiscardFailuresRequest {
         route: args.route.clone().unwrap_or_default(),
@@ -305,7 +305,7 @@ async fn discard(args: Selected) -> Result<Exit, Failure> {
 }
 
 /// Says what was done, and whether there was anything to do.
-fn tell(args: &Selected, json: Option<serde_json::Value>, matched: u64, done: &str) -> Result<Exit, Failure> {
+fn tell(args: &Selected, json: Option<serde_json::Value>, matched: u64, done: &str) -> Result<Exit, CommandError> {
     let matches = match matched {
         1 => "1 entry matches".to_owned(),
         _ => format!("{} entries match", text::count(matched)),

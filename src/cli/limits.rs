@@ -1,7 +1,7 @@
 //! `blobferry pause`, `resume` and `limits`: what a route may use, by an operator's word.
 
 use super::failures::moment;
-use super::{Exit, Failure, ReplicatorArg, of_replicator, output, text};
+use super::{CommandError, Exit, ReplicatorArg, of_replicator, output, text};
 use crate::client::Replicator;
 use crate::pb::Encoder;
 use crate::pb::{self, v1};
@@ -166,7 +166,7 @@ fn blobs_rate(given: &str) -> Result<f64, String> {
     rate.ok_or_else(|| "write it as 100 or 0.5, or none for no limit".to_owned())
 }
 
-pub(super) async fn pause(args: PauseArgs) -> Result<Exit, Failure> {
+pub(super) async fn pause(args: PauseArgs) -> Result<Exit, CommandError> {
     use v1::pause_route_request::Expiration;
     let address = args.replicator.address()?;
     let Terms { reason, lasts, until } = args.terms;
@@ -194,7 +194,7 @@ pub(super) async fn pause(args: PauseArgs) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
-pub(super) async fn resume(args: ResumeArgs) -> Result<Exit, Failure> {
+pub(super) async fn resume(args: ResumeArgs) -> Result<Exit, CommandError> {
     let address = args.replicator.address()?;
     let request = v1::ResumeRouteRequest { route: args.route.unwrap_or_default(), set_by: args.by.name() };
     let answer = match Replicator::at(&address)?.resume_route(request).await {
@@ -210,7 +210,7 @@ pub(super) async fn resume(args: ResumeArgs) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
-pub(super) async fn limits(args: LimitsArgs) -> Result<Exit, Failure> {
+pub(super) async fn limits(args: LimitsArgs) -> Result<Exit, CommandError> {
     use v1::update_route_request::Expiration;
     let address = args.replicator.address()?;
     let mut replicator = Replicator::at(&address)?;
@@ -224,7 +224,7 @@ pub(super) async fn limits(args: LimitsArgs) -> Result<Exit, Failure> {
     if !sets && args.reset.is_empty() {
         if lasts.is_some() || until.is_some() || !reason.is_empty() {
             return Err(
-                Failure::new(Exit::Usage, "there is nothing to change").hint("give a limit, such as --workers 8")
+                CommandError::new(Exit::Usage, "there is nothing to change").hint("give a limit, such as --workers 8")
             );
         }
         return show(&mut replicator, args.route, args.json).await;
@@ -270,7 +270,7 @@ fn mask(limits: &v1::LimitSettings, reset: &[Reset]) -> Option<prost_types::Fiel
     })
 }
 
-async fn show(replicator: &mut Replicator, route: Option<String>, json: bool) -> Result<Exit, Failure> {
+async fn show(replicator: &mut Replicator, route: Option<String>, json: bool) -> Result<Exit, CommandError> {
     let status = replicator.status(route.into_iter().collect()).await?;
     let routes = status.routes.into_iter().filter(|route| route.state() != v1::RouteState::Orphaned);
     let routes: Vec<_> = routes.map(|route| (route.name, route.limits.unwrap_or_default())).collect();

@@ -11,12 +11,12 @@ const PLAIN_EVERY: Duration = Duration::from_secs(10);
 
 /// All lines of one command.
 #[derive(Clone)]
-pub(crate) struct Board {
+pub(crate) struct ProgressBoard {
     bars: Option<MultiProgress>,
     quiet: bool,
 }
 
-impl Board {
+impl ProgressBoard {
     /// Bars if stderr is a terminal, plain lines otherwise.
     pub(crate) fn new() -> Self {
         let bars = std::io::stderr()
@@ -31,14 +31,14 @@ impl Board {
     }
 
     /// A line with this label, which has still to be told where it stands.
-    pub(crate) fn line(&self, label: &str) -> Line {
+    pub(crate) fn line(&self, label: &str) -> ProgressLine {
         let bar = self.bars.as_ref().map(|bars| {
             let bar = bars.add(ProgressBar::no_length());
             bar.set_style(style(false));
             bar.set_prefix(label.to_owned());
             bar
         });
-        Line { label: label.to_owned(), bar, quiet: self.quiet, last: Instant::now(), began: Instant::now() }
+        ProgressLine { label: label.to_owned(), bar, quiet: self.quiet, last: Instant::now(), began: Instant::now() }
     }
 
     /// Says something for good, above the bars.
@@ -54,7 +54,7 @@ impl Board {
 }
 
 /// One thing that goes on.
-pub(crate) struct Line {
+pub(crate) struct ProgressLine {
     label: String,
     bar: Option<ProgressBar>,
     quiet: bool,
@@ -62,7 +62,7 @@ pub(crate) struct Line {
     began: Instant,
 }
 
-impl Line {
+impl ProgressLine {
     /// Shows how many are done, of how many if that is known, and a note; without a total, the note goes on behind the
     /// number: `files, 2 MiB`. Cheap: it may be called for each of them.
     pub(crate) fn update(&mut self, done: u64, total: Option<u64>, note: impl FnOnce() -> String) {
@@ -94,7 +94,7 @@ impl Line {
     pub(crate) fn clear(self) {}
 }
 
-impl Drop for Line {
+impl Drop for ProgressLine {
     fn drop(&mut self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
@@ -127,7 +127,7 @@ pub(crate) fn to_stderr(line: &str) {
 
 #[cfg(test)]
 mod tests {
-    use super::{Board, plain_line};
+    use super::{ProgressBoard, plain_line};
 
     #[test]
     fn plain_lines_say_how_far_it_is() {
@@ -138,7 +138,7 @@ mod tests {
 
     #[test]
     fn a_quiet_board_takes_everything_and_shows_nothing() {
-        let mut line = Board::quiet().line("x");
+        let mut line = ProgressBoard::quiet().line("x");
         line.update(1, None, || unreachable!("nobody sees the note"));
         line.clear();
     }

@@ -1,10 +1,10 @@
 //! `blobferry put`.
 
-use super::progress::{Board, to_stderr};
-use super::{Exit, Failure, StoreArg, of_replicator, output, text, walk};
+use super::progress::{ProgressBoard, to_stderr};
+use super::{CommandError, Exit, StoreArg, of_replicator, output, text, walk};
 use crate::blob::{BlobMeta, DigestFunction};
-use crate::client::announcer::{Announced, Event, announce};
-use crate::client::upload::{Plan, UploadCause, UploadError, Uploaded, upload_all};
+use crate::client::announcer::{AnnounceEvent, AnnounceSummary, announce};
+use crate::client::upload::{UploadCause, UploadError, UploadPlan, Uploaded, upload_all};
 use crate::client::{Address, ClientError, Replicator};
 use crate::clock::Entropy;
 use crate::store::{PeerKind, Store as _};
@@ -71,7 +71,7 @@ fn function(name: &str) -> Result<DigestFunction, String> {
 }
 
 #[derive(Default)]
-struct Tally {
+struct PutTally {
     files: u64,
     bytes: u64,
     sent_files: u64,
@@ -82,22 +82,22 @@ struct Tally {
 
 /// What is done for good, for the case that it is interrupted.
 #[derive(Default)]
-struct Done {
+struct PutDone {
     files: AtomicU64,
     announced: AtomicU64,
 }
 
 /// Puts, until told to stop. Whatever is cut can be done again.
-pub(super) async fn put(args: PutArgs, stop: CancellationToken) -> Result<Exit, Failure> {
-    let done = Arc::new(Done::default());
+pub(super) async fn put(args: PutArgs, stop: CancellationToken) -> Result<Exit, CommandError> {
+    let done = Arc::new(PutDone::default());
     let announces = args.announce.is_some();
     match stop.run_until_cancelled(put_all(args, &done)).await {
         Some(ended) => ended,
-        None => Err(Failure::new(Exit::Interrupted, interrupted(&done, announces))),
+        None => Err(CommandError::new(Exit::Interrupted, interrupted(&done, announces))),
     }
 }
 
-fn interrupted(done: &Done, announces: bool) -> String {
+fn interrupted(done: &PutDone, announces: bool) -> String {
     let files = done.files.load(Ordering::Relaxed);
     let is = if files == 1 { "is" } else { "are" };
     let announced = if announces {
@@ -109,20 +109,20 @@ fn interrupted(done: &Done, announces: bool) -> String {
     format!("interrupted: {files} {is} in the store{announced}; run it again, nothing is sent twice")
 }
 
-async fn put_all(args: PutArgs, done: &Arc<Done>) -> Result<Exit, Failure> {
+async fn put_all(args: PutArgs, done: &Arc<PutDone>) -> Result<Exit, CommandError> {
     let address = args.store.address()?;
     let store = address.store()?;
-    let info = store.info().await.map_err(|error| Failure::of_store(address.url(), error))?;
+    let info = store.info().await.map_err(|error| CommandError::of_store(address.url(), error))?;
     if info.kind == PeerKind::Replicator {
-        return Err(Failure::new(Exit::Usage, "a replicator keeps no blobs, and is no place to put them")
+        return Err(CommandError::new(Exit::Usage, "a replicator keeps no blobs, and is no place to put them")
             .hint("name the store with --store, and the replicator with --announce"));
     }
     if !info.functions.contains(&args.function) {
         let known: Vec<&str> = info.functions.iter().map(|function| function.name()).collect();
-        return Err(Failure::new(Exit::Usage, format!("the store takes no {} refs", args.function))
+        return Err(CommandError::new(Exit::Usage, format!("the store takes no {} refs", args.function))
             .hint(format!("it takes --function {}", known.join(", "))));
     }
-    let board = if args.verbose { Board::quiet() } else { Board::new() };
+    let board = if args.verbose { ProgressBoard::quiet() } else { ProgressBoard::new() };
     let began = Instant::now();
 
     // Both tasks end with this set, whichever way this function is left.
@@ -142,8 +142,8 @@ async fn put_all(args: PutArgs, done: &Arc<Done>) -> Result<Exit, Failure> {
                 announcing_at = Some(at);
                 announcing.spawn(announce(replicator, args.source_store, blobs, Entropy::from_os(), move |event| {
                     match event {
-                        Event::Accepted(blobs) => drop(done.announced.fetch_add(blobs, Ordering::Relaxed)),
-                        Event::Retrying(error, delay) => {
+                        AnnounceEvent::Accepted(blobs) => drop(done.announced.fetch_add(blobs, Ordering::Relaxed)),
+                        AnnounceEvent::Retrying(error, delay) => {
                             let cause = text::cause(&error.to_string());
                             told.say(&format!("blobferry: {cause} (trying again in {})", text::span(delay)));
                         }
@@ -153,8 +153,9 @@ async fn put_all(args: PutArgs, done: &Arc<Done>) -> Result<Exit, Failure> {
             }
         };
 
-    let (mut tally, mut fatal) = (Tally::default(), None);
-    let plan = Plan { function: args.function, streams: usize::from(args.streams), skip_present: info.abilities.stat };
+    let (mut tally, mut fatal) = (PutTally::default(), None);
+    let plan =
+        UploadPlan { function: args.function, streams: usize::from(args.streams), skip_present: info.abilities.stat };
     let mut line = board.line("put");
     let uploads = upload_all(&store, ReceiverStream::new(paths), plan);
     let mut uploads = std::pin::pin!(uploads);
@@ -194,7 +195,7 @@ async fn put_all(args: PutArgs, done: &Arc<Done>) -> Result<Exit, Failure> {
     }
     let announced = announced?;
     while let Some(walked) = walks.join_next().await {
-        let (wrong, links) = walked.map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
+        let (wrong, links) = walked.map_err(|error| CommandError::new(Exit::Failed, error.to_string()))?;
         tally.links += links;
         for error in wrong {
             tally.fail(&board, &error);
@@ -232,33 +233,33 @@ fn walk_into(paths: Vec<PathBuf>, into: &mpsc::Sender<PathBuf>) -> (Vec<String>,
 }
 
 async fn joined(
-    announcing: &mut JoinSet<Result<Announced, ClientError>>,
+    announcing: &mut JoinSet<Result<AnnounceSummary, ClientError>>,
     at: Option<&Address>,
-) -> Result<Option<Announced>, Failure> {
+) -> Result<Option<AnnounceSummary>, CommandError> {
     match announcing.join_next().await {
         None => Ok(None),
         Some(Ok(Ok(announced))) => Ok(Some(announced)),
         Some(Ok(Err(error))) => {
             let failure = match at {
                 Some(at) => of_replicator(at, error).await,
-                None => Failure::from(error),
+                None => CommandError::from(error),
             };
             Err(failure.hint("the files that were written are safe in the store; run it again, or run a full sync"))
         }
-        Some(Err(error)) => Err(Failure::new(Exit::Failed, error.to_string())),
+        Some(Err(error)) => Err(CommandError::new(Exit::Failed, error.to_string())),
     }
 }
 
 /// What stops all files, not one alone.
-fn of_all(url: &str, error: UploadError) -> Failure {
+fn of_all(url: &str, error: UploadError) -> CommandError {
     let UploadError { path, cause } = error;
     match cause {
-        UploadCause::Store(error) => Failure::of_store(url, error),
-        cause => Failure::new(Exit::Failed, format!("{}: {cause}", path.display())),
+        UploadCause::Store(error) => CommandError::of_store(url, error),
+        cause => CommandError::new(Exit::Failed, format!("{}: {cause}", path.display())),
     }
 }
 
-impl Tally {
+impl PutTally {
     fn add(&mut self, uploaded: &Uploaded) {
         let size = uploaded.file.meta.size;
         self.files += 1;
@@ -269,7 +270,7 @@ impl Tally {
         }
     }
 
-    fn fail(&mut self, board: &Board, what: &str) {
+    fn fail(&mut self, board: &ProgressBoard, what: &str) {
         self.failed += 1;
         match self.failed.checked_sub(TOLD) {
             None => board.say(&format!("blobferry: {what}")),
@@ -278,7 +279,7 @@ impl Tally {
         }
     }
 
-    fn summary(&self, announced: Option<&Announced>, took: std::time::Duration) -> String {
+    fn summary(&self, announced: Option<&AnnounceSummary>, took: std::time::Duration) -> String {
         let mut summary = format!(
             "{}, {} in {}; sent {}, {}",
             text::counted(self.files, "file"),
@@ -302,16 +303,16 @@ impl Tally {
 
 #[cfg(test)]
 mod tests {
-    use super::{Done, Tally, function, interrupted, is_https};
+    use super::{PutDone, PutTally, function, interrupted, is_https};
     use crate::blob::DigestFunction;
-    use crate::client::announcer::Announced;
+    use crate::client::announcer::AnnounceSummary;
     use std::sync::atomic::Ordering;
     use std::time::Duration;
 
     #[test]
     fn the_summary_says_what_was_done_and_what_was_not() {
-        let tally = Tally { files: 1200, bytes: 2048, sent_files: 1, sent_bytes: 1024, failed: 2, links: 1 };
-        let announced = Announced { accepted: 1200, ..Announced::default() };
+        let tally = PutTally { files: 1200, bytes: 2048, sent_files: 1, sent_bytes: 1024, failed: 2, links: 1 };
+        let announced = AnnounceSummary { accepted: 1200, ..AnnounceSummary::default() };
         assert_eq!(
             tally.summary(Some(&announced), Duration::from_secs(2)),
             "1,200 files, 2.00 KiB in 2.00 s; sent 1, 1.00 KiB; announced 1,200; 2 failed; \
@@ -321,7 +322,7 @@ mod tests {
 
     #[test]
     fn an_interruption_says_what_is_done_for_good() {
-        let done = Done::default();
+        let done = PutDone::default();
         assert_eq!(
             interrupted(&done, false),
             "interrupted: 0 files are in the store; run it again, nothing is sent twice"

@@ -1,9 +1,9 @@
 //! `blobferry queue`: a queue as a file. Offline: the folder must not be in use.
 
-use super::progress::Board;
-use super::{Exit, Failure, text};
+use super::progress::ProgressBoard;
+use super::{CommandError, Exit, text};
 use crate::clock::{Clock as _, SystemClock};
-use crate::queue::rocks::{OpenError, RocksOptions, TransferError, Transferred, export, import};
+use crate::queue::rocks::{OpenError, RocksOptions, TransferCounts, TransferError, export, import};
 use clap::{Args, Subcommand};
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
@@ -43,20 +43,20 @@ pub(super) struct TransferArgs {
     file: PathBuf,
 }
 
-pub(super) async fn queue(command: QueueCommand) -> Result<Exit, Failure> {
+pub(super) async fn queue(command: QueueCommand) -> Result<Exit, CommandError> {
     let work = move || match command {
         QueueCommand::Export(args) => export_to(&args),
         QueueCommand::Import(args) => import_from(&args),
     };
     let ended = tokio::task::spawn_blocking(work).await;
-    let said = ended.map_err(|error| Failure::new(Exit::Failed, error.to_string()))??;
+    let said = ended.map_err(|error| CommandError::new(Exit::Failed, error.to_string()))??;
     super::progress::to_stderr(&said);
     Ok(Exit::Ok)
 }
 
-fn export_to(args: &TransferArgs) -> Result<String, Failure> {
+fn export_to(args: &TransferArgs) -> Result<String, CommandError> {
     let dir = args.data_dir.join("queue");
-    let mut line = Board::new().line("rows exported");
+    let mut line = ProgressBoard::new().line("rows exported");
     let mut progress = |rows| line.update(rows, None, String::new);
     let mut run = |out: &mut dyn Write| {
         let mut out = BufWriter::with_capacity(1 << 20, out);
@@ -68,7 +68,7 @@ fn export_to(args: &TransferArgs) -> Result<String, Failure> {
         let file = &args.file;
         if file.exists() {
             return Err(
-                Failure::new(Exit::Failed, format!("{} exists already", file.display())).hint("name another file")
+                CommandError::new(Exit::Failed, format!("{} exists already", file.display())).hint("name another file")
             );
         }
         let mut draft = file.clone().into_os_string();
@@ -86,10 +86,10 @@ fn export_to(args: &TransferArgs) -> Result<String, Failure> {
 fn write_whole(
     draft: &Path,
     file: &Path,
-    run: &mut dyn FnMut(&mut dyn Write) -> Result<Transferred, TransferError>,
-) -> Result<Transferred, Failure> {
+    run: &mut dyn FnMut(&mut dyn Write) -> Result<TransferCounts, TransferError>,
+) -> Result<TransferCounts, CommandError> {
     let cannot =
-        |error: io::Error| Failure::new(Exit::Failed, format!("{} cannot be written: {error}", file.display()));
+        |error: io::Error| CommandError::new(Exit::Failed, format!("{} cannot be written: {error}", file.display()));
     let mut out = File::create(draft).map_err(cannot)?;
     let done = run(&mut out).map_err(failed)?;
     out.sync_all().and_then(|()| std::fs::rename(draft, file)).map_err(cannot)?;
@@ -98,14 +98,15 @@ fn write_whole(
     Ok(done)
 }
 
-fn import_from(args: &TransferArgs) -> Result<String, Failure> {
+fn import_from(args: &TransferArgs) -> Result<String, CommandError> {
     let dir = args.data_dir.join("queue");
-    let mut line = Board::new().line("rows imported");
+    let mut line = ProgressBoard::new().line("rows imported");
     let mut progress = |rows| line.update(rows, None, String::new);
     let mut input: Box<dyn Read> = if is_standard(&args.file) {
         Box::new(io::stdin().lock())
     } else {
-        let cannot = |error| Failure::new(Exit::Failed, format!("{} cannot be read: {error}", args.file.display()));
+        let cannot =
+            |error| CommandError::new(Exit::Failed, format!("{} cannot be read: {error}", args.file.display()));
         Box::new(BufReader::with_capacity(1 << 20, File::open(&args.file).map_err(cannot)?))
     };
     let done = import(&dir, &RocksOptions::default(), &mut input, &mut progress).map_err(failed)?;
@@ -116,7 +117,7 @@ fn is_standard(file: &Path) -> bool {
     file.as_os_str() == "-"
 }
 
-fn summary(done: &Transferred) -> String {
+fn summary(done: &TransferCounts) -> String {
     format!(
         "{}, {}, {}",
         text::counted(done.routes, "route"),
@@ -128,13 +129,13 @@ fn summary(done: &Transferred) -> String {
     )
 }
 
-fn failed(error: TransferError) -> Failure {
+fn failed(error: TransferError) -> CommandError {
     let todo = match &error {
         TransferError::Open(OpenError::Locked(_)) => Some("stop the replicator first"),
         TransferError::Open(OpenError::Corrupt(_)) => Some("start the replicator once, which mends its queue"),
         TransferError::NotEmpty(_) | TransferError::Missing(_) => Some("check --data-dir"),
         _ => None,
     };
-    let failure = Failure::new(Exit::Failed, error.to_string());
-    todo.into_iter().fold(failure, Failure::hint)
+    let failure = CommandError::new(Exit::Failed, error.to_string());
+    todo.into_iter().fold(failure, CommandError::hint)
 }

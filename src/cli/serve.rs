@@ -1,14 +1,14 @@
 //! The commands that run a server, and those about configuration and conformance.
 
 use super::progress::to_stderr;
-use super::{Exit, Failure, StoreArg, no_store, output};
+use super::{CommandError, Exit, StoreArg, no_store, output};
 use crate::app::store::{DataUrl, StoreApp};
 use crate::app::{App, Parts, QueueEnded};
 use crate::clock::{Entropy, SystemClock};
 use crate::config::{Config, LogConfig, SampleRatio, TracingConfig};
 use crate::grpc::{Calls, ServeSettings};
-use crate::queue::damage::Trouble;
-use crate::store::conformance::{self, Outcome};
+use crate::queue::damage::QueueTrouble;
+use crate::store::conformance::{self, RuleOutcome};
 use crate::store::{PeerKind, Store as _};
 use crate::telemetry::{self, Traces};
 use clap::{Args, Subcommand};
@@ -38,7 +38,7 @@ fn key_value(text: &str) -> Result<(String, String), String> {
 }
 
 impl ConfigArg {
-    fn load(&self) -> Result<Config, Failure> {
+    fn load(&self) -> Result<Config, CommandError> {
         let file = match &self.config {
             None => None,
             Some(path) => Some((path.display().to_string(), read(path)?)),
@@ -50,14 +50,14 @@ impl ConfigArg {
         Config::load(file, env, &self.overrides).map_err(|error| {
             let count = super::text::counted(error.problems.len() as u64, "problem");
             // Each problem says where it stands: in the file, in a variable, or in a --set.
-            Failure::new(Exit::Usage, format!("the configuration has {count}\n{error}\n"))
+            CommandError::new(Exit::Usage, format!("the configuration has {count}\n{error}\n"))
                 .hint("mend what is named, then run blobferry config check")
         })
     }
 }
 
 /// Fails where there is nothing to do at all, which nobody means.
-fn check_routes(config: &Config, arg: &ConfigArg) -> Result<(), Failure> {
+fn check_routes(config: &Config, arg: &ConfigArg) -> Result<(), CommandError> {
     if !config.routes.is_empty() {
         return Ok(());
     }
@@ -65,12 +65,12 @@ fn check_routes(config: &Config, arg: &ConfigArg) -> Result<(), Failure> {
         None => "name a file with --config, or set BLOBFERRY__ROUTES__NAME__FROM and __TO".to_owned(),
         Some(path) => format!("give {} a [routes.NAME] with from and to", path.display()),
     };
-    Err(Failure::new(Exit::Usage, "no route is configured").hint(todo))
+    Err(CommandError::new(Exit::Usage, "no route is configured").hint(todo))
 }
 
-fn read(path: &Path) -> Result<String, Failure> {
+fn read(path: &Path) -> Result<String, CommandError> {
     std::fs::read_to_string(path).map_err(|error| {
-        Failure::new(Exit::Usage, format!("{} cannot be read: {error}", path.display())).hint("check --config")
+        CommandError::new(Exit::Usage, format!("{} cannot be read: {error}", path.display())).hint("check --config")
     })
 }
 
@@ -162,7 +162,7 @@ Exit codes: 0 printed; 2 it has problems, one per line on stderr.")]
     Print(ConfigArg),
 }
 
-pub(super) fn config(command: ConfigCommand) -> Result<Exit, Failure> {
+pub(super) fn config(command: ConfigCommand) -> Result<Exit, CommandError> {
     match command {
         ConfigCommand::Check(arg) => {
             let config = arg.load()?;
@@ -176,7 +176,7 @@ pub(super) fn config(command: ConfigCommand) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
-pub(super) async fn serve(args: ServeArgs, stop: CancellationToken) -> Result<Exit, Failure> {
+pub(super) async fn serve(args: ServeArgs, stop: CancellationToken) -> Result<Exit, CommandError> {
     let config = args.config.load()?;
     check_routes(&config, &args.config)?;
     logging(&config.log)?;
@@ -186,7 +186,7 @@ pub(super) async fn serve(args: ServeArgs, stop: CancellationToken) -> Result<Ex
     ended
 }
 
-async fn replicate(config: &Config, traces: &Traces, stop: CancellationToken) -> Result<Exit, Failure> {
+async fn replicate(config: &Config, traces: &Traces, stop: CancellationToken) -> Result<Exit, CommandError> {
     let app = build(config, traces).await.map_err(failed)?;
     let (listener, address) = bind(config.server.listen, "set server.listen").await?;
     let mut said = format!("replicator at http://{address}");
@@ -204,11 +204,11 @@ async fn replicate(config: &Config, traces: &Traces, stop: CancellationToken) ->
 }
 
 /// Traces, as configured here and in the environment. What this begins is to be flushed.
-pub(crate) fn trace(config: &TracingConfig, service: &str) -> Result<Traces, Failure> {
+pub(crate) fn trace(config: &TracingConfig, service: &str) -> Result<Traces, CommandError> {
     let hint = "check tracing.otlp_endpoint, and the files that OTEL_EXPORTER_OTLP_* name";
     let clock = Arc::new(SystemClock::new());
     let started = Traces::start(config, service, clock, &Entropy::from_os());
-    started.map_err(|error| Failure::new(Exit::Usage, error.to_string()).hint(hint))
+    started.map_err(|error| CommandError::new(Exit::Usage, error.to_string()).hint(hint))
 }
 
 /// Builds the replicator. Damage that is met on the way has the queue opened once more, which reads and mends all of it.
@@ -217,7 +217,7 @@ async fn build(config: &Config, traces: &Traces) -> anyhow::Result<App> {
     let parts = real().await?;
     let queue = parts.queue.clone();
     match App::build(config, parts).await {
-        Err(error) if matches!(queue.trouble(), Some(Trouble::Damaged(_))) => {
+        Err(error) if matches!(queue.trouble(), Some(QueueTrouble::Damaged(_))) => {
             tracing::error!(error = %format!("{error:#}"), "the queue is damaged; it is opened once more, to be mended");
             drop(queue);
             App::build(config, real().await?).await
@@ -226,9 +226,9 @@ async fn build(config: &Config, traces: &Traces) -> anyhow::Result<App> {
     }
 }
 
-pub(super) async fn store(args: StoreArgs, stop: CancellationToken) -> Result<Exit, Failure> {
+pub(super) async fn store(args: StoreArgs, stop: CancellationToken) -> Result<Exit, CommandError> {
     if let Err(error) = args.data.parse::<DataUrl>() {
-        return Err(Failure::new(Exit::Usage, format!("{error:#}")));
+        return Err(CommandError::new(Exit::Usage, format!("{error:#}")));
     }
     logging(&LogConfig::default())?;
     let tracing = TracingConfig { otlp_endpoint: args.otlp, sample_ratio: args.sample_ratio, ..Default::default() };
@@ -257,32 +257,32 @@ pub(super) async fn store(args: StoreArgs, stop: CancellationToken) -> Result<Ex
 }
 
 /// Logs to stderr, as configured. Only the commands that run a server log.
-pub(crate) fn logging(config: &LogConfig) -> Result<(), Failure> {
+pub(crate) fn logging(config: &LogConfig) -> Result<(), CommandError> {
     let clock = Arc::new(SystemClock::new());
-    telemetry::install(config, clock).map_err(|error| Failure::new(Exit::Failed, error.to_string()))
+    telemetry::install(config, clock).map_err(|error| CommandError::new(Exit::Failed, error.to_string()))
 }
 
 /// Listens, and tells where. The first line on stdout then says it, for people and scripts that asked for port 0.
-async fn bind(address: SocketAddr, todo: &str) -> Result<(TcpListener, SocketAddr), Failure> {
-    let failed = |error| Failure::new(Exit::Failed, format!("cannot listen on {address}: {error}")).hint(todo);
+async fn bind(address: SocketAddr, todo: &str) -> Result<(TcpListener, SocketAddr), CommandError> {
+    let failed = |error| CommandError::new(Exit::Failed, format!("cannot listen on {address}: {error}")).hint(todo);
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     Ok((listener, address))
 }
 
-fn failed(error: anyhow::Error) -> Failure {
+fn failed(error: anyhow::Error) -> CommandError {
     let exit = if error.is::<QueueEnded>() { Exit::Restart } else { Exit::Failed };
-    Failure::new(exit, format!("{error:#}"))
+    CommandError::new(exit, format!("{error:#}"))
 }
 
-pub(super) async fn conform(args: ConformanceArgs) -> Result<Exit, Failure> {
+pub(super) async fn conform(args: ConformanceArgs) -> Result<Exit, CommandError> {
     let address = args.store.address()?;
     let store = address.store()?;
     // A store that is not there breaks no rule.
-    let info = store.info().await.map_err(|error| Failure::of_store(address.url(), error))?;
+    let info = store.info().await.map_err(|error| CommandError::of_store(address.url(), error))?;
     if info.kind == PeerKind::Replicator {
         // The other rules are not about what it is: nothing true could be said of them.
-        let Failure { what, .. } = no_store(&address, &info);
+        let CommandError { what, .. } = no_store(&address, &info);
         output::line(&format!("FAILED   info: {what}; name a store's address with --store"))?;
         return Ok(Exit::Failed);
     }
@@ -294,10 +294,11 @@ pub(super) async fn conform(args: ConformanceArgs) -> Result<Exit, Failure> {
     })
     .await;
     written?;
-    let count = |wanted: fn(&Outcome) -> bool| results.iter().filter(|result| wanted(&result.outcome)).count() as u64;
-    let failed = count(|outcome| matches!(outcome, Outcome::Failed(_)));
-    let skipped = count(|outcome| matches!(outcome, Outcome::Skipped(_)));
-    let passed = count(|outcome| matches!(outcome, Outcome::Passed));
+    let count =
+        |wanted: fn(&RuleOutcome) -> bool| results.iter().filter(|result| wanted(&result.outcome)).count() as u64;
+    let failed = count(|outcome| matches!(outcome, RuleOutcome::Failed(_)));
+    let skipped = count(|outcome| matches!(outcome, RuleOutcome::Skipped(_)));
+    let passed = count(|outcome| matches!(outcome, RuleOutcome::Passed));
     to_stderr(&format!("{}: {passed} passed, {failed} failed, {skipped} skipped", address.url()));
     Ok(if failed == 0 { Exit::Ok } else { Exit::Failed })
 }

@@ -3,7 +3,7 @@
 mod render;
 
 use super::progress::to_stderr;
-use super::{Exit, Failure, REPLICATOR, REPLICATOR_VARIABLE, ReplicatorArg, of_replicator, output};
+use super::{CommandError, Exit, REPLICATOR, REPLICATOR_VARIABLE, ReplicatorArg, of_replicator, output};
 use crate::client::{self, Address, ClientError, Replicator};
 use crate::pb::Encoder;
 use crate::pb::v1;
@@ -52,7 +52,7 @@ impl StatusArgs {
     }
 }
 
-pub(super) async fn status(args: StatusArgs) -> Result<Exit, Failure> {
+pub(super) async fn status(args: StatusArgs) -> Result<Exit, CommandError> {
     let address = args.replicator.address()?;
     let mut replicator = Replicator::at(&address)?;
     if args.watch {
@@ -74,7 +74,7 @@ pub(super) async fn status(args: StatusArgs) -> Result<Exit, Failure> {
 }
 
 /// Shows pictures until it is interrupted. A replicator that went away is waited for: it may be restarting.
-async fn watch(replicator: &mut Replicator, address: &Address, args: &StatusArgs) -> Result<Exit, Failure> {
+async fn watch(replicator: &mut Replicator, address: &Address, args: &StatusArgs) -> Result<Exit, CommandError> {
     let encoder = Encoder::new()?;
     let on_terminal = std::io::stdout().is_terminal() && !args.json;
     let mut was_reached = false;
@@ -101,7 +101,7 @@ async fn watch(replicator: &mut Replicator, address: &Address, args: &StatusArgs
         if !was_reached || !is_passing(&error) {
             return Err(of_replicator(address, error).await);
         }
-        to_stderr(&format!("blobferry: {} (trying again)", Failure::from(error)));
+        to_stderr(&format!("blobferry: {} (trying again)", CommandError::from(error)));
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
@@ -150,7 +150,7 @@ pub(super) struct HealthArgs {
     ca_file: Option<std::path::PathBuf>,
 }
 
-pub(super) async fn health(args: HealthArgs) -> Result<Exit, Failure> {
+pub(super) async fn health(args: HealthArgs) -> Result<Exit, CommandError> {
     let health = client::health(&Address::new(&args.url, args.ca_file)?, &args.service).await?;
     output::line(health.as_str_name())?;
     Ok(if health == ServingStatus::Serving { Exit::Ok } else { Exit::No })

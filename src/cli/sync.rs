@@ -1,9 +1,9 @@
 //! `blobferry sync`.
 
 use super::failures::moment;
-use super::progress::Board;
+use super::progress::ProgressBoard;
 use super::status::sync_line;
-use super::{Exit, Failure, ReplicatorArg, of_replicator, output, text};
+use super::{CommandError, Exit, ReplicatorArg, of_replicator, output, text};
 use crate::client::{ClientError, Replicator};
 use crate::clock::{Clock as _, Entropy, SystemClock};
 use crate::pb::Encoder;
@@ -51,7 +51,7 @@ pub(super) struct SyncArgs {
     replicator: ReplicatorArg,
 }
 
-pub(super) async fn sync(args: SyncArgs) -> Result<Exit, Failure> {
+pub(super) async fn sync(args: SyncArgs) -> Result<Exit, CommandError> {
     let address = args.replicator.address()?;
     let mut replicator = Replicator::at(&address)?;
     if args.list {
@@ -66,7 +66,7 @@ pub(super) async fn sync(args: SyncArgs) -> Result<Exit, Failure> {
             Ok(answer) => answer,
             Err(error) => return Err(of_replicator(&address, error).await),
         };
-    let board = if args.json { Board::quiet() } else { Board::new() };
+    let board = if args.json { ProgressBoard::quiet() } else { ProgressBoard::new() };
     let begun = begun(&sync, already_running);
     if args.watch {
         board.say(&begun);
@@ -83,7 +83,7 @@ pub(super) async fn sync(args: SyncArgs) -> Result<Exit, Failure> {
     Ok(if args.watch { exit_of(sync.state()) } else { Exit::Ok })
 }
 
-async fn list(replicator: &mut Replicator, args: SyncArgs) -> Result<Exit, Failure> {
+async fn list(replicator: &mut Replicator, args: SyncArgs) -> Result<Exit, CommandError> {
     let request = v1::ListFullSyncsRequest {
         route: args.route.unwrap_or_default(),
         page_size: args.limit,
@@ -103,7 +103,7 @@ async fn list(replicator: &mut Replicator, args: SyncArgs) -> Result<Exit, Failu
     Ok(Exit::Ok)
 }
 
-async fn cancel(replicator: &mut Replicator, id: String, json: bool) -> Result<Exit, Failure> {
+async fn cancel(replicator: &mut Replicator, id: String, json: bool) -> Result<Exit, CommandError> {
     let sync = replicator.cancel_full_sync(id).await?;
     if json {
         output::line(&format!("{:#}", Encoder::new()?.encode("FullSync", &sync)?))?;
@@ -136,7 +136,11 @@ fn name(text: &str) -> String {
 }
 
 /// Follows a full sync to its end. A replicator that does not answer is asked again for a minute.
-pub(crate) async fn watch(replicator: &mut Replicator, id: String, board: &Board) -> Result<v1::FullSync, ClientError> {
+pub(crate) async fn watch(
+    replicator: &mut Replicator,
+    id: String,
+    board: &ProgressBoard,
+) -> Result<v1::FullSync, ClientError> {
     let mut line = board.line("full sync");
     let (mut away, mut compared) = (Duration::ZERO, 0);
     loop {

@@ -2,7 +2,7 @@
 
 use super::failures::cause_name;
 use super::progress::to_stderr;
-use super::{Exit, Failure, ReplicatorArg, of_replicator, output, text};
+use super::{CommandError, Exit, ReplicatorArg, of_replicator, output, text};
 use crate::client::{Address, ClientError, Replicator};
 use crate::pb::Encoder;
 use crate::pb::v1;
@@ -66,7 +66,7 @@ pub(super) struct WaitArgs {
     replicator: ReplicatorArg,
 }
 
-pub(super) async fn wait(args: WaitArgs) -> Result<Exit, Failure> {
+pub(super) async fn wait(args: WaitArgs) -> Result<Exit, CommandError> {
     let address = args.replicator.address()?;
     let mut barrier = Barrier {
         replicator: Replicator::at(&address)?,
@@ -104,13 +104,13 @@ pub(super) async fn wait(args: WaitArgs) -> Result<Exit, Failure> {
         barrier.page(std::mem::take(&mut page)).await?;
     }
     if let Some(read) = reading.join_next().await {
-        read.map_err(|error| Failure::new(Exit::Failed, error.to_string()))??;
+        read.map_err(|error| CommandError::new(Exit::Failed, error.to_string()))??;
     }
     barrier.end()
 }
 
 /// Sends the refs on, those of stdin among them.
-fn read(blobs: Vec<String>, into: &mpsc::Sender<String>) -> Result<(), Failure> {
+fn read(blobs: Vec<String>, into: &mpsc::Sender<String>) -> Result<(), CommandError> {
     for blob in blobs {
         if blob != "-" {
             if into.blocking_send(blob).is_err() {
@@ -145,7 +145,7 @@ struct Barrier {
 
 impl Barrier {
     /// Waits for these, or for the token's, and tells what came of it.
-    async fn page(&mut self, refs: Vec<String>) -> Result<(), Failure> {
+    async fn page(&mut self, refs: Vec<String>) -> Result<(), CommandError> {
         self.request.refs = refs;
         let answer = loop {
             let left = self.until.saturating_duration_since(Instant::now());
@@ -182,7 +182,7 @@ impl Barrier {
         }
     }
 
-    fn end(self) -> Result<Exit, Failure> {
+    fn end(self) -> Result<Exit, CommandError> {
         if self.encoder.is_none() && self.confirmed + self.unconfirmed == 0 {
             output::line("nothing to wait for")?;
         }

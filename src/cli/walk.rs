@@ -7,7 +7,7 @@ use walkdir::WalkDir;
 
 /// A file that was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Found {
+pub(crate) struct FoundFile {
     /// Where it is.
     pub(crate) path: PathBuf,
     /// Its size in bytes when it was found.
@@ -24,7 +24,7 @@ pub(crate) struct WalkError {
 
 /// All regular files that these paths mean; `links` counts the symbolic links that are passed by. Reads folders as it goes:
 /// for a blocking thread.
-pub(crate) fn files(paths: Vec<PathBuf>, links: &Cell<u64>) -> impl Iterator<Item = Result<Found, WalkError>> {
+pub(crate) fn files(paths: Vec<PathBuf>, links: &Cell<u64>) -> impl Iterator<Item = Result<FoundFile, WalkError>> {
     paths.into_iter().flat_map(move |root| {
         WalkDir::new(&root).sort_by_file_name().into_iter().filter_map(move |entry| found(&root, entry, links))
     })
@@ -34,7 +34,7 @@ fn found(
     root: &Path,
     entry: Result<walkdir::DirEntry, walkdir::Error>,
     links: &Cell<u64>,
-) -> Option<Result<Found, WalkError>> {
+) -> Option<Result<FoundFile, WalkError>> {
     let wrong = |error: &walkdir::Error| {
         let problem = error.io_error().map_or_else(|| error.to_string(), ToString::to_string);
         WalkError { path: error.path().unwrap_or(root).to_path_buf(), problem }
@@ -51,7 +51,7 @@ fn found(
         entry.metadata().map_err(|error| wrong(&error))
     };
     match metadata {
-        Ok(metadata) if metadata.is_file() => Some(Ok(Found { path, size: metadata.len() })),
+        Ok(metadata) if metadata.is_file() => Some(Ok(FoundFile { path, size: metadata.len() })),
         Ok(metadata) if entry.depth() == 0 && !metadata.is_dir() => {
             Some(Err(WalkError { path, problem: "is neither a file nor a folder".to_owned() }))
         }

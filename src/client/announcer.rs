@@ -21,7 +21,7 @@ const BETWEEN: Backoff = Backoff::new(Duration::from_millis(200), Duration::from
 
 /// What became of all announcements.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Announced {
+pub struct AnnounceSummary {
     /// Blobs that are durably queued, on all routes from their store.
     pub accepted: u64,
     /// Blobs that the replicator refused.
@@ -34,7 +34,7 @@ pub struct Announced {
 
 /// What happens while blobs are announced.
 #[derive(Debug)]
-pub enum Event<'a> {
+pub enum AnnounceEvent<'a> {
     /// So many blobs are durably queued from now on.
     Accepted(u64),
     /// A try failed, and is repeated after this delay.
@@ -52,9 +52,9 @@ pub async fn announce(
     source_store: String,
     mut blobs: mpsc::Receiver<BlobMeta>,
     entropy: Entropy,
-    mut on_event: impl FnMut(Event<'_>),
-) -> Result<Announced, ClientError> {
-    let mut announced = Announced::default();
+    mut on_event: impl FnMut(AnnounceEvent<'_>),
+) -> Result<AnnounceSummary, ClientError> {
+    let mut announced = AnnounceSummary::default();
     let mut batch = Vec::with_capacity(BATCH);
     // Takes what is there, and waits only for the first: the last blob is not delayed for the sake of a full batch.
     while blobs.recv_many(&mut batch, BATCH).await > 0 {
@@ -72,13 +72,13 @@ pub async fn announce(
             attempts += 1;
             announced.retries += 1;
             let delay = BETWEEN.delay(attempts, entropy.jitter());
-            on_event(Event::Retrying(&error, delay));
+            on_event(AnnounceEvent::Retrying(&error, delay));
             tokio::time::sleep(delay).await;
         };
         let refused = answer.results.iter().filter(|result| result.error.is_some()).count();
         let accepted = (answer.results.len() - refused) as u64;
         announced.accepted += accepted;
-        on_event(Event::Accepted(accepted));
+        on_event(AnnounceEvent::Accepted(accepted));
         for result in answer.results {
             match result.error {
                 None => {}

@@ -104,7 +104,7 @@ pub struct Uploaded {
 
 /// How files are written.
 #[derive(Clone, Copy, Debug)]
-pub struct Plan {
+pub struct UploadPlan {
     /// The digest function of the refs.
     pub function: DigestFunction,
     /// How many files are hashed, and how many are sent, at a time; at least 1.
@@ -212,7 +212,7 @@ async fn send_pack(store: &dyn Store, files: Vec<LocalFile>) -> Vec<Result<Uploa
 }
 
 /// What is sent in one go.
-enum Step {
+enum UploadStep {
     /// The store holds it already.
     Skip(LocalFile),
     Send(LocalFile),
@@ -221,19 +221,19 @@ enum Step {
 }
 
 /// What is to be done with a page of files, of which the store holds some.
-fn steps(page: Vec<Result<LocalFile, UploadError>>, present: &HashSet<BlobRef>) -> Vec<Step> {
+fn steps(page: Vec<Result<LocalFile, UploadError>>, present: &HashSet<BlobRef>) -> Vec<UploadStep> {
     let mut steps = Vec::new();
     let mut small = Vec::new();
     for file in page {
         match file {
-            Err(error) => steps.push(Step::Fail(error)),
-            Ok(file) if present.contains(&file.meta.blob) => steps.push(Step::Skip(file)),
+            Err(error) => steps.push(UploadStep::Fail(error)),
+            Ok(file) if present.contains(&file.meta.blob) => steps.push(UploadStep::Skip(file)),
             Ok(file) if file.bytes.is_some() => small.push(file),
-            Ok(file) => steps.push(Step::Send(file)),
+            Ok(file) => steps.push(UploadStep::Send(file)),
         }
     }
     // First: they are soon done, and what is large takes its time.
-    let packed = packs(small, |file| file.bytes.as_ref().map_or(0, Bytes::len)).into_iter().map(Step::Pack);
+    let packed = packs(small, |file| file.bytes.as_ref().map_or(0, Bytes::len)).into_iter().map(UploadStep::Pack);
     steps.splice(0..0, packed);
     steps
 }
@@ -245,7 +245,7 @@ fn steps(page: Vec<Result<LocalFile, UploadError>>, present: &HashSet<BlobRef>) 
 pub fn upload_all<'a>(
     store: &'a dyn Store,
     paths: impl Stream<Item = PathBuf> + Send + 'a,
-    plan: Plan,
+    plan: UploadPlan,
 ) -> impl Stream<Item = Result<Uploaded, UploadError>> + Send + 'a {
     let identified = paths.map(move |path| identify(path, plan.function)).buffer_unordered(plan.streams);
     let pages = identified.ready_chunks(PAGE).map(move |page| async move {
@@ -257,15 +257,15 @@ pub fn upload_all<'a>(
         .flat_map(|(page, present)| {
             stream::iter(match present {
                 Ok(present) => steps(page, &present),
-                Err(failure) => vec![Step::Fail(failure)],
+                Err(failure) => vec![UploadStep::Fail(failure)],
             })
         })
         .map(move |step| async move {
             match step {
-                Step::Skip(file) => vec![Ok(Uploaded { file, was_sent: false })],
-                Step::Send(file) => vec![send(store, file).await],
-                Step::Pack(files) => send_pack(store, files).await,
-                Step::Fail(error) => vec![Err(error)],
+                UploadStep::Skip(file) => vec![Ok(Uploaded { file, was_sent: false })],
+                UploadStep::Send(file) => vec![send(store, file).await],
+                UploadStep::Pack(files) => send_pack(store, files).await,
+                UploadStep::Fail(error) => vec![Err(error)],
             }
         })
         .buffer_unordered(plan.streams)
@@ -291,7 +291,7 @@ async fn present(store: &dyn Store, page: &[Result<LocalFile, UploadError>]) -> 
 
 #[cfg(test)]
 mod tests {
-    use super::{KEPT_BYTES, LocalFile, Plan, UploadCause, UploadError, Uploaded, identify, send, upload_all};
+    use super::{KEPT_BYTES, LocalFile, UploadCause, UploadError, UploadPlan, Uploaded, identify, send, upload_all};
     use crate::blob::DigestFunction;
     use crate::store::memory::MemoryStore;
     use crate::store::{ByteRange, PeerError, Store, StoreError};
@@ -300,7 +300,7 @@ mod tests {
     use std::path::{Path, PathBuf};
     use tonic::Code;
 
-    const PLAN: Plan = Plan { function: DigestFunction::Sha256, streams: 4, skip_present: true };
+    const PLAN: UploadPlan = UploadPlan { function: DigestFunction::Sha256, streams: 4, skip_present: true };
 
     fn files(dir: &Path) -> Vec<PathBuf> {
         let sizes = [0, 1, 1, KEPT_BYTES, KEPT_BYTES + 1, 3_000_000];

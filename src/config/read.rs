@@ -1,6 +1,6 @@
 //! Reads the merged tree by type, and collects what is wrong with it.
 
-use super::tree::{Leaf, Node, Origin, Scalar, Table, Tree};
+use super::tree::{Leaf, Node, Scalar, Tree, ValueOrigin, ValueTable};
 use super::{Problem, SampleRatio};
 use crate::limits::BlobRate;
 use http::Uri;
@@ -45,9 +45,9 @@ impl fmt::Display for Wrong {
 pub(super) struct Section<'a> {
     // Dotted, without a dot at its end; empty for the root.
     path: String,
-    nodes: Table,
+    nodes: ValueTable,
     // What has been asked for, and where it stood.
-    known: Vec<(String, Option<Origin>)>,
+    known: Vec<(String, Option<ValueOrigin>)>,
     problems: &'a mut Vec<Problem>,
 }
 
@@ -64,9 +64,9 @@ impl<'a> Section<'a> {
             Some(Node::Table(nodes)) => nodes,
             Some(Node::Leaf(_)) => {
                 self.report(name, Wrong::new("is a section, not a setting", format!("write [{path}] with keys in it")));
-                Table::new()
+                ValueTable::new()
             }
-            None => Table::new(),
+            None => ValueTable::new(),
         };
         Section { path, nodes, known: Vec::new(), problems: self.problems }
     }

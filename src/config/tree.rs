@@ -11,7 +11,7 @@ const PREFIX: &str = "BLOBFERRY__";
 
 /// Where a value was set.
 #[derive(Clone, Debug)]
-pub(super) enum Origin {
+pub(super) enum ValueOrigin {
     /// A line of the file, counted from 1.
     File(Rc<str>, usize),
     /// An environment variable.
@@ -20,7 +20,7 @@ pub(super) enum Origin {
     Flag,
 }
 
-impl fmt::Display for Origin {
+impl fmt::Display for ValueOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(name, line) => write!(f, "set at {name}:{line}"),
@@ -50,20 +50,20 @@ pub(super) enum Scalar {
 #[derive(Clone, Debug)]
 pub(super) struct Leaf {
     pub(super) value: Scalar,
-    pub(super) origin: Origin,
+    pub(super) origin: ValueOrigin,
 }
 
 #[derive(Clone, Debug)]
 pub(super) enum Node {
-    Table(Table),
+    Table(ValueTable),
     Leaf(Leaf),
 }
 
-pub(super) type Table = BTreeMap<String, Node>;
+pub(super) type ValueTable = BTreeMap<String, Node>;
 
 impl Node {
     /// Where it was set, or the first of what is in it.
-    pub(super) fn origin(&self) -> Option<&Origin> {
+    pub(super) fn origin(&self) -> Option<&ValueOrigin> {
         match self {
             Self::Leaf(leaf) => Some(&leaf.origin),
             Self::Table(table) => table.values().find_map(Self::origin),
@@ -74,7 +74,7 @@ impl Node {
 /// The sources merged so far.
 #[derive(Debug, Default)]
 pub(super) struct Tree {
-    pub(super) root: Table,
+    pub(super) root: ValueTable,
 }
 
 impl Tree {
@@ -109,20 +109,20 @@ impl Tree {
             return;
         }
         let path: Vec<String> = key.split("__").map(str::to_lowercase).collect();
-        self.set(&path, value, Origin::Env(name.to_owned()), problems);
+        self.set(&path, value, ValueOrigin::Env(name.to_owned()), problems);
     }
 
     /// Adds a dotted key from a flag.
     pub(super) fn add_override(&mut self, key: &str, value: String, problems: &mut Vec<Problem>) {
         let path: Vec<String> = key.split('.').map(|part| part.trim().to_owned()).collect();
-        self.set(&path, value, Origin::Flag, problems);
+        self.set(&path, value, ValueOrigin::Flag, problems);
     }
 
-    fn set(&mut self, path: &[String], value: String, origin: Origin, problems: &mut Vec<Problem>) {
+    fn set(&mut self, path: &[String], value: String, origin: ValueOrigin, problems: &mut Vec<Problem>) {
         let Some((last, sections)) = path.split_last() else { return };
         let mut table = &mut self.root;
         for section in sections {
-            match table.entry(section.clone()).or_insert_with(|| Node::Table(Table::new())) {
+            match table.entry(section.clone()).or_insert_with(|| Node::Table(ValueTable::new())) {
                 Node::Table(inner) => table = inner,
                 // The reader will say that this should be a section.
                 Node::Leaf(_) => return,
@@ -140,8 +140,8 @@ impl Tree {
     }
 }
 
-fn from_toml(table: &DeTable<'_>, name: &Rc<str>, text: &str) -> Table {
-    let mut nodes = Table::new();
+fn from_toml(table: &DeTable<'_>, name: &Rc<str>, text: &str) -> ValueTable {
+    let mut nodes = ValueTable::new();
     for (key, value) in table {
         let scalar = match value.get_ref() {
             DeValue::Table(inner) => {
@@ -160,7 +160,7 @@ fn from_toml(table: &DeTable<'_>, name: &Rc<str>, text: &str) -> Table {
             },
             other @ (DeValue::Datetime(_) | DeValue::Array(_)) => Scalar::Other(other.type_str()),
         };
-        let origin = Origin::File(name.clone(), line_of(text, value.span().start));
+        let origin = ValueOrigin::File(name.clone(), line_of(text, value.span().start));
         nodes.insert(key.get_ref().to_string(), Node::Leaf(Leaf { value: scalar, origin }));
     }
     nodes

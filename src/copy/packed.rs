@@ -150,7 +150,7 @@ impl Pack<'_> {
         let asked = async {
             at(Point::CopyPackAsk, Side::Destination).await.ok()?;
             let held = destination.stat(&refs).await.ok()?;
-            progress.heard(Side::Destination);
+            progress.answered(Side::Destination);
             if held.is_empty() {
                 return None;
             }
@@ -158,7 +158,7 @@ impl Pack<'_> {
             let held: HashMap<BlobRef, u64> = held.into_iter().map(|meta| (meta.blob, meta.size)).collect();
             let refs: Vec<BlobRef> = refs.iter().copied().filter(|blob| held.contains_key(blob)).collect();
             let stated = source.stat(&refs).await.ok()?;
-            progress.heard(Side::Source);
+            progress.answered(Side::Source);
             let by_both = stated.into_iter().filter(|meta| held.get(&meta.blob) == Some(&meta.size));
             Some(by_both.map(|meta| (meta.blob, meta.size)).collect::<HashMap<_, _>>())
         };
@@ -246,7 +246,7 @@ impl Fetches<'_> {
 impl Answers<Packed> for Fetches<'_> {
     fn answer(&mut self, at: usize, answer: Result<Packed, StoreError>) {
         if is_word_of_the_peer(&answer) {
-            self.progress.heard(Side::Source);
+            self.progress.answered(Side::Source);
         }
         self.progress.wait_for(Side::Source);
         let Some((place, item)) = self.items.get_mut(at).and_then(Option::take) else { return };
@@ -279,7 +279,7 @@ struct Confirmations<'a> {
 impl Answers<Received> for Confirmations<'_> {
     fn answer(&mut self, at: usize, answer: Result<Received, StoreError>) {
         if is_word_of_the_peer(&answer) {
-            self.progress.heard(Side::Destination);
+            self.progress.answered(Side::Destination);
         }
         self.progress.wait_for(Side::Destination);
         if let Some(sent) = self.manifest.get_mut(at).and_then(Option::take) {

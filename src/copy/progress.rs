@@ -55,8 +55,8 @@ pub struct Progress {
     bytes: AtomicU64,
     size: AtomicU64,
     waiting: Mutex<Waiting>,
-    source_heard: AtomicBool,
-    destination_heard: AtomicBool,
+    source_answered: AtomicBool,
+    destination_answered: AtomicBool,
     news: Notify,
 }
 
@@ -103,8 +103,8 @@ impl Progress {
                 ended: false,
                 before: [Duration::ZERO; 2],
             }),
-            source_heard: AtomicBool::new(false),
-            destination_heard: AtomicBool::new(false),
+            source_answered: AtomicBool::new(false),
+            destination_answered: AtomicBool::new(false),
             news: Notify::new(),
         }
     }
@@ -146,11 +146,11 @@ impl Progress {
     }
 
     /// Whether this side has answered as a peer should in the course of this copy.
-    pub fn was_heard(&self, side: Side) -> bool {
-        self.heard_flag(side).load(Ordering::Relaxed)
+    pub fn has_answered(&self, side: Side) -> bool {
+        self.answered_flag(side).load(Ordering::Relaxed)
     }
 
-    /// Waits until a side is heard for the first time, or only the destination's confirmation is awaited. May also return
+    /// Waits until a side has answered for the first time, or only the destination's confirmation is awaited. May also return
     /// without news. For one watcher.
     pub async fn news(&self) {
         self.news.notified().await;
@@ -171,7 +171,7 @@ impl Progress {
             let now = waiting.change(Side::Destination, false);
             waiting.confirming = Some(now);
         }
-        self.heard(Side::Source);
+        self.answered(Side::Source);
         self.news.notify_one();
     }
 
@@ -179,8 +179,8 @@ impl Progress {
         self.size.store(size, Ordering::Relaxed);
     }
 
-    pub(super) fn heard(&self, side: Side) {
-        if !self.heard_flag(side).swap(true, Ordering::Relaxed) {
+    pub(super) fn answered(&self, side: Side) {
+        if !self.answered_flag(side).swap(true, Ordering::Relaxed) {
             self.news.notify_one();
         }
     }
@@ -188,14 +188,14 @@ impl Progress {
     /// A chunk came from the source and goes on to the destination.
     pub(super) fn pass(&self, bytes: u64) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.heard(Side::Source);
+        self.answered(Side::Source);
         self.wait_for(Side::Destination);
     }
 
     /// The destination asks for more. Asking again while the source is waited for is no progress.
     pub(super) fn destination_asks(&self) {
         if self.bytes() >= DESTINATION_READS {
-            self.heard(Side::Destination);
+            self.answered(Side::Destination);
         }
         if self.waiting_for() != Side::Source {
             self.wait_for(Side::Source);
@@ -236,10 +236,10 @@ impl Progress {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn heard_flag(&self, side: Side) -> &AtomicBool {
+    fn answered_flag(&self, side: Side) -> &AtomicBool {
         match side {
-            Side::Source => &self.source_heard,
-            Side::Destination => &self.destination_heard,
+            Side::Source => &self.source_answered,
+            Side::Destination => &self.destination_answered,
         }
     }
 }

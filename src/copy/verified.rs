@@ -65,28 +65,28 @@ impl Stream for Verified {
         this.progress.destination_asks();
         let step = match ready!(source.poll_next_unpin(context)) {
             Some(Ok(chunk)) => this.check.take(chunk),
-            Some(Err(Broken { error, fault })) => Step::Fail(fault, error),
+            Some(Err(Broken { error, fault })) => CheckStep::Fail(fault, error),
             None => this.check.end(),
         };
         match step {
-            Step::Pass(chunk) => {
+            CheckStep::Pass(chunk) => {
                 if this.check.is_verified() {
                     lock(&this.found).verified = true;
                 }
                 this.progress.pass(chunk.len() as u64);
                 Poll::Ready(Some(Ok(chunk)))
             }
-            Step::Hold => {
+            CheckStep::Hold => {
                 // Come back, but let others run in between: a source can send empty chunks for ever.
                 context.waker().wake_by_ref();
                 Poll::Pending
             }
-            Step::End => {
+            CheckStep::End => {
                 this.source = None;
                 this.progress.confirming();
                 Poll::Ready(None)
             }
-            Step::Fail(fault, error) => {
+            CheckStep::Fail(fault, error) => {
                 this.source = None;
                 lock(&this.found).fault = Some(fault);
                 Poll::Ready(Some(Err(error)))
@@ -95,7 +95,7 @@ impl Stream for Verified {
     }
 }
 
-enum Step {
+enum CheckStep {
     Pass(Bytes),
     Hold,
     End,
@@ -118,9 +118,9 @@ impl Check {
         self.verifier.is_none() && self.wrong.is_none()
     }
 
-    fn take(&mut self, chunk: Bytes) -> Step {
+    fn take(&mut self, chunk: Bytes) -> CheckStep {
         if chunk.is_empty() {
-            return Step::Hold;
+            return CheckStep::Hold;
         }
         self.received = self.received.saturating_add(chunk.len() as u64);
         let stated = self.stated;
@@ -134,7 +134,7 @@ impl Check {
             return Self::fail(FaultKind::SourceSizeMismatch, &mismatch.to_string(), mismatch);
         }
         self.judge_when_complete();
-        if self.wrong.is_some() { Step::Hold } else { Step::Pass(chunk) }
+        if self.wrong.is_some() { CheckStep::Hold } else { CheckStep::Pass(chunk) }
     }
 
     fn judge_when_complete(&mut self) {
@@ -145,11 +145,11 @@ impl Check {
         }
     }
 
-    fn end(&mut self) -> Step {
+    fn end(&mut self) -> CheckStep {
         if let Some(mismatch) = self.wrong.take() {
             return Self::fail(FaultKind::SourceBytesCorrupt, &format!("the source is corrupt: {mismatch}"), mismatch);
         }
-        let Some(verifier) = self.verifier.take() else { return Step::End };
+        let Some(verifier) = self.verifier.take() else { return CheckStep::End };
         let (stated, received) = (self.stated, self.received);
         let short = Mismatch::TooShort { stated, received };
         if verifier.finish().is_ok() {
@@ -159,7 +159,7 @@ impl Check {
         Self::fail(FaultKind::ShortRead, &short.to_string(), short)
     }
 
-    fn fail(kind: FaultKind, message: &str, mismatch: Mismatch) -> Step {
-        Step::Fail(CopyError::charged(kind, Side::Source, message), mismatch.into())
+    fn fail(kind: FaultKind, message: &str, mismatch: Mismatch) -> CheckStep {
+        CheckStep::Fail(CopyError::charged(kind, Side::Source, message), mismatch.into())
     }
 }

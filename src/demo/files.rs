@@ -1,6 +1,6 @@
 //! Which files the demo ferries, and where it keeps its stores.
 
-use crate::cli::{Exit, Failure, text, walk};
+use crate::cli::{CommandError, Exit, text, walk};
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
 
@@ -33,13 +33,13 @@ impl Chosen {
 }
 
 /// Looks for files: in these paths, or in cargo's registry folder where none is named.
-pub(super) async fn choose(paths: Vec<PathBuf>) -> Result<Chosen, Failure> {
+pub(super) async fn choose(paths: Vec<PathBuf>) -> Result<Chosen, CommandError> {
     tokio::task::spawn_blocking(move || choose_blocking(paths))
         .await
-        .map_err(|error| Failure::new(Exit::Failed, error.to_string()))?
+        .map_err(|error| CommandError::new(Exit::Failed, error.to_string()))?
 }
 
-fn choose_blocking(paths: Vec<PathBuf>) -> Result<Chosen, Failure> {
+fn choose_blocking(paths: Vec<PathBuf>) -> Result<Chosen, CommandError> {
     let is_own = !paths.is_empty();
     let (roots, what) = if is_own {
         let named: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
@@ -54,7 +54,7 @@ fn choose_blocking(paths: Vec<PathBuf>) -> Result<Chosen, Failure> {
         let found = match found {
             Ok(found) => found,
             // A person who named it wants to know; in the registry, one file less is no harm.
-            Err(error) if is_own => return Err(Failure::new(Exit::Usage, error.to_string())),
+            Err(error) if is_own => return Err(CommandError::new(Exit::Usage, error.to_string())),
             Err(_) => continue,
         };
         let count = files.len() + held_back.len();
@@ -69,31 +69,33 @@ fn choose_blocking(paths: Vec<PathBuf>) -> Result<Chosen, Failure> {
         }
     }
     if files.is_empty() {
-        return Err(Failure::new(Exit::Usage, "there are no files to ferry").hint("name a folder: blobferry demo PATH"));
+        return Err(
+            CommandError::new(Exit::Usage, "there are no files to ferry").hint("name a folder: blobferry demo PATH")
+        );
     }
     Ok(Chosen { files, held_back, bytes, what })
 }
 
 /// Where cargo keeps the sources of crates.
-fn registry() -> Result<PathBuf, Failure> {
+fn registry() -> Result<PathBuf, CommandError> {
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo"));
     let cargo = std::env::var_os("CARGO_HOME").map(PathBuf::from).or_else(home);
     let registry = cargo.map(|cargo| cargo.join("registry").join("src")).filter(|registry| registry.is_dir());
     registry.ok_or_else(|| {
-        Failure::new(Exit::Usage, "cargo's registry folder is not here")
+        CommandError::new(Exit::Usage, "cargo's registry folder is not here")
             .hint("name files or folders of your own: blobferry demo PATH")
     })
 }
 
 /// Where the stores and the queue are.
-pub(super) struct Place {
+pub(super) struct DemoFolders {
     path: PathBuf,
     is_temporary: bool,
 }
 
-impl Place {
+impl DemoFolders {
     /// This folder, or a new one in the system's temporary folder that is removed in the end.
-    pub(super) fn new(data: Option<PathBuf>) -> Result<Self, Failure> {
+    pub(super) fn new(data: Option<PathBuf>) -> Result<Self, CommandError> {
         let (path, is_temporary) = match data {
             Some(path) => (path, false),
             None => {
@@ -102,7 +104,7 @@ impl Place {
             }
         };
         std::fs::create_dir_all(&path).map_err(|error| {
-            Failure::new(Exit::Failed, format!("{} cannot be made: {error}", path.display()))
+            CommandError::new(Exit::Failed, format!("{} cannot be made: {error}", path.display()))
                 .hint("name another folder with --data")
         })?;
         Ok(Self { path, is_temporary })
@@ -118,9 +120,9 @@ impl Place {
     }
 
     /// Fails unless the disk has room for this many bytes in each of two stores.
-    pub(super) fn check_space(&self, bytes: u64) -> Result<(), Failure> {
+    pub(super) fn check_space(&self, bytes: u64) -> Result<(), CommandError> {
         let disk = rustix::fs::statvfs(&self.path)
-            .map_err(|error| Failure::new(Exit::Failed, format!("{}: {error}", self.path.display())))?;
+            .map_err(|error| CommandError::new(Exit::Failed, format!("{}: {error}", self.path.display())))?;
         let free = disk.f_bavail.saturating_mul(disk.f_frsize);
         let needed = bytes.saturating_mul(2).saturating_add(OVERHEAD_BYTES);
         if free >= needed {
@@ -128,7 +130,7 @@ impl Place {
         }
         let (needed, free) = (text::bytes(needed), text::bytes(free));
         let at = self.path.display();
-        Err(Failure::new(
+        Err(CommandError::new(
             Exit::Failed,
             format!("two copies of these files need about {needed}, but {at} has {free} free"),
         )
@@ -144,7 +146,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for DemoFolders {
     fn drop(&mut self) {
         if self.is_temporary
             && let Err(error) = std::fs::remove_dir_all(&self.path)
@@ -156,7 +158,7 @@ impl Drop for Place {
 
 #[cfg(test)]
 mod tests {
-    use super::{Place, choose_blocking};
+    use super::{DemoFolders, choose_blocking};
     use crate::cli::Exit;
     use std::path::PathBuf;
 
@@ -182,7 +184,7 @@ mod tests {
 
     #[test]
     fn a_temporary_place_goes_and_a_named_one_stays() {
-        let temporary = Place::new(None).unwrap();
+        let temporary = DemoFolders::new(None).unwrap();
         let path = temporary.path().to_path_buf();
         assert!(path.is_dir() && temporary.is_temporary());
         assert!(temporary.check_space(0).is_ok());
@@ -191,7 +193,7 @@ mod tests {
         drop(temporary);
         assert!(!path.exists());
         let dir = tempfile::tempdir().unwrap();
-        drop(Place::new(Some(dir.path().join("a/b"))).unwrap());
+        drop(DemoFolders::new(Some(dir.path().join("a/b"))).unwrap());
         assert!(dir.path().join("a/b").is_dir());
     }
 }

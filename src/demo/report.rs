@@ -1,6 +1,6 @@
 //! What the demo says. Pure.
 
-use super::files::{Chosen, Place};
+use super::files::{Chosen, DemoFolders};
 use super::lag::Lags;
 use super::servers::Addresses;
 use crate::cli::text;
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 /// The figures of a run. Times are wall-clock.
 #[derive(Default)]
-pub(super) struct Report {
+pub(super) struct DemoReport {
     pub(super) files: u64,
     pub(super) skipped: u64,
     pub(super) ferried_blobs: u64,
@@ -45,7 +45,7 @@ pub(super) fn traced(tracers: &[Tracer]) -> String {
 }
 
 /// Before the first act.
-pub(super) fn opening(at: &Addresses, chosen: &Chosen, place: &Place) -> String {
+pub(super) fn opening(at: &Addresses, chosen: &Chosen, place: &DemoFolders) -> String {
     let kept = if place.is_temporary() { "temporary, removed at the end" } else { "kept" };
     format!(
         "blobferry {version}: two stores and a replicator, on this machine
@@ -69,7 +69,7 @@ Ferrying {what} ({files}, {bytes}).
     )
 }
 
-impl Report {
+impl DemoReport {
     pub(super) fn ferried(&self) -> String {
         format!(
             "1. {}, {} written, announced, copied and confirmed in {}\n",
@@ -210,12 +210,12 @@ The servers stay up until Ctrl-C. In another terminal:
 
 #[cfg(test)]
 mod tests {
-    use super::Report;
+    use super::DemoReport;
     use crate::demo::lag::Lags;
     use std::time::Duration;
 
-    fn report() -> Report {
-        Report {
+    fn report() -> DemoReport {
+        DemoReport {
             files: 500,
             ferried_blobs: 440,
             ferried_bytes: 2 << 20,
@@ -228,7 +228,7 @@ mod tests {
             total_blobs: 450,
             total_bytes: 2 << 20,
             verified_blobs: 450,
-            ..Report::default()
+            ..DemoReport::default()
         }
     }
 
@@ -241,7 +241,7 @@ mod tests {
             assert!(said.contains(part), "{part}: {said}");
         }
         assert!(!said.contains("skipped") && !said.contains("cut from"));
-        let small = Report { files: 9, hidden: 9, pieces: 9, ..report() }.closing();
+        let small = DemoReport { files: 9, hidden: 9, pieces: 9, ..report() }.closing();
         assert!(
             small.contains("from 9 files; 9 of the blobs, for the full sync to find, are cut from them"),
             "{small}"
@@ -250,9 +250,9 @@ mod tests {
 
     #[test]
     fn one_wrong_blob_or_one_not_found_is_a_failure() {
-        let wrong = Report { wrong_blobs: 1, verified_blobs: 449, ..report() };
+        let wrong = DemoReport { wrong_blobs: 1, verified_blobs: 449, ..report() };
         assert!(!wrong.is_proven() && wrong.closing().contains("FAILED"));
-        let missed = Report { found: 9, ..report() };
+        let missed = DemoReport { found: 9, ..report() };
         assert!(!missed.is_proven() && missed.closing().contains("FAILED"));
         assert!(report().is_proven());
     }

@@ -2,7 +2,7 @@
 
 use crate::app::store::StoreApp;
 use crate::app::{App, Parts};
-use crate::cli::{Exit, Failure};
+use crate::cli::{CommandError, Exit};
 use crate::client::Address;
 use crate::clock::{Entropy, SystemClock};
 use crate::config::{Config, OnStart, RouteConfig, StoreConfig, TracingConfig};
@@ -51,10 +51,10 @@ pub(super) struct Servers {
 
 impl Servers {
     /// Starts all three, with their data below this folder, and their traces sent to the collector, if there is one.
-    pub(super) async fn start(dir: &Path, otlp: Option<Uri>) -> Result<Self, Failure> {
+    pub(super) async fn start(dir: &Path, otlp: Option<Uri>) -> Result<Self, CommandError> {
         Self::build(dir, otlp)
             .await
-            .map_err(|error| Failure::new(Exit::Failed, format!("the demo cannot start: {error:#}")))
+            .map_err(|error| CommandError::new(Exit::Failed, format!("the demo cannot start: {error:#}")))
     }
 
     async fn build(dir: &Path, otlp: Option<Uri>) -> anyhow::Result<Self> {
@@ -116,20 +116,20 @@ impl Servers {
     }
 
     /// Waits until a server ends that should not.
-    pub(super) async fn failed(&mut self) -> Failure {
+    pub(super) async fn failed(&mut self) -> CommandError {
         let ended = tokio::select! {
             Some(ended) = self.replicator.join_next() => ended,
             Some(ended) = self.stores.join_next() => ended,
-            else => return Failure::new(Exit::Failed, "a server of the demo has ended"),
+            else => return CommandError::new(Exit::Failed, "a server of the demo has ended"),
         };
         match failure_of(ended) {
             Some(failure) => failure,
-            None => Failure::new(Exit::Failed, "a server of the demo has ended"),
+            None => CommandError::new(Exit::Failed, "a server of the demo has ended"),
         }
     }
 
     /// Stops the replicator, then the stores; tells what went wrong first.
-    pub(super) async fn stop(mut self) -> Result<(), Failure> {
+    pub(super) async fn stop(mut self) -> Result<(), CommandError> {
         let mut first = None;
         self.stop_replicator.cancel();
         while let Some(ended) = self.replicator.join_next().await {
@@ -146,13 +146,13 @@ impl Servers {
     }
 }
 
-fn failure_of(ended: Result<anyhow::Result<()>, tokio::task::JoinError>) -> Option<Failure> {
+fn failure_of(ended: Result<anyhow::Result<()>, tokio::task::JoinError>) -> Option<CommandError> {
     let error = match ended {
         Ok(Ok(())) => return None,
         Ok(Err(error)) => format!("{error:#}"),
         Err(error) => error.to_string(),
     };
-    Some(Failure::new(Exit::Failed, format!("a server of the demo has failed: {error}")))
+    Some(CommandError::new(Exit::Failed, format!("a server of the demo has failed: {error}")))
 }
 
 /// Listens on loopback: on this port if it is free, on any other if not.

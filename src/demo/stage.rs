@@ -2,14 +2,14 @@
 
 use super::files::Chosen;
 use super::lag::Curves;
-use super::report::Report;
+use super::report::DemoReport;
 use super::servers::Addresses;
 use crate::blob::{BlobMeta, BlobRef, DigestFunction, Verifier};
-use crate::cli::progress::Board;
-use crate::cli::{Exit, Failure, RouteBacklog, route_backlog, sync_line, text, watch_sync};
+use crate::cli::progress::ProgressBoard;
+use crate::cli::{CommandError, Exit, RouteBacklog, route_backlog, sync_line, text, watch_sync};
 use crate::client::Replicator;
-use crate::client::announcer::{Event, announce};
-use crate::client::upload::{LocalFile, Plan, UploadError, identify, send, upload_all};
+use crate::client::announcer::{AnnounceEvent, announce};
+use crate::client::upload::{LocalFile, UploadError, UploadPlan, identify, send, upload_all};
 use crate::clock::{Clock as _, Entropy, SystemClock};
 use crate::pb::v1;
 use crate::store::remote::RemoteStore;
@@ -43,11 +43,11 @@ const FUNCTION: DigestFunction = DigestFunction::Sha256;
 pub(super) type Blobs = HashMap<BlobRef, u64>;
 
 /// The peers, as clients see them.
-pub(super) struct Stage {
+pub(super) struct DemoStage {
     source: RemoteStore,
     destination: RemoteStore,
     replicator: Replicator,
-    board: Board,
+    board: ProgressBoard,
 }
 
 /// What was written to the source store.
@@ -58,8 +58,8 @@ struct Written {
     sample: Option<LocalFile>,
 }
 
-impl Stage {
-    pub(super) fn new(at: &Addresses, board: &Board) -> Result<Self, Failure> {
+impl DemoStage {
+    pub(super) fn new(at: &Addresses, board: &ProgressBoard) -> Result<Self, CommandError> {
         Ok(Self {
             source: at.source.store()?,
             destination: at.destination.store()?,
@@ -69,7 +69,7 @@ impl Stage {
     }
 
     /// Writes the files to the source store, announces each blob once, and waits until all are copied.
-    pub(super) async fn ferry(&self, files: Vec<PathBuf>, report: &mut Report) -> Result<Blobs, Failure> {
+    pub(super) async fn ferry(&self, files: Vec<PathBuf>, report: &mut DemoReport) -> Result<Blobs, CommandError> {
         let began = Instant::now();
         let curves = Mutex::new(Curves::new(began));
         let all_announced = AtomicBool::new(false);
@@ -77,7 +77,7 @@ impl Stage {
             async {
                 let written = self.write(files, &curves).await?;
                 all_announced.store(true, Ordering::Release);
-                Ok::<_, Failure>(written)
+                Ok::<_, CommandError>(written)
             },
             self.follow(&curves, &all_announced),
         )?;
@@ -90,19 +90,19 @@ impl Stage {
         Ok(written.blobs)
     }
 
-    async fn write(&self, files: Vec<PathBuf>, curves: &Mutex<Curves>) -> Result<Written, Failure> {
+    async fn write(&self, files: Vec<PathBuf>, curves: &Mutex<Curves>) -> Result<Written, CommandError> {
         let total = files.len() as u64;
         let (announcements, queue) = mpsc::channel(AHEAD);
         let announcing = async {
             let announced =
                 announce(self.replicator.clone(), String::new(), queue, Entropy::from_os(), |event| match event {
-                    Event::Accepted(blobs) => locked(curves).enqueued(Instant::now(), blobs),
-                    Event::Retrying(error, delay) => {
+                    AnnounceEvent::Accepted(blobs) => locked(curves).enqueued(Instant::now(), blobs),
+                    AnnounceEvent::Retrying(error, delay) => {
                         self.board.say(&format!("{error} (trying again in {})", text::span(delay)));
                     }
                 });
             match announced.await? {
-                announced if announced.refused > 0 => Err(Failure::new(
+                announced if announced.refused > 0 => Err(CommandError::new(
                     Exit::Failed,
                     format!("the replicator refused a ref: {}", announced.first_refusal.unwrap_or_default()),
                 )),
@@ -112,7 +112,7 @@ impl Stage {
         let writing = async move {
             let mut line = self.board.line("written, announced");
             let mut written = Written::default();
-            let plan = Plan { function: FUNCTION, streams: STREAMS, skip_present: false };
+            let plan = UploadPlan { function: FUNCTION, streams: STREAMS, skip_present: false };
             let mut uploads = std::pin::pin!(upload_all(&self.source, stream::iter(files), plan));
             let (mut done, mut bytes) = (0, 0);
             while let Some(uploaded) = uploads.next().await {
@@ -135,14 +135,14 @@ impl Stage {
                 let took = line.elapsed();
                 line.update(done, Some(total), || rates(done, bytes, took));
             }
-            Ok::<_, Failure>(written)
+            Ok::<_, CommandError>(written)
         };
         let (written, ()) = tokio::try_join!(writing, announcing)?;
         Ok(written)
     }
 
     /// Follows the replicator until all was announced and nothing waits any more.
-    async fn follow(&self, curves: &Mutex<Curves>, all_announced: &AtomicBool) -> Result<(), Failure> {
+    async fn follow(&self, curves: &Mutex<Curves>, all_announced: &AtomicBool) -> Result<(), CommandError> {
         let mut replicator = self.replicator.clone();
         let mut line = self.board.line("copied, confirmed");
         let mut last = (0, Instant::now());
@@ -152,7 +152,7 @@ impl Stage {
             let status = replicator.status(Vec::new()).await?;
             let now = Instant::now();
             let Some(route) = status.routes.first() else {
-                return Err(Failure::new(Exit::Failed, "the replicator shows no route"));
+                return Err(CommandError::new(Exit::Failed, "the replicator shows no route"));
             };
             let totals = route.since_start.unwrap_or_default();
             let backlog = route_backlog(route);
@@ -183,8 +183,8 @@ impl Stage {
         &self,
         chosen: &Chosen,
         blobs: &mut Blobs,
-        report: &mut Report,
-    ) -> Result<(), Failure> {
+        report: &mut DemoReport,
+    ) -> Result<(), CommandError> {
         let hidden = self.hide(chosen, blobs, report).await?;
         let began = Instant::now();
         let mut replicator = self.replicator.clone();
@@ -203,7 +203,7 @@ impl Stage {
         report.found = counts.missing().saturating_add(counts.differing());
         report.found_confirmed = counts.confirmed();
         if sync.state() != v1::FullSyncState::Completed {
-            return Err(Failure::new(
+            return Err(CommandError::new(
                 Exit::Failed,
                 format!("the full sync did not complete: {}", sync_line(&sync, None)),
             ));
@@ -213,7 +213,7 @@ impl Stage {
     }
 
     /// Writes blobs to the source store that the destination lacks, and answers them.
-    async fn hide(&self, chosen: &Chosen, blobs: &mut Blobs, report: &mut Report) -> Result<Blobs, Failure> {
+    async fn hide(&self, chosen: &Chosen, blobs: &mut Blobs, report: &mut DemoReport) -> Result<Blobs, CommandError> {
         let identified = stream::iter(chosen.held_back.clone()).map(|path| identify(path, FUNCTION));
         let mut identified = identified.buffer_unordered(STREAMS);
         let mut fresh: HashMap<BlobRef, LocalFile> = HashMap::new();
@@ -251,7 +251,7 @@ impl Stage {
     }
 
     /// Blobs cut from the files at other offsets, none of which is known at either end.
-    async fn pieces(&self, chosen: &Chosen, blobs: &Blobs) -> Result<Vec<LocalFile>, Failure> {
+    async fn pieces(&self, chosen: &Chosen, blobs: &Blobs) -> Result<Vec<LocalFile>, CommandError> {
         let mut offset = 1;
         // Each run on the same folder cuts one byte further.
         while offset <= 64 {
@@ -262,7 +262,7 @@ impl Stage {
                 long.map(|(bytes, path)| LocalFile::from_bytes(path, FUNCTION, Bytes::from(bytes).slice(offset..)))
                     .collect::<Vec<_>>()
             });
-            let cut = cut.await.map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
+            let cut = cut.await.map_err(|error| CommandError::new(Exit::Failed, error.to_string()))?;
             let held = self.held_at_destination(cut.iter().map(|file| file.meta.blob).collect()).await?;
             let mut seen = HashSet::new();
             let pieces: Vec<LocalFile> = cut
@@ -278,7 +278,7 @@ impl Stage {
         Ok(Vec::new())
     }
 
-    async fn held_at_destination(&self, blobs: Vec<BlobRef>) -> Result<HashSet<BlobRef>, Failure> {
+    async fn held_at_destination(&self, blobs: Vec<BlobRef>) -> Result<HashSet<BlobRef>, CommandError> {
         let mut held = HashSet::new();
         for page in blobs.chunks(PAGE) {
             held.extend(self.destination.stat(page).await?.into_iter().map(|meta| meta.blob));
@@ -287,7 +287,7 @@ impl Stage {
     }
 
     /// Reads every blob back from the destination store, and compares digests and sizes.
-    pub(super) async fn verify(&self, blobs: &Blobs, report: &mut Report) -> Result<(), Failure> {
+    pub(super) async fn verify(&self, blobs: &Blobs, report: &mut DemoReport) -> Result<(), CommandError> {
         let began = Instant::now();
         let mut line = self.board.line("read back, verified");
         let total = blobs.len() as u64;
@@ -334,7 +334,7 @@ fn locked(curves: &Mutex<Curves>) -> std::sync::MutexGuard<'_, Curves> {
 }
 
 /// The file, or nothing where it alone cannot be used: it vanished, cannot be read, or was changed meanwhile.
-fn usable(file: Result<LocalFile, UploadError>) -> Result<Option<LocalFile>, Failure> {
+fn usable(file: Result<LocalFile, UploadError>) -> Result<Option<LocalFile>, CommandError> {
     match file {
         Ok(file) => Ok(Some(file)),
         Err(error) if error.is_of_one_file() => Ok(None),
@@ -342,15 +342,15 @@ fn usable(file: Result<LocalFile, UploadError>) -> Result<Option<LocalFile>, Fai
     }
 }
 
-fn upload_failure(error: UploadError) -> Failure {
-    Failure::new(Exit::Failed, error.to_string()).hint("is the disk full?")
+fn upload_failure(error: UploadError) -> CommandError {
+    CommandError::new(Exit::Failed, error.to_string()).hint("is the disk full?")
 }
 
-fn stuck(route: &v1::RouteStatus, backlog: &RouteBacklog) -> Failure {
+fn stuck(route: &v1::RouteStatus, backlog: &RouteBacklog) -> CommandError {
     let fault = route.recent_faults.first().and_then(|group| group.fault.as_ref());
     let cause = fault.map_or_else(String::new, |fault| format!("; {}: {}", fault.kind().as_str_name(), fault.message));
     let (waiting, parked) = (text::count(backlog.waiting), text::count(backlog.parked));
-    Failure::new(
+    CommandError::new(
         Exit::Failed,
         format!("the copying does not come to its end: {waiting} wait, {parked} are parked: {}{cause}", route.summary),
     )

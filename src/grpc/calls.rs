@@ -123,17 +123,19 @@ pub struct Watched<S> {
     calls: Calls,
 }
 
-type Answer = Response<CallBody>;
+type WatchedBody = Response<CallBody>;
 
 impl<S> Service<Request<Body>> for Watched<S>
 where
     S: Service<Request<Body>, Response = Response<Body>>,
     S::Future: Send + 'static,
 {
-    type Response = Answer;
+    type Response = WatchedBody;
     type Error = S::Error;
-    type Future =
-        Either<MapOk<S::Future, fn(Response<Body>) -> Answer>, BoxFuture<'static, Result<Self::Response, Self::Error>>>;
+    type Future = Either<
+        MapOk<S::Future, fn(Response<Body>) -> WatchedBody>,
+        BoxFuture<'static, Result<Self::Response, Self::Error>>,
+    >;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         self.inner.poll_ready(cx)
@@ -169,7 +171,7 @@ where
     }
 }
 
-fn unwatched(answer: Response<Body>) -> Answer {
+fn unwatched(answer: Response<Body>) -> WatchedBody {
     answer.map(|inner| CallBody { inner, call: None })
 }
 

@@ -40,13 +40,13 @@ impl PeerChannel {
     }
 }
 
-type Answer = Response<AnswerBody>;
+type TracedBody = Response<AnswerBody>;
 
 impl Service<Request<Body>> for PeerChannel {
-    type Response = Answer;
+    type Response = TracedBody;
     type Error = tonic::transport::Error;
     type Future = Either<
-        MapOk<ResponseFuture, fn(Response<Body>) -> Answer>,
+        MapOk<ResponseFuture, fn(Response<Body>) -> TracedBody>,
         BoxFuture<'static, Result<Self::Response, Self::Error>>,
     >;
 
@@ -61,7 +61,7 @@ impl Service<Request<Body>> for PeerChannel {
             set_header_context(request.headers_mut(), context);
         }
         if !span.is_recorded() {
-            let unrecorded: fn(Response<Body>) -> Answer =
+            let unrecorded: fn(Response<Body>) -> TracedBody =
                 |answer| answer.map(|inner| AnswerBody { inner, span: Span::default() });
             return Either::Left(self.channel.call(request).map_ok(unrecorded));
         }

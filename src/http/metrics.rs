@@ -17,7 +17,7 @@ use crate::queue::RouteCounts;
 use crate::queue::storage::{Storage, StorageFigures};
 use crate::status::{Observer, ReplicatorStatus};
 use crate::sync::FullSyncs;
-use crate::telemetry::{Tally, Tracer};
+use crate::telemetry::{SpanTally, Tracer};
 use process::ProcessFigures;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -41,7 +41,7 @@ pub struct MetricsParts {
 }
 
 /// What was gathered at one moment.
-struct Gathered {
+struct GatheredFigures {
     status: ReplicatorStatus,
     ready: bool,
     process: ProcessFigures,
@@ -54,7 +54,7 @@ pub(super) struct Scraper {
     // How many scrapes have come.
     came: AtomicU64,
     // The last that was gathered, and how many scrapes had come when that began.
-    last: tokio::sync::Mutex<Option<(u64, Arc<Gathered>)>>,
+    last: tokio::sync::Mutex<Option<(u64, Arc<GatheredFigures>)>>,
 }
 
 impl Scraper {
@@ -74,7 +74,7 @@ impl Scraper {
     }
 
     /// What was gathered since this scrape came; by another, where one has begun since.
-    async fn gathered(&self) -> Arc<Gathered> {
+    async fn gathered(&self) -> Arc<GatheredFigures> {
         let number = self.came.fetch_add(1, Ordering::Relaxed) + 1;
         let mut last = self.last.lock().await;
         if let Some((began, gathered)) = &*last
@@ -91,14 +91,14 @@ impl Scraper {
         let read = move || (ProcessFigures::read(), storage.figures());
         let (process, storage) = tokio::task::spawn_blocking(read).await.unwrap_or_default();
         let ready = self.parts.observer.can_ack();
-        let gathered = Arc::new(Gathered { status, ready, process, storage });
+        let gathered = Arc::new(GatheredFigures { status, ready, process, storage });
         *last = Some((began, gathered.clone()));
         gathered
     }
 }
 
 /// What a store has of it.
-pub(super) fn store_metrics(format: Format, ready: bool, calls: &CallMetrics, spans: Tally) -> String {
+pub(super) fn store_metrics(format: Format, ready: bool, calls: &CallMetrics, spans: SpanTally) -> String {
     let mut text = Text::new(format);
     server::write(&mut text, ready, calls, spans);
     process::write(&mut text, &ProcessFigures::read());

@@ -18,7 +18,7 @@ pub struct Histogram {
 
 /// A histogram as it was read.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Reading {
+pub struct HistogramReading {
     /// Upper bounds, inclusive and ascending.
     pub bounds: &'static [f64],
     /// How many values each holds that the one before does not; one more than there are bounds.
@@ -54,8 +54,8 @@ impl Histogram {
 
     /// What it holds now.
     #[expect(clippy::cast_precision_loss, reason = "a sum for people")]
-    pub fn read(&self) -> Reading {
-        Reading {
+    pub fn read(&self) -> HistogramReading {
+        HistogramReading {
             bounds: self.bounds,
             counts: self.counts.iter().map(|count| count.load(Ordering::Relaxed)).collect(),
             sum: self.sum.load(Ordering::Relaxed) as f64 / SCALE,
@@ -63,7 +63,7 @@ impl Histogram {
     }
 }
 
-impl Reading {
+impl HistogramReading {
     /// How many values there were.
     pub fn count(&self) -> u64 {
         self.counts.iter().sum()

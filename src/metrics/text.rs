@@ -4,7 +4,7 @@
 //! <https://prometheus.io/docs/specs/om/open_metrics_spec/>. What differs: in OpenMetrics a counter's family has no `_total`,
 //! a unit may be told, and the end is marked. Samples are the same in both, so that a scraper may change its mind.
 
-use super::Reading;
+use super::HistogramReading;
 use std::fmt::Write as _;
 
 /// A text format.
@@ -51,7 +51,7 @@ impl Format {
 
 /// What a metric is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum MetricKind {
     /// It only goes up, but for a restart.
     Counter,
     /// It goes up and down.
@@ -60,7 +60,7 @@ pub enum Kind {
     Histogram,
 }
 
-impl Kind {
+impl MetricKind {
     const fn as_str(self) -> &'static str {
         match self {
             Self::Counter => "counter",
@@ -112,7 +112,7 @@ pub struct Text {
 pub struct Family<'a> {
     out: &'a mut String,
     name: &'static str,
-    kind: Kind,
+    kind: MetricKind,
 }
 
 impl Text {
@@ -122,8 +122,8 @@ impl Text {
     }
 
     /// Begins a family: a name without `_total`, which is added to counters, and what it means, in one line.
-    pub fn family(&mut self, name: &'static str, kind: Kind, help: &str) -> Family<'_> {
-        let total = if kind == Kind::Counter && self.format == Format::Classic { "_total" } else { "" };
+    pub fn family(&mut self, name: &'static str, kind: MetricKind, help: &str) -> Family<'_> {
+        let total = if kind == MetricKind::Counter && self.format == Format::Classic { "_total" } else { "" };
         let out = &mut self.out;
         out.push_str(&format!("# HELP {name}{total} {help}\n# TYPE {name}{total} {}\n", kind.as_str()));
         let unit = ["seconds", "bytes"].into_iter().find(|unit| name.ends_with(&format!("_{unit}")));
@@ -145,7 +145,7 @@ impl Text {
 impl Family<'_> {
     /// One sample of a counter or gauge.
     pub fn sample(&mut self, labels: &[Label<'_>], value: impl Into<Value>) {
-        let suffix = if self.kind == Kind::Counter { "_total" } else { "" };
+        let suffix = if self.kind == MetricKind::Counter { "_total" } else { "" };
         self.line(suffix, labels, None, value.into());
     }
 
@@ -158,7 +158,7 @@ impl Family<'_> {
     }
 
     /// One histogram.
-    pub fn histogram(&mut self, labels: &[Label<'_>], reading: &Reading) {
+    pub fn histogram(&mut self, labels: &[Label<'_>], reading: &HistogramReading) {
         let mut count = 0;
         for (index, here) in reading.counts.iter().enumerate() {
             count += here;
@@ -208,20 +208,21 @@ fn escape(out: &mut String, value: &str) {
 
 #[cfg(test)]
 mod tests {
-    use super::{Format, Kind, Text};
+    use super::{Format, MetricKind, Text};
     use crate::metrics::Histogram;
     use std::time::Duration;
 
     fn written(format: Format) -> String {
         let mut text = Text::new(format);
-        let mut copied = text.family("x_copied", Kind::Counter, "What was copied.");
+        let mut copied = text.family("x_copied", MetricKind::Counter, "What was copied.");
         copied.sample(&[("route", "a\"b\\c\nd")], 7);
-        text.family("x_lag_seconds", Kind::Gauge, "How late.").sample(&[], 0.25);
+        text.family("x_lag_seconds", MetricKind::Gauge, "How late.").sample(&[], 0.25);
         let histogram = Histogram::new(&[0.5, 1.0]);
         histogram.observe(Duration::from_millis(1));
         histogram.observe(Duration::from_secs(3));
-        text.family("x_write_seconds", Kind::Histogram, "Writes.").histogram(&[("lane", "fresh")], &histogram.read());
-        let mut state = text.family("x_state", Kind::Gauge, "How it is.");
+        text.family("x_write_seconds", MetricKind::Histogram, "Writes.")
+            .histogram(&[("lane", "fresh")], &histogram.read());
+        let mut state = text.family("x_state", MetricKind::Gauge, "How it is.");
         state.states(&[("peer", "p")], "state", ["open", "closed"], "closed");
         text.finish()
     }

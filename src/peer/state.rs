@@ -1,6 +1,6 @@
 //! What is known of a peer: its breaker, its concurrency, and its identity. Plain data with plain decisions.
 
-use crate::breaker::{Breaker, Failed, Pass, Reason, Transition};
+use crate::breaker::{Breaker, FailureWeight, Pass, Reason, Transition};
 use crate::clock::Monotonic;
 use crate::concurrency::Concurrency;
 use crate::store::StoreInfo;
@@ -172,7 +172,7 @@ impl PeerState {
         self.end_identification();
         self.next_identification = now.saturating_add(PAUSE);
         let is_try = self.breaker.is_open();
-        self.fail(Failed::Identification, is_try, reason, now, jitter);
+        self.fail(FailureWeight::Identification, is_try, reason, now, jitter);
     }
 
     /// The store says that it is another one, or of the wrong kind. `jitter` is in `[0, 1)`.
@@ -213,7 +213,7 @@ impl PeerState {
     }
 
     /// The peer failed, or seems to have; see [`Breaker::failed`].
-    pub fn fail(&mut self, how: Failed, is_try: bool, reason: Reason, now: Monotonic, jitter: f64) {
+    pub fn fail(&mut self, how: FailureWeight, is_try: bool, reason: Reason, now: Monotonic, jitter: f64) {
         self.doubted = true;
         self.last_error = Some((reason.clone(), now));
         let in_flight = self.concurrency.in_flight();

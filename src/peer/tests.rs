@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use super::{AdoptError, Identification, Needs, Peer};
-use crate::breaker::{Failed, Phase, Reason};
+use crate::breaker::{FailureWeight, Phase, Reason};
 use crate::clock::{Clock, Entropy, ManualClock};
 use crate::fault::FaultKind;
 use crate::store::faulty::FaultyStore;
@@ -47,7 +47,7 @@ impl Lab {
     fn fail(&self, times: usize) {
         for _ in 0..times {
             let reason = Reason::new(FaultKind::SourceUnavailable, "gone");
-            self.peer.state().fail(Failed::First, false, reason, self.clock.monotonic(), 0.0);
+            self.peer.state().fail(FailureWeight::First, false, reason, self.clock.monotonic(), 0.0);
         }
     }
 

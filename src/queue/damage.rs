@@ -32,7 +32,7 @@ pub const REASON_NEW: &str = "the route is new to the queue";
 /// Why the routes of an imported queue need a full sync.
 pub const REASON_IMPORTED: &str = "the queue was restored by an import";
 
-/// The version of [`Row`].
+/// The version of [`IncidentRow`].
 const VERSION: u32 = 1;
 
 /// How a damaged queue was made to open.
@@ -62,7 +62,7 @@ pub struct Incident {
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Row {
+struct IncidentRow {
     #[prost(uint32, tag = "1")]
     version: u32,
     #[prost(uint64, tag = "2")]
@@ -82,7 +82,7 @@ struct Row {
 impl Incident {
     /// The bytes that are kept of it.
     pub fn encode(&self) -> Vec<u8> {
-        let row = Row {
+        let row = IncidentRow {
             version: VERSION,
             time_ms: to_unix_ms(self.time),
             begun_anew: self.mending == Mending::BegunAnew,
@@ -100,7 +100,7 @@ impl Incident {
     /// [`QueueError::Read`] where they are none.
     pub fn decode(bytes: &[u8]) -> Result<Self, QueueError> {
         let unreadable = |why: String| QueueError::Read(format!("an incident cannot be read: {why}"));
-        let row = Row::decode(bytes).map_err(|error| unreadable(error.to_string()))?;
+        let row = IncidentRow::decode(bytes).map_err(|error| unreadable(error.to_string()))?;
         if row.version != VERSION {
             return Err(unreadable(format!("its version is {}", row.version)));
         }
@@ -127,7 +127,7 @@ pub fn sync_needed(route: &str, why: &str) -> StateWrite {
 
 /// What is wrong with a queue at present.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Trouble {
+pub enum QueueTrouble {
     /// Stored bytes were found damaged while it runs: what they hold cannot be read. It takes and writes on. The next start
     /// reads everything, and mends what must be.
     Damaged(String),
@@ -137,7 +137,7 @@ pub enum Trouble {
     Ended(String),
 }
 
-impl Trouble {
+impl QueueTrouble {
     /// What is wrong, for people.
     pub fn text(&self) -> &str {
         match self {
@@ -149,7 +149,7 @@ impl Trouble {
 /// Tells how a queue is.
 pub trait Condition: Send + Sync + 'static {
     /// What is wrong with it now; `None`: nothing.
-    fn trouble(&self) -> Option<Trouble>;
+    fn trouble(&self) -> Option<QueueTrouble>;
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ pub enum FailedState {
 
 /// An entry that failed at least once. Its `failure` is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failed {
+pub struct FailedEntry {
     /// The entry.
     pub entry: Entry,
     /// How it stands.
@@ -39,7 +39,7 @@ pub struct FailureFilter {
 
 impl FailureFilter {
     /// Whether an entry is meant.
-    pub fn admits(&self, failed: &Failed) -> bool {
+    pub fn admits(&self, failed: &FailedEntry) -> bool {
         let kind = failed.entry.failure.as_ref().map(|failure| failure.kind);
         self.kind.is_none_or(|wanted| kind == Some(wanted)) && self.state.is_none_or(|wanted| wanted == failed.state)
     }
@@ -59,7 +59,7 @@ pub enum FailureCursor {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FailurePage {
     /// The entries, in the order of their cursors.
-    pub failed: Vec<Failed>,
+    pub failed: Vec<FailedEntry>,
     /// Where to read on; absent at the end.
     pub next: Option<FailureCursor>,
     /// When the picture was taken, by the queue's clock.
@@ -89,7 +89,7 @@ pub trait Failures: Send + Sync + 'static {
     ) -> Result<FailurePage, QueueError>;
 
     /// The failed entries of these blobs, in the order given; those that have none are left out.
-    async fn failures_of(&self, route: RouteId, blobs: Vec<BlobRef>) -> Result<Vec<Failed>, QueueError>;
+    async fn failures_of(&self, route: RouteId, blobs: Vec<BlobRef>) -> Result<Vec<FailedEntry>, QueueError>;
 
     /// Does this to those of the entries that are failed and unclaimed now, in one durable write. Says how many it changed:
     /// one that is due already, with no attempts charged, needs no reviving.

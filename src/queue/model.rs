@@ -10,7 +10,7 @@ mod lookup;
 
 use crate::blob::BlobRef;
 use crate::clock::Clock;
-use crate::queue::damage::{Condition, REASON_NEW, Trouble, sync_needed};
+use crate::queue::damage::{Condition, QueueTrouble, REASON_NEW, sync_needed};
 use crate::queue::lookup::{Completion, DiscardedBy};
 use crate::queue::storage::{Storage, StorageFigures};
 use crate::queue::{
@@ -28,7 +28,7 @@ use tokio::sync::watch;
 /// The plain queue.
 #[derive(Clone)]
 pub struct ModelQueue {
-    inner: Arc<Mutex<Inner>>,
+    inner: Arc<Mutex<ModelInner>>,
     faults: Arc<Faults>,
     clock: Arc<dyn Clock>,
     max_entries: u64,
@@ -50,7 +50,7 @@ impl fmt::Debug for ModelQueue {
 
 /// In which line an entry stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Line {
+enum ModelLine {
     /// By sequence.
     New,
     /// By due time.
@@ -62,16 +62,16 @@ enum Line {
 }
 
 #[derive(Clone, Debug)]
-struct Item {
+struct ModelItem {
     entry: Entry,
-    line: Line,
+    line: ModelLine,
 }
 
 /// Everything there is. A push that may fail is tried on it and taken back from a copy.
 #[derive(Clone, Debug, Default)]
 struct Durable {
     next: u64,
-    items: BTreeMap<u64, Item>,
+    items: BTreeMap<u64, ModelItem>,
     by_ref: BTreeMap<(RouteId, BlobRef), BTreeSet<u64>>,
     routes: Vec<(String, String, String)>,
     ended: BTreeMap<RouteId, RouteCounts>,
@@ -81,7 +81,7 @@ struct Durable {
 }
 
 #[derive(Default)]
-struct Inner {
+struct ModelInner {
     durable: Durable,
     claimed: BTreeSet<u64>,
     released: BTreeSet<u64>,
@@ -131,12 +131,12 @@ impl ModelQueue {
         inner.released.clear();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, ModelInner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Inner {
+impl ModelInner {
     fn wake_all(&self) {
         for watch in self.watches.values() {
             watch.send_modify(Changes::add_all);
@@ -146,8 +146,8 @@ impl Inner {
     /// What a request may claim, and when the next entry of the retry order is due.
     fn claimable(&self, request: &ClaimRequest, max_backoff: Duration) -> (Vec<u64>, Option<SystemTime>) {
         let ClaimRequest { route, lane, order, max, now } = *request;
-        let line = if order == ClaimOrder::Due { Line::Timed } else { Line::New };
-        let of_line = |item: &Item| item.entry.route == route && item.entry.lane == lane && item.line == line;
+        let line = if order == ClaimOrder::Due { ModelLine::Timed } else { ModelLine::New };
+        let of_line = |item: &ModelItem| item.entry.route == route && item.entry.lane == lane && item.line == line;
         let free = self
             .durable
             .items
@@ -193,7 +193,7 @@ fn add(tally: &mut Tally, entry: &Entry) {
 }
 
 impl Condition for ModelQueue {
-    fn trouble(&self) -> Option<Trouble> {
+    fn trouble(&self) -> Option<QueueTrouble> {
         None
     }
 }
@@ -231,7 +231,7 @@ impl Queue for ModelQueue {
         self.check()?;
         let now = self.clock.now();
         let mut inner = self.lock();
-        let Inner { durable, claimed, .. } = &mut *inner;
+        let ModelInner { durable, claimed, .. } = &mut *inner;
         let most = u64::try_from(durable.items.len() + pushes.len()).unwrap_or(u64::MAX);
         let before =
             (most > self.max_entries || pushes.iter().any(|push| !durable.knows(push.route))).then(|| durable.clone());
@@ -284,7 +284,7 @@ impl Queue for ModelQueue {
             let seq = claim.entry().seq.0;
             claim.disarm();
             inner.claimed.remove(&seq);
-            let Inner { durable, claimed, .. } = &mut *inner;
+            let ModelInner { durable, claimed, .. } = &mut *inner;
             durable.settle(seq, &outcome, DiscardedBy::Configuration, now, self.max_backoff);
             if let Outcome::Confirmed { chained, .. } = outcome {
                 for push in chained {
@@ -307,7 +307,7 @@ impl Queue for ModelQueue {
             };
             let tally = if inner.claimed.contains(seq) {
                 &mut lane.claimed
-            } else if item.line == Line::Parked {
+            } else if item.line == ModelLine::Parked {
                 &mut lane.parked
             } else if item.entry.failure.is_some() {
                 &mut lane.retrying
@@ -326,7 +326,7 @@ impl Queue for ModelQueue {
         let earlier = |known: Option<SystemTime>, time: SystemTime| Some(known.map_or(time, |known| known.min(time)));
         for (seq, item) in inner.durable.items.iter().filter(|(_, item)| item.entry.route == route) {
             let held = inner.claimed.contains(seq) || inner.released.contains(seq);
-            let ready = item.entry.failure.is_none() && matches!(item.line, Line::New | Line::Timed);
+            let ready = item.entry.failure.is_none() && matches!(item.line, ModelLine::New | ModelLine::Timed);
             if held || ready {
                 let time = match item.entry.lane {
                     Lane::Fresh => &mut oldest.fresh,
@@ -334,12 +334,12 @@ impl Queue for ModelQueue {
                 };
                 *time = earlier(*time, item.entry.enqueue_time);
             }
-            if item.line == Line::Parked {
+            if item.line == ModelLine::Parked {
                 oldest.parked.get_or_insert(item.entry.enqueue_time);
-            } else if item.entry.failure.is_some() && item.line == Line::Timed && !inner.claimed.contains(seq) {
+            } else if item.entry.failure.is_some() && item.line == ModelLine::Timed && !inner.claimed.contains(seq) {
                 oldest.retrying.get_or_insert(item.entry.enqueue_time);
             }
-            if !held && item.line == Line::Timed {
+            if !held && item.line == ModelLine::Timed {
                 oldest.next_due = earlier(oldest.next_due, item.entry.due_time);
             }
         }
@@ -351,7 +351,7 @@ impl Queue for ModelQueue {
         let inner = self.lock();
         let mut tally = inner.durable.ended_syncs.get(&sync).copied().unwrap_or_default();
         for item in inner.durable.items.values().filter(|item| item.entry.syncs.contains(&sync)) {
-            if item.line == Line::Parked { tally.parked += 1 } else { tally.pending += 1 }
+            if item.line == ModelLine::Parked { tally.parked += 1 } else { tally.pending += 1 }
         }
         tally
     }

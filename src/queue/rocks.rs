@@ -71,7 +71,7 @@ mod txn;
 pub use error::OpenError;
 pub use handle::{KnownRoute, RocksQueue};
 pub use options::RocksOptions;
-pub use transfer::{TransferError, Transferred, export, import};
+pub use transfer::{TransferCounts, TransferError, export, import};
 
 #[cfg(test)]
 mod tests;

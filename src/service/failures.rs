@@ -10,7 +10,7 @@ use crate::blob::{BlobRef, Excerpt};
 use crate::fault::FaultKind;
 use crate::grpc::{MAX_ITEMS, Reason, invalid_field, invalid_ref, queue_status};
 use crate::pb::{timestamp, v1};
-use crate::queue::failures::{Failed, FailedState, FailureCursor, FailureFilter, Remedy};
+use crate::queue::failures::{FailedEntry, FailedState, FailureCursor, FailureFilter, Remedy};
 use crate::queue::{Failure, Lane, QueueError, Seq};
 use crate::store::code_name;
 use std::collections::{HashMap, HashSet};
@@ -223,7 +223,7 @@ impl Walk {
     }
 
     /// One durable write, in a task of its own, so that it is logged though the caller should go away.
-    async fn step(&self, failed: &[Failed], walked: &mut Walked) -> Result<(), Status> {
+    async fn step(&self, failed: &[FailedEntry], walked: &mut Walked) -> Result<(), Status> {
         walked.matched += failed.len() as u64;
         if self.count_only || failed.is_empty() {
             return Ok(());
@@ -290,8 +290,8 @@ async fn groups(parts: &ServiceParts, route: &Route, filter: FailureFilter) -> R
 }
 
 impl Groups {
-    fn add(&mut self, failed: &[Failed]) {
-        for Failed { entry, state } in failed {
+    fn add(&mut self, failed: &[FailedEntry]) {
+        for FailedEntry { entry, state } in failed {
             let Some(failure) = &entry.failure else { continue };
             let key = (failure.kind, failure.code, failure.peer.clone());
             let group = self.0.entry(key).or_insert_with(|| Group {
@@ -341,8 +341,8 @@ fn thousands(number: u64) -> String {
     if number < 1000 { number.to_string() } else { format!("{},{:03}", thousands(number / 1000), number % 1000) }
 }
 
-fn entry(failed: &Failed) -> Option<v1::FailedEntry> {
-    let Failed { entry, state } = failed;
+fn entry(failed: &FailedEntry) -> Option<v1::FailedEntry> {
+    let FailedEntry { entry, state } = failed;
     let failure = entry.failure.as_ref()?;
     let lane = match entry.lane {
         Lane::Fresh => v1::Lane::Fresh,

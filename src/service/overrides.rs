@@ -32,8 +32,8 @@ pub(super) async fn pause(
     let route = configured(parts, &request.route)?;
     let end = match request.expiration {
         None => None,
-        Some(Expiration::ExpireTime(time)) => Some(End::At(time)),
-        Some(Expiration::Ttl(span)) => Some(End::After(span)),
+        Some(Expiration::ExpireTime(time)) => Some(OverrideEnd::At(time)),
+        Some(Expiration::Ttl(span)) => Some(OverrideEnd::After(span)),
     };
     let stamp = stamp(parts, request.set_by, request.reason, end, caller)?;
     let in_force = change(parts, &route, vec![Change::Set(Override::Paused)], stamp).await?;
@@ -78,8 +78,8 @@ pub(super) async fn update(
     let changes = changes(request.limits.unwrap_or_default(), mask.as_deref())?;
     let end = match request.expiration {
         None => None,
-        Some(Expiration::ExpireTime(time)) => Some(End::At(time)),
-        Some(Expiration::Ttl(span)) => Some(End::After(span)),
+        Some(Expiration::ExpireTime(time)) => Some(OverrideEnd::At(time)),
+        Some(Expiration::Ttl(span)) => Some(OverrideEnd::After(span)),
     };
     let stamp = stamp(parts, request.set_by, request.reason, end, caller)?;
     let in_force = change(parts, &route, changes, stamp).await?;
@@ -148,7 +148,7 @@ fn log(route: &str, change: &Change, stamp: &Stamp) {
 }
 
 /// When an override ends, as the wire has it.
-enum End {
+enum OverrideEnd {
     At(prost_types::Timestamp),
     After(prost_types::Duration),
 }
@@ -157,7 +157,7 @@ fn stamp(
     parts: &ServiceParts,
     set_by: String,
     reason: String,
-    end: Option<End>,
+    end: Option<OverrideEnd>,
     caller: String,
 ) -> Result<Stamp, Status> {
     let set_by = who(set_by, "set_by", caller)?;
@@ -168,11 +168,11 @@ fn stamp(
     let now = from_unix_ms(to_unix_ms(parts.clock.now()));
     let expire_time = match end {
         None => None,
-        Some(End::At(time)) => {
+        Some(OverrideEnd::At(time)) => {
             let end = system_time(&time).filter(|end| *end > now);
             Some(end.ok_or_else(|| invalid_field("expire_time", "it must be in the future"))?)
         }
-        Some(End::After(span)) => {
+        Some(OverrideEnd::After(span)) => {
             let span = std_duration(&span).filter(|span| !span.is_zero());
             let end = span.and_then(|span| now.checked_add(span));
             Some(end.ok_or_else(|| invalid_field("ttl", "it must be longer than zero"))?)

@@ -79,7 +79,7 @@ impl Service {
         first: u64,
         blobs: Vec<v1::PackedBlob>,
         call_trace: Option<&TraceContext>,
-    ) -> Result<Pack, Status> {
+    ) -> Result<VerifiedPack, Status> {
         let count = blobs.len();
         if count > MAX_ITEMS {
             let message = format!("{count} blobs in one message; at most {MAX_ITEMS} may be");
@@ -96,11 +96,11 @@ impl Service {
             }
             checked.push(verified);
         }
-        Ok(Pack { source_store, first, checked, announcements })
+        Ok(VerifiedPack { source_store, first, checked, announcements })
     }
 
-    async fn announce_pack(&self, pack: Pack) -> Result<v1::ReceiveBlobsResponse, Status> {
-        let Pack { source_store, first, checked, announcements } = pack;
+    async fn announce_pack(&self, pack: VerifiedPack) -> Result<v1::ReceiveBlobsResponse, Status> {
+        let VerifiedPack { source_store, first, checked, announcements } = pack;
         let announced = self.announce(&source_store, announcements, Vec::new()).await?;
         let mut pushed = announced.pushed.iter();
         let results = (first..).zip(checked).map(|(item, checked)| match checked {
@@ -127,7 +127,7 @@ impl Service {
 }
 
 /// A message whose blobs were verified.
-struct Pack {
+struct VerifiedPack {
     source_store: String,
     // The number in the stream of its first blob.
     first: u64,

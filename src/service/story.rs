@@ -10,7 +10,7 @@ use crate::pb::{std_duration, timestamp, v1};
 use crate::queue::lookup::{Completion, DiscardedBy, Ending, Queued, Standing};
 use crate::queue::{Entry, Lane};
 use crate::story::{
-    BlobState, BlobStory, Held, HopState, RouteStory, StoryError, Unconfirmed, WaitEnd, WaitRequest, Waited,
+    BlobState, BlobStory, Holding, HopState, RouteStory, StoryError, Unconfirmed, WaitEnd, WaitRequest, Waited,
 };
 use prost::Message;
 use std::time::Duration;
@@ -234,13 +234,13 @@ fn completion(completion: &Completion) -> v1::BlobCompletion {
     }
 }
 
-fn holding(held: &Held) -> v1::StoreHolding {
+fn holding(held: &Holding) -> v1::StoreHolding {
     match held {
-        Held::Yes(size) => {
+        Holding::Yes(size) => {
             v1::StoreHolding { holding: v1::Holding::Yes.into(), size_bytes: Some(*size), note: String::new() }
         }
-        Held::No => v1::StoreHolding { holding: v1::Holding::No.into(), size_bytes: None, note: String::new() },
-        Held::Unknown { why, .. } => {
+        Holding::No => v1::StoreHolding { holding: v1::Holding::No.into(), size_bytes: None, note: String::new() },
+        Holding::Unknown { why, .. } => {
             v1::StoreHolding { holding: v1::Holding::Unspecified.into(), size_bytes: None, note: why.clone() }
         }
     }

@@ -8,7 +8,7 @@ use crate::clock::Clock;
 use crate::limits::Limits;
 use crate::overrides::{InForce, Overrides};
 use crate::peer::Peer;
-use crate::queue::damage::Trouble;
+use crate::queue::damage::QueueTrouble;
 use crate::queue::{Oldest, RouteCounts, WholeQueue};
 use crate::sync::FullSyncs;
 use crate::worker::Worker;
@@ -225,8 +225,8 @@ impl Observer {
         let (max_entries, reserve) = (self.parts.max_entries, self.parts.reserve_bytes);
         let (trouble, damage) = match self.parts.queue.trouble() {
             None => (None, String::new()),
-            Some(Trouble::Damaged(what)) => (None, what),
-            Some(Trouble::Reopening(why) | Trouble::Ended(why)) => (Some(why), String::new()),
+            Some(QueueTrouble::Damaged(what)) => (None, what),
+            Some(QueueTrouble::Reopening(why) | QueueTrouble::Ended(why)) => (Some(why), String::new()),
         };
         let facts = QueueFacts {
             entries: entries.sum(),

@@ -79,7 +79,8 @@ pub fn route_status(facts: RouteFacts<'_>, peers: &[PeerStatus], now: SystemTime
     };
     let shut = shut(route, peers);
     let failed_sync = failed_sync(running_sync.as_ref(), last_sync.as_ref());
-    let open = Open { counts: &counts, backlog, shut: &shut, syncing: running_sync.as_ref(), failed_sync, degraded };
+    let open =
+        EnabledRoute { counts: &counts, backlog, shut: &shut, syncing: running_sync.as_ref(), failed_sync, degraded };
     let state = if orphaned {
         RouteState::Orphaned
     } else if !route.enabled {
@@ -195,7 +196,7 @@ fn needed_text(needed: &NeededSync, now: SystemTime) -> String {
 /// was given up. A full sync that failed is not part of it. `peers` are all peers.
 pub fn route_works(route: &Route, counts: &RouteCounts, syncing: Option<&SyncRecord>, peers: &[PeerStatus]) -> bool {
     let backlog = Backlog::of(counts, None, SystemTime::UNIX_EPOCH);
-    let open = Open { counts, backlog, shut: &shut(route, peers), syncing, failed_sync: None, degraded: false };
+    let open = EnabledRoute { counts, backlog, shut: &shut(route, peers), syncing, failed_sync: None, degraded: false };
     route.enabled && open.state().works() && open.sum(|lane| lane.parked).entries == 0
 }
 
@@ -214,7 +215,7 @@ fn shut<'a>(route: &Route, peers: &'a [PeerStatus]) -> Vec<&'a PeerStatus> {
 }
 
 /// A route that is enabled, in a replicator that is up.
-struct Open<'a> {
+struct EnabledRoute<'a> {
     counts: &'a RouteCounts,
     backlog: Backlog,
     shut: &'a [&'a PeerStatus],
@@ -223,7 +224,7 @@ struct Open<'a> {
     degraded: bool,
 }
 
-impl Open<'_> {
+impl EnabledRoute<'_> {
     fn sum(&self, part: impl Fn(&crate::queue::LaneCounts) -> Tally) -> Tally {
         sum(self.counts, part)
     }
@@ -382,7 +383,7 @@ fn paused_text(pause: Option<&Stamp>, counts: &RouteCounts, backlog: Backlog, no
 fn limiting(
     route: &Route,
     limits: &InForce,
-    open: &Open<'_>,
+    open: &EnabledRoute<'_>,
     worker: Option<&Report>,
     next_due: Option<SystemTime>,
     now: SystemTime,

@@ -14,7 +14,7 @@ mod receive;
 use super::{PeerKind, Store, StoreError};
 use crate::clock::Entropy;
 use futures::future::BoxFuture;
-use lab::{Lab, Verdict};
+use lab::{Lab, RuleVerdict};
 use std::fmt;
 use std::time::Duration;
 
@@ -29,12 +29,12 @@ pub struct CheckResult {
     /// The rule, in a line.
     pub description: &'static str,
     /// How it came out.
-    pub outcome: Outcome,
+    pub outcome: RuleOutcome,
 }
 
 /// How a rule came out.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum RuleOutcome {
     /// The store keeps the rule.
     Passed,
     /// The store breaks the rule; how.
@@ -47,19 +47,19 @@ impl fmt::Display for CheckResult {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, description, outcome } = self;
         match outcome {
-            Outcome::Passed => write!(f, "passed   {name}: {description}"),
-            Outcome::Failed(how) => write!(f, "FAILED   {name}: {description}: {how}"),
-            Outcome::Skipped(why) => write!(f, "skipped  {name}: {description} ({why})"),
+            RuleOutcome::Passed => write!(f, "passed   {name}: {description}"),
+            RuleOutcome::Failed(how) => write!(f, "FAILED   {name}: {description}: {how}"),
+            RuleOutcome::Skipped(why) => write!(f, "skipped  {name}: {description} ({why})"),
         }
     }
 }
 
 /// A rule and how to check it.
 #[derive(Clone, Copy)]
-struct Check {
+struct StoreRule {
     name: &'static str,
     description: &'static str,
-    run: for<'a> fn(&'a Lab<'a>) -> BoxFuture<'a, Verdict>,
+    run: for<'a> fn(&'a Lab<'a>) -> BoxFuture<'a, RuleVerdict>,
 }
 
 const INFO: (&str, &str) = ("info", "the store tells what it is, and the same twice");
@@ -75,7 +75,7 @@ pub async fn run(store: &dyn Store, entropy: &Entropy, mut report: impl FnMut(&C
     };
     let lab = match patiently(info(store, entropy)).await {
         Ok(lab) => {
-            add(INFO, Outcome::Passed);
+            add(INFO, RuleOutcome::Passed);
             Some(lab)
         }
         Err(outcome) => {
@@ -85,21 +85,21 @@ pub async fn run(store: &dyn Store, entropy: &Entropy, mut report: impl FnMut(&C
     };
     for check in [receive::CHECKS, packed::CHECKS, read::CHECKS, enumerate::CHECKS].concat() {
         let outcome = match &lab {
-            Some(lab) => patiently((check.run)(lab)).await.err().unwrap_or(Outcome::Passed),
-            None => Outcome::Skipped("the store does not tell what it is".to_owned()),
+            Some(lab) => patiently((check.run)(lab)).await.err().unwrap_or(RuleOutcome::Passed),
+            None => RuleOutcome::Skipped("the store does not tell what it is".to_owned()),
         };
         add((check.name, check.description), outcome);
     }
     results
 }
 
-async fn patiently<T>(check: impl Future<Output = Result<T, Outcome>>) -> Result<T, Outcome> {
-    let late = |_| Outcome::Failed(format!("no end within {} s", PATIENCE.as_secs()));
+async fn patiently<T>(check: impl Future<Output = Result<T, RuleOutcome>>) -> Result<T, RuleOutcome> {
+    let late = |_| RuleOutcome::Failed(format!("no end within {} s", PATIENCE.as_secs()));
     tokio::time::timeout(PATIENCE, check).await.map_err(late)?
 }
 
-async fn info<'a>(store: &'a dyn Store, entropy: &'a Entropy) -> Result<Lab<'a>, Outcome> {
-    let broken = |error: StoreError| Outcome::Failed(error.to_string());
+async fn info<'a>(store: &'a dyn Store, entropy: &'a Entropy) -> Result<Lab<'a>, RuleOutcome> {
+    let broken = |error: StoreError| RuleOutcome::Failed(error.to_string());
     let info = store.info().await.map_err(broken)?;
     let problem = if info != store.info().await.map_err(broken)? {
         "asked twice, it tells two different things"
@@ -118,7 +118,7 @@ async fn info<'a>(store: &'a dyn Store, entropy: &'a Entropy) -> Result<Lab<'a>,
     } else {
         return Ok(Lab { store, entropy, info });
     };
-    Err(Outcome::Failed(problem.to_owned()))
+    Err(RuleOutcome::Failed(problem.to_owned()))
 }
 
 /// Whether the store says that the bytes which came are not those of the ref: itself, or as a peer's answer.
@@ -156,7 +156,7 @@ fn is_invalid(error: &StoreError) -> bool {
 pub(crate) async fn assert_passes(store: &dyn Store) {
     let results = run(store, &Entropy::from_os(), |_| ()).await;
     let bad: Vec<String> =
-        results.iter().filter(|result| result.outcome != Outcome::Passed).map(ToString::to_string).collect();
+        results.iter().filter(|result| result.outcome != RuleOutcome::Passed).map(ToString::to_string).collect();
     assert!(bad.is_empty(), "{}", bad.join("\n"));
 }
 

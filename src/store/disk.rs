@@ -40,12 +40,12 @@ use crate::clock::Entropy;
 use crate::failpoint::{self, Point};
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
-use commit::{Committer, Entry};
+use commit::{BlobCommitter, VerifiedBlob};
 use files::{Files, Sink};
 use futures::StreamExt;
 use futures::stream;
-use index::{Index, Place, Record};
-use io::{Io, Job};
+use index::{BlobPlace, Index, Record};
+use io::{BlockingJob, Io};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
@@ -71,13 +71,13 @@ const FORMAT: &str = "blobferry-store 1";
 /// A store in a folder.
 pub struct DiskStore {
     id: String,
-    shared: Arc<Shared>,
+    shared: Arc<DiskShared>,
     io: Io,
-    committer: Committer,
+    committer: BlobCommitter,
 }
 
 /// What blocking jobs use.
-struct Shared {
+struct DiskShared {
     index: Arc<Index>,
     files: Files,
 }
@@ -93,7 +93,7 @@ impl DiskStore {
         failpoint::pause(Point::StoreOpen).await?;
         let io = Io::new();
         let (id, shared) = io.run(move || open(&folder, &entropy)).await?;
-        let committer = Committer::start(shared.index.clone());
+        let committer = BlobCommitter::start(shared.index.clone());
         let committer = committer.map_err(|error| StoreError::io("starting the writer of the index", error))?;
         Ok(Self { id, shared: Arc::new(shared), io, committer })
     }
@@ -118,9 +118,9 @@ impl DiskStore {
     async fn receive_file(&self, put: &Put, head: BytesMut, mut bytes: ByteStream) -> Result<Received, StoreError> {
         let (blob, stated) = (put.blob, put.size);
         let shared = self.shared.clone();
-        let known = if put.replace { Known::Absent } else { self.io.run(move || shared.sound(&blob)).await? };
+        let known = if put.replace { KnownBlob::Absent } else { self.io.run(move || shared.sound(&blob)).await? };
         let shared = self.shared.clone();
-        let verify_only = known == Known::Sound;
+        let verify_only = known == KnownBlob::Sound;
         let open = move || if verify_only { Ok(Sink::verify(blob, stated)) } else { shared.files.write(blob, stated) };
         // One buffer fills while the one before it is hashed and written.
         let mut job = self.io.start(open).await?;
@@ -138,9 +138,9 @@ impl DiskStore {
         let size = self.io.run(move || sink.finish(&buffer, &shared.files)).await?;
         let mut was_new = false;
         if !verify_only {
-            let record = Record { size, place: Place::File };
-            let replace = put.replace || known == Known::Damaged;
-            was_new = self.committer.commit(Entry { blob, record, bytes: None, replace }).await?;
+            let record = Record { size, place: BlobPlace::File };
+            let replace = put.replace || known == KnownBlob::Damaged;
+            was_new = self.committer.commit(VerifiedBlob { blob, record, bytes: None, replace }).await?;
             failpoint::pause(Point::StoreReceived).await?;
         }
         Ok(Received { blob, size, disposition: Disposition::Stored, was_new })
@@ -156,7 +156,7 @@ impl DiskStore {
     }
 
     /// The rest of a file, in chunks: the next one is read while one is on its way.
-    fn chunks(&self, job: Job<ReadChunk>) -> ByteStream {
+    fn chunks(&self, job: BlockingJob<ReadChunk>) -> ByteStream {
         let io = self.io.clone();
         stream::unfold(Some(job), move |job| {
             let io = io.clone();
@@ -182,7 +182,10 @@ fn read_chunk(mut reader: files::Reader) -> ReadChunk {
     Ok((chunk, (!reader.is_done()).then_some(reader)))
 }
 
-async fn next_chunk(io: &Io, job: Job<ReadChunk>) -> Result<(Bytes, Option<Job<ReadChunk>>), StoreError> {
+async fn next_chunk(
+    io: &Io,
+    job: BlockingJob<ReadChunk>,
+) -> Result<(Bytes, Option<BlockingJob<ReadChunk>>), StoreError> {
     let (chunk, rest) = job.end().await??;
     let next = match rest {
         Some(reader) => Some(io.start(move || read_chunk(reader)).await?),
@@ -191,7 +194,7 @@ async fn next_chunk(io: &Io, job: Job<ReadChunk>) -> Result<(Bytes, Option<Job<R
     Ok((chunk, next))
 }
 
-fn open(folder: &Path, entropy: &Arc<Entropy>) -> Result<(String, Shared), StoreError> {
+fn open(folder: &Path, entropy: &Arc<Entropy>) -> Result<(String, DiskShared), StoreError> {
     let at = |error| StoreError::io(format!("opening the store in {}", folder.display()), error);
     match files::create_folder(folder) {
         // The folder above may be closed to us; whoever made this one answers for its entry there.
@@ -232,7 +235,7 @@ fn open(folder: &Path, entropy: &Arc<Entropy>) -> Result<(String, Shared), Store
         // Last, so that it promises the other parts.
         files::write_whole(folder, "format", FORMAT).map_err(at)?;
     }
-    Ok((id, Shared { index: Arc::new(index), files }))
+    Ok((id, DiskShared { index: Arc::new(index), files }))
 }
 
 /// Refuses a folder that has something in it which making a store does not leave behind.
@@ -253,7 +256,7 @@ fn refuse_foreign(folder: &Path) -> Result<(), StoreError> {
 
 /// What is known of a blob that is about to be received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Known {
+enum KnownBlob {
     Absent,
     /// In the index, and its bytes seem to be there.
     Sound,
@@ -261,20 +264,20 @@ enum Known {
     Damaged,
 }
 
-impl Shared {
-    fn sound(&self, blob: &BlobRef) -> Result<Known, StoreError> {
+impl DiskShared {
+    fn sound(&self, blob: &BlobRef) -> Result<KnownBlob, StoreError> {
         Ok(match self.index.get(blob)? {
-            None => Known::Absent,
-            Some(Record { place: Place::Small, .. }) => Known::Sound,
-            Some(Record { place: Place::File, size }) if self.files.holds(blob, size) => Known::Sound,
-            Some(_) => Known::Damaged,
+            None => KnownBlob::Absent,
+            Some(Record { place: BlobPlace::Small, .. }) => KnownBlob::Sound,
+            Some(Record { place: BlobPlace::File, size }) if self.files.holds(blob, size) => KnownBlob::Sound,
+            Some(_) => KnownBlob::Damaged,
         })
     }
 
     /// Small blobs, verified; for each a result, in their order.
     fn read_packed(&self, blobs: &[BlobRef]) -> Vec<Result<Packed, StoreError>> {
         let records = self.index.get_many(blobs);
-        let is_small = |record: &Result<Option<Record>, StoreError>| matches!(record, Ok(Some(Record { place: Place::Small, size })) if *size <= MAX_PACKED_BYTES);
+        let is_small = |record: &Result<Option<Record>, StoreError>| matches!(record, Ok(Some(Record { place: BlobPlace::Small, size })) if *size <= MAX_PACKED_BYTES);
         let small: Vec<BlobRef> =
             blobs.iter().zip(&records).filter(|(_, record)| is_small(record)).map(|(blob, _)| *blob).collect();
         let mut bytes = self.index.bytes_many(&small).into_iter();
@@ -300,7 +303,7 @@ impl Shared {
     fn read(&self, blob: BlobRef, range: ByteRange) -> Result<(u64, FileChunk), StoreError> {
         let Record { size, place } = self.index.get(&blob)?.ok_or(StoreError::Missing(blob))?;
         let (start, end) = range.within(size)?;
-        if place == Place::File {
+        if place == BlobPlace::File {
             let reader = self.files.read(blob, size, start, end)?;
             return Ok((size, read_chunk(reader)?));
         }
@@ -461,17 +464,17 @@ impl Store for DiskStore {
 }
 
 /// A small blob, ready to be committed.
-fn verified(parcel: Parcel) -> Result<Entry, StoreError> {
+fn verified(parcel: Parcel) -> Result<VerifiedBlob, StoreError> {
     let Parcel { put, bytes, .. } = parcel;
     let mut verifier = Verifier::new(put.blob, put.size);
     verifier.update(&bytes)?;
-    let record = Record { size: verifier.finish()?, place: Place::Small };
-    Ok(Entry { blob: put.blob, record, bytes: Some(bytes), replace: put.replace })
+    let record = Record { size: verifier.finish()?, place: BlobPlace::Small };
+    Ok(VerifiedBlob { blob: put.blob, record, bytes: Some(bytes), replace: put.replace })
 }
 
 /// Where an enumeration stands.
 struct Cursor {
-    shared: Arc<Shared>,
+    shared: Arc<DiskShared>,
     io: Io,
     from: Vec<u8>,
     to: Vec<u8>,

@@ -29,31 +29,31 @@ const PIECE_BYTES: usize = 128 * 1024;
 #[derive(Debug)]
 pub struct MemoryStore {
     id: String,
-    shared: Arc<Shared>,
+    shared: Arc<MemoryShared>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct MemoryShared {
     capacity: u64,
-    state: Mutex<State>,
+    state: Mutex<MemoryState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct MemoryState {
     /// By key, so that the order is that of the refs' text.
-    blobs: BTreeMap<Vec<u8>, Held>,
+    blobs: BTreeMap<Vec<u8>, BlobBytes>,
     /// Bytes of all blobs, and of those coming in.
     used: u64,
 }
 
 /// A blob's bytes, in pieces. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-struct Held {
+struct BlobBytes {
     size: u64,
     pieces: Arc<[Bytes]>,
 }
 
-impl Held {
+impl BlobBytes {
     /// The part from `start` to `end`, in pieces of at most [`CHUNK_BYTES`].
     fn part(&self, start: u64, end: u64) -> Vec<Bytes> {
         let mut chunks = Vec::new();
@@ -103,16 +103,16 @@ impl Gathering {
         }
     }
 
-    fn held(mut self) -> Held {
+    fn held(mut self) -> BlobBytes {
         self.flush();
-        Held { size: self.size, pieces: self.pieces.into() }
+        BlobBytes { size: self.size, pieces: self.pieces.into() }
     }
 }
 
 impl MemoryStore {
     /// An empty store of this id, for at most this many bytes.
     pub fn new(id: impl Into<String>, capacity: u64) -> Self {
-        Self { id: id.into(), shared: Arc::new(Shared { capacity, state: Mutex::default() }) }
+        Self { id: id.into(), shared: Arc::new(MemoryShared { capacity, state: Mutex::default() }) }
     }
 
     /// The number of blobs that it holds.
@@ -126,8 +126,8 @@ impl MemoryStore {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl MemoryShared {
+    fn lock(&self) -> MutexGuard<'_, MemoryState> {
         // Every change under the lock is complete in itself, so a panic elsewhere leaves nothing half done.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -158,12 +158,12 @@ struct Page {
 }
 
 /// Room taken for a blob that is coming in; given back unless it was kept.
-struct Room<'a> {
-    shared: &'a Shared,
+struct ReservedRoom<'a> {
+    shared: &'a MemoryShared,
     bytes: u64,
 }
 
-impl Room<'_> {
+impl ReservedRoom<'_> {
     fn grow(&mut self, more: u64) -> Result<(), StoreError> {
         let mut state = self.shared.lock();
         if more > self.shared.capacity.saturating_sub(state.used) {
@@ -175,7 +175,7 @@ impl Room<'_> {
     }
 }
 
-impl Drop for Room<'_> {
+impl Drop for ReservedRoom<'_> {
     fn drop(&mut self) {
         self.shared.lock().used -= self.bytes;
     }
@@ -183,7 +183,7 @@ impl Drop for Room<'_> {
 
 impl MemoryStore {
     /// Keeps verified bytes for which there is room. Gives whether the blob was new.
-    fn keep(&self, put: &Put, held: Held, mut room: Room<'_>) -> bool {
+    fn keep(&self, put: &Put, held: BlobBytes, mut room: ReservedRoom<'_>) -> bool {
         let key = put.blob.to_key();
         // What is inserted keeps its room; what it pushes out, or an equal blob that came first, gives its own back.
         let mut state = self.shared.lock();
@@ -203,7 +203,7 @@ impl MemoryStore {
         let keep = put.replace || !self.shared.lock().blobs.contains_key(&put.blob.to_key());
         let mut was_new = false;
         if keep {
-            let mut room = Room { shared: &self.shared, bytes: 0 };
+            let mut room = ReservedRoom { shared: &self.shared, bytes: 0 };
             room.grow(size)?;
             let mut gathering = Gathering::default();
             gathering.add(bytes);
@@ -235,7 +235,7 @@ impl Store for MemoryStore {
         let key = put.blob.to_key();
         let keep = put.replace || !self.shared.lock().blobs.contains_key(&key);
         let mut verifier = Verifier::new(put.blob, put.size);
-        let mut room = Room { shared: &self.shared, bytes: 0 };
+        let mut room = ReservedRoom { shared: &self.shared, bytes: 0 };
         let mut gathering = Gathering::default();
         while let Some(chunk) = bytes.next().await {
             let chunk = chunk.map_err(|error| StoreError::Input(Box::new(error)))?;

@@ -204,7 +204,7 @@ impl Store for RemoteStore {
         let mut client = receiver(self.channels.blob());
         let (failed, failure) = oneshot::channel();
         let ended = Arc::new(AtomicBool::new(false));
-        let outgoing = Outgoing {
+        let outgoing = OutgoingBlob {
             header: Some(v1::BlobHeader {
                 r#ref: put.blob.to_string(),
                 size_bytes: put.size,
@@ -265,7 +265,7 @@ impl Store for RemoteStore {
         };
         let call = client.enumerate_blobs(Request::new(request));
         let messages = self.answer("EnumerateBlobs", None, call).await?.into_inner();
-        let listing = Listing { last: range.after.clone(), range, seen: 0, left_out: 0 };
+        let listing = RemoteListing { last: range.after.clone(), range, seen: 0, left_out: 0 };
         let pages = stream::unfold(Some((messages, listing)), |state| async {
             let (mut messages, mut listing) = state?;
             let page = match guarded(messages.message()).await {
@@ -292,7 +292,7 @@ impl Drop for CancelOnDrop {
 }
 
 /// The messages of a `ReceiveBlob` stream. It ends only when the bytes ended well.
-struct Outgoing {
+struct OutgoingBlob {
     header: Option<v1::BlobHeader>,
     bytes: ByteStream,
     // Of the chunk that came last, what is not sent yet.
@@ -303,7 +303,7 @@ struct Outgoing {
     ended: Arc<AtomicBool>,
 }
 
-impl Stream for Outgoing {
+impl Stream for OutgoingBlob {
     type Item = v1::ReceiveBlobRequest;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -368,7 +368,7 @@ fn fetched_bytes(messages: Incoming<v1::FetchBlobResponse>, blob: BlobRef, most:
 }
 
 /// An enumeration so far.
-struct Listing {
+struct RemoteListing {
     range: EnumerateRange,
     // The text of the last ref, or the exclusive bound.
     last: String,
@@ -377,7 +377,7 @@ struct Listing {
     left_out: u64,
 }
 
-impl Listing {
+impl RemoteListing {
     fn page(&mut self, message: v1::EnumerateBlobsResponse) -> Result<EnumeratePage, StoreError> {
         let mut page = EnumeratePage { blobs: Vec::with_capacity(message.blobs.len()), ..EnumeratePage::default() };
         for meta in message.blobs {

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 /// Whether a store holds a blob right now.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Held {
+pub enum Holding {
     /// It does, of this size in bytes.
     Yes(u64),
     /// It does not.
@@ -26,8 +26,8 @@ pub enum Held {
 }
 
 /// Which of these the store holds.
-pub(super) async fn ask(peer: Option<&Arc<Peer>>, store: &str, blobs: &[BlobRef], within: Duration) -> Vec<Held> {
-    let unknown = |why: String, for_good: bool| vec![Held::Unknown { why, for_good }; blobs.len()];
+pub(super) async fn ask(peer: Option<&Arc<Peer>>, store: &str, blobs: &[BlobRef], within: Duration) -> Vec<Holding> {
+    let unknown = |why: String, for_good: bool| vec![Holding::Unknown { why, for_good }; blobs.len()];
     let Some(peer) = peer else {
         return unknown(format!("the store {store} belongs to no configured route"), true);
     };
@@ -37,7 +37,7 @@ pub(super) async fn ask(peer: Option<&Arc<Peer>>, store: &str, blobs: &[BlobRef]
         Ok(Err(Unanswered::Breaker)) => unknown(closed_door(&peer.snapshot()), false),
         Ok(Err(Unanswered::Failed(error))) => unknown(format!("{store} did not answer: {error}"), false),
         Ok(Ok(sizes)) => {
-            let held = blobs.iter().map(|blob| sizes.get(blob).map_or(Held::No, |size| Held::Yes(*size)));
+            let held = blobs.iter().map(|blob| sizes.get(blob).map_or(Holding::No, |size| Holding::Yes(*size)));
             held.collect()
         }
     }

@@ -1,6 +1,6 @@
 //! One blob's story: what the queue knows of it on every route, and what the stores say of it right now.
 
-use super::ask::{Held, ask};
+use super::ask::{Holding, ask};
 use super::judge::{BlobState, HopState};
 use super::{Story, StoryError};
 use crate::announce::Route;
@@ -33,9 +33,9 @@ pub struct RouteStory {
     /// The copy that is in progress, if one is; of a pack that the blob is in, all of it.
     pub copy: Option<InProgress>,
     /// Whether the source holds it.
-    pub at_source: Held,
+    pub at_source: Holding,
     /// Whether the destination holds it.
-    pub at_destination: Held,
+    pub at_destination: Holding,
 }
 
 /// What is known of a blob.
@@ -64,12 +64,12 @@ impl Story {
                 parts.routes.all().iter().flat_map(|r| [r.from.clone(), r.to.clone()]).collect();
             let asks = stores.into_iter().map(async |store| {
                 let held = ask(parts.peers.get(&*store), &store, &[blob], ASK_WITHIN).await.pop();
-                (store, held.unwrap_or(Held::No))
+                (store, held.unwrap_or(Holding::No))
             });
             if ask_stores { join_all(asks).await.into_iter().collect() } else { BTreeMap::new() }
         };
         let known = parts.lookup.look_up(routes.iter().map(|(route, _)| (route.id, blob)).collect());
-        let (known, held): (_, BTreeMap<Arc<str>, Held>) = tokio::join!(known, held);
+        let (known, held): (_, BTreeMap<Arc<str>, Holding>) = tokio::join!(known, held);
         let held = |store: &Arc<str>| held.get(store).cloned().unwrap_or_else(|| not_asked(store, ask_stores));
         let now = parts.clock.now();
 
@@ -98,13 +98,13 @@ impl Story {
     }
 }
 
-fn not_asked(store: &str, asked_others: bool) -> Held {
+fn not_asked(store: &str, asked_others: bool) -> Holding {
     let why = if asked_others {
         format!("the store {store} belongs to no configured route")
     } else {
         format!("{store} was not asked")
     };
-    Held::Unknown { why, for_good: true }
+    Holding::Unknown { why, for_good: true }
 }
 
 impl RouteStory {
@@ -148,7 +148,7 @@ impl RouteStory {
                 _ => "discarded".to_owned(),
             },
             BlobState::NotQueued => match self.at_source {
-                Held::Yes(_) => format!(
+                Holding::Yes(_) => format!(
                     "neither queued nor at {to}, though {} holds it: announce it, or run a full sync",
                     route.from
                 ),
@@ -158,7 +158,7 @@ impl RouteStory {
                 format!("not queued, and it is not known whether {to} holds it")
             }
         };
-        let is_gone = self.state.state == BlobState::Confirmed && self.at_destination == Held::No;
+        let is_gone = self.state.state == BlobState::Confirmed && self.at_destination == Holding::No;
         let more = if is_gone {
             "; but the destination does not hold it any more: run a full sync"
         } else if self.orphaned {

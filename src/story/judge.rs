@@ -10,7 +10,7 @@
 //! What is confirmed on one hop is queued on the next by the same write, so a hop behind a confirmed one that is not queued
 //! has settled too.
 
-use super::ask::Held;
+use super::ask::Holding;
 use super::plan::Plan;
 use crate::queue::Failure;
 use crate::queue::lookup::{Completion, Ending, Known, Standing};
@@ -105,16 +105,16 @@ impl HopState {
         }
     }
 
-    fn of_held(held: &Held) -> Self {
+    fn of_held(held: &Holding) -> Self {
         match held {
-            Held::Yes(_) => Self::of(BlobState::Confirmed, false),
-            Held::No => Self::of(BlobState::NotQueued, false),
-            Held::Unknown { why, for_good } => Self { note: why.clone(), ..Self::of(BlobState::Unknown, !for_good) },
+            Holding::Yes(_) => Self::of(BlobState::Confirmed, false),
+            Holding::No => Self::of(BlobState::NotQueued, false),
+            Holding::Unknown { why, for_good } => Self { note: why.clone(), ..Self::of(BlobState::Unknown, !for_good) },
         }
     }
 
     /// What the queue says, or else the destination, where it was asked.
-    pub(super) fn new(known: &Known, held: Option<&Held>) -> Option<Self> {
+    pub(super) fn new(known: &Known, held: Option<&Holding>) -> Option<Self> {
         Self::of_entry(known)
             .or_else(|| known.completion.as_ref().map(Self::of_completion))
             .or_else(|| held.map(Self::of_held))
@@ -131,7 +131,7 @@ pub(super) enum Judged {
 }
 
 /// Judges one blob. `known` and `held` have one item for each hop.
-pub(super) fn judge(plan: &Plan, known: &[Known], held: &[Option<Held>]) -> Judged {
+pub(super) fn judge(plan: &Plan, known: &[Known], held: &[Option<Holding>]) -> Judged {
     let mut states: Vec<Option<HopState>> = known.iter().map(|known| HopState::new(known, None)).collect();
     let mut asks = Vec::new();
     loop {
@@ -167,7 +167,7 @@ mod tests {
     use crate::announce::Route;
     use crate::queue::RouteId;
     use crate::queue::lookup::{Completion, DiscardedBy, Ending, Known};
-    use crate::story::ask::Held;
+    use crate::story::ask::Holding;
     use crate::story::plan::{Hop, Plan};
     use std::time::UNIX_EPOCH;
 
@@ -194,15 +194,15 @@ mod tests {
     fn what_nobody_remembers_is_asked_for_hop_by_hop() {
         let (plan, none) = (chain(), [Known::default(), Known::default()]);
         assert_eq!(judge(&plan, &none, &[None, None]), Judged::Ask(vec![0]));
-        assert_eq!(judge(&plan, &none, &[Some(Held::Yes(1)), None]), Judged::Ask(vec![1]));
-        let held = [Some(Held::Yes(1)), Some(Held::No)];
+        assert_eq!(judge(&plan, &none, &[Some(Holding::Yes(1)), None]), Judged::Ask(vec![1]));
+        let held = [Some(Holding::Yes(1)), Some(Holding::No)];
         assert_eq!(states(judge(&plan, &none, &held)), [(BlobState::Confirmed, false), (BlobState::NotQueued, false)]);
         assert_eq!(
-            states(judge(&plan, &none, &[Some(Held::No), None])),
+            states(judge(&plan, &none, &[Some(Holding::No), None])),
             [(BlobState::NotQueued, false), (BlobState::Upstream, false)],
             "nothing will bring it"
         );
-        let mute = |for_good| Some(Held::Unknown { why: "it is down".to_owned(), for_good });
+        let mute = |for_good| Some(Holding::Unknown { why: "it is down".to_owned(), for_good });
         for for_good in [true, false] {
             let expected = [(BlobState::Unknown, !for_good), (BlobState::Upstream, !for_good)];
             assert_eq!(states(judge(&plan, &none, &[mute(for_good), None])), expected);

@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use super::{BlobState, Held, Story, StoryError, StoryParts, WaitEnd, WaitRequest, Waited};
+use super::{BlobState, Holding, Story, StoryError, StoryParts, WaitEnd, WaitRequest, Waited};
 use crate::announce::{Route, RouteTable};
 use crate::blob::{BlobRef, DigestFunction};
 use crate::clock::{Entropy, SystemClock};
@@ -222,7 +222,7 @@ async fn it_ends_early_when_waiting_is_of_no_use_and_not_when_a_parked_one_was_r
     lab.announce("a_b", 0..2).await;
     lab.settle("a_b", 2, Outcome::Park { failure: failure(), weight: Weight::ONE }).await;
     lab.announce("a_b", 2..3).await;
-    let seqs = |failed: Vec<crate::queue::failures::Failed>| failed.iter().map(|one| one.entry.seq).collect();
+    let seqs = |failed: Vec<crate::queue::failures::FailedEntry>| failed.iter().map(|one| one.entry.seq).collect();
     let failed = lab.queue.failures_of(lab.route("a_b"), vec![blob(1)]).await.unwrap();
     lab.queue.remedy(lab.route("a_b"), seqs(failed), Remedy::Discard).await.unwrap();
     let story = lab.story.clone();
@@ -417,7 +417,7 @@ async fn the_story_is_told_in_every_state() {
     let (_, route) = told(true).await;
     assert_eq!(
         (route.state.state, &route.at_source, &route.at_destination),
-        (BlobState::NotQueued, &Held::Yes(8), &Held::No)
+        (BlobState::NotQueued, &Holding::Yes(8), &Holding::No)
     );
     assert!(route.summary.contains("run a full sync"), "{}", route.summary);
 
@@ -452,7 +452,7 @@ async fn the_story_is_told_in_every_state() {
     let (_, route) = told(true).await;
     assert!(route.summary.starts_with("a_b: copied, and confirmed by b "), "{}", route.summary);
     let (_, route) = told(false).await;
-    assert!(matches!(&route.at_source, Held::Unknown { why, .. } if why == "a was not asked"));
+    assert!(matches!(&route.at_source, Holding::Unknown { why, .. } if why == "a was not asked"));
 
     // A route that left the configuration is told of where it knows the blob.
     lab.announce("!a_d", 0..1).await;
@@ -464,6 +464,6 @@ async fn the_story_is_told_in_every_state() {
     lab.stores["b"].set_down(true);
     let story = lab.story.explain(blob(0), true).await.unwrap();
     assert_eq!(story.routes[0].state.state, BlobState::Unknown);
-    assert!(matches!(&story.routes[0].at_destination, Held::Unknown { for_good: false, .. }));
+    assert!(matches!(&story.routes[0].at_destination, Holding::Unknown { for_good: false, .. }));
     assert!(story.summary == "unknown" && story.routes[0].summary.contains("not known"), "{story:?}");
 }

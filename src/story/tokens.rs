@@ -54,7 +54,7 @@ struct Live {
 
 /// What a token stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Announced {
+pub(super) struct TokenRefs {
     pub(super) source: String,
     pub(super) blobs: Vec<BlobRef>,
 }
@@ -114,7 +114,7 @@ impl Tokens {
     }
 
     /// What a token stands for.
-    pub(super) async fn find(&self, id: &str) -> Result<Announced, StoryError> {
+    pub(super) async fn find(&self, id: &str) -> Result<TokenRefs, StoryError> {
         let unknown = || StoryError::UnknownToken(Excerpt::of(id));
         // Other text must not reach other keys.
         if id.len() != ID_LENGTH || !id.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
@@ -126,7 +126,7 @@ impl Tokens {
         let token = token.ok_or_else(unknown)?;
         let refs = self.state.get(&refs).await?.and_then(|row| RefsRow::decode(row.as_slice()).ok());
         let blobs = refs.ok_or_else(unknown)?.blobs.iter().filter_map(|key| BlobRef::from_key(key)).collect();
-        Ok(Announced { source: token.source, blobs })
+        Ok(TokenRefs { source: token.source, blobs })
     }
 }
 
@@ -137,7 +137,7 @@ fn is_old(issued: SystemTime, now: SystemTime) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Announced, MAX_TOKENS, Tokens};
+    use super::{MAX_TOKENS, TokenRefs, Tokens};
     use crate::blob::{BlobRef, DigestFunction};
     use crate::clock::{Entropy, ManualClock};
     use crate::queue::State;
@@ -178,7 +178,7 @@ mod tests {
         let lab = Lab::new();
         let tokens = lab.open().await;
         let id = lab.issue(&tokens, blobs(0..3)).await;
-        let expected = Announced { source: "a".to_owned(), blobs: blobs(0..3) };
+        let expected = TokenRefs { source: "a".to_owned(), blobs: blobs(0..3) };
         assert_eq!(tokens.find(&id).await.unwrap(), expected);
         let tokens = lab.open().await;
         assert_eq!(tokens.find(&id).await.unwrap(), expected);

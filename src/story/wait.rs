@@ -8,7 +8,7 @@
 //! A look is due when something was settled, and at every [`POLL`]; and never before the waiter has rested for some times as long
 //! as its last look took, so that no number of waiters takes the queue from those who copy.
 
-use super::ask::{Held, ask};
+use super::ask::{Holding, ask};
 use super::judge::{BlobState, HopState, Judged, judge};
 use super::plan::Plan;
 use super::{LEAST_REFS, Story, StoryError};
@@ -130,7 +130,7 @@ impl Story {
             deadline.map_or(end + ASK_WITHIN, |deadline| begun + (deadline / 2).max(deadline.saturating_sub(WAY_BACK)));
         let settlements = self.parts.lookup.settlements();
         let pending = (0..blobs.len()).collect();
-        let waiter = Waiter {
+        let waiter = PendingWait {
             story: self,
             plan,
             blobs,
@@ -145,7 +145,7 @@ impl Story {
 }
 
 /// A wait in progress.
-struct Waiter<'a> {
+struct PendingWait<'a> {
     story: &'a Story,
     plan: Plan,
     blobs: Vec<BlobRef>,
@@ -154,12 +154,12 @@ struct Waiter<'a> {
     /// What came to rest without being confirmed.
     rested: Vec<usize>,
     /// What destinations said, by blob and hop, and when.
-    held: HashMap<(usize, usize), (Held, Instant)>,
+    held: HashMap<(usize, usize), (Holding, Instant)>,
     settlements: watch::Receiver<u64>,
     answer_by: Instant,
 }
 
-impl Waiter<'_> {
+impl PendingWait<'_> {
     async fn run(mut self, end: Instant) -> Result<Waited, StoryError> {
         loop {
             let looked = Instant::now();
@@ -290,9 +290,9 @@ impl Waiter<'_> {
     }
 
     /// What the destination said of a blob, if that is still good.
-    fn held(&self, at: usize, hop: usize, look: Instant) -> Option<Held> {
+    fn held(&self, at: usize, hop: usize, look: Instant) -> Option<Holding> {
         let (held, said) = self.held.get(&(at, hop))?;
-        let is_stale = matches!(held, Held::Unknown { for_good: false, .. }) && *said + ASK_AGAIN <= look;
+        let is_stale = matches!(held, Holding::Unknown { for_good: false, .. }) && *said + ASK_AGAIN <= look;
         (!is_stale).then(|| held.clone())
     }
 

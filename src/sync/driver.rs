@@ -1,7 +1,7 @@
 //! The owner of all syncs: which may start, where their records are, and what a restart makes of them.
 
 use super::history::{HISTORY, end_writes, fail, past, pruned, read_list, read_record, recover, request_writes};
-use super::needs::Needs;
+use super::needs::SyncNeeds;
 use super::prefix::is_valid;
 use super::record::{
     LAST_ID, SyncFailure, SyncMode, SyncPhase, SyncRecord, SyncState, read_id, request_key, route_key, running_key,
@@ -122,7 +122,7 @@ pub struct SyncParts {
 }
 
 /// A route and its newest sync.
-pub(super) struct Slot {
+pub(super) struct RouteSlot {
     pub(super) route: SyncRoute,
     // One start at a time: what it looks up and what it writes belong together.
     starting: tokio::sync::Mutex<()>,
@@ -137,7 +137,7 @@ pub(super) struct Slot {
 const ENDS: [SyncState; 4] =
     [SyncState::Completed, SyncState::CompletedWithFailures, SyncState::Failed, SyncState::Cancelled];
 
-impl Slot {
+impl RouteSlot {
     fn newest(&self) -> Option<SyncRecord> {
         self.newest.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -157,13 +157,13 @@ impl Slot {
     }
 }
 
-struct Inner {
+struct SyncsInner {
     parts: SyncParts,
-    slots: BTreeMap<String, Arc<Slot>>,
+    slots: BTreeMap<String, Arc<RouteSlot>>,
     // The highest id given out. Held while it is written, so that the written ones ascend, and from the last look for a
     // request's id to its write, so that one id does not start syncs of two routes.
     last_id: tokio::sync::Mutex<u64>,
-    needs: Needs,
+    needs: SyncNeeds,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -171,7 +171,7 @@ struct Inner {
 /// All full syncs of this process: at most one runs on a route. Cheap to clone.
 #[derive(Clone)]
 pub struct FullSyncs {
-    inner: Arc<Inner>,
+    inner: Arc<SyncsInner>,
 }
 
 impl fmt::Debug for FullSyncs {
@@ -192,25 +192,27 @@ impl FullSyncs {
         for route in routes {
             let newest = read_list(&parts, &route.name, 1).await?.pop();
             let (newest, cancel) = (Mutex::new(newest), Mutex::default());
-            let slot = Slot { starting: tokio::sync::Mutex::new(()), newest, cancel, route, ended: Default::default() };
+            let slot =
+                RouteSlot { starting: tokio::sync::Mutex::new(()), newest, cancel, route, ended: Default::default() };
             slots.insert(slot.route.name.clone(), Arc::new(slot));
         }
-        let needs = Needs::open(&*parts.queue, slots.keys().map(String::as_str)).await?;
+        let needs = SyncNeeds::open(&*parts.queue, slots.keys().map(String::as_str)).await?;
         let last_id = tokio::sync::Mutex::new(last_id);
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        Ok(Self { inner: Arc::new(Inner { parts, slots, last_id, needs, stop, tasks }) })
+        Ok(Self { inner: Arc::new(SyncsInner { parts, slots, last_id, needs, stop, tasks }) })
     }
 
     /// Which routes need a full sync, and which may have lost entries.
-    pub fn needs(&self) -> &Needs {
+    pub fn needs(&self) -> &SyncNeeds {
         &self.inner.needs
     }
 
     /// Ends a sync, and waits a while for its end: CANCELLED, unless it ended in another way just now. One that ended
     /// before stays as it is. Gives how it stands; `None` where there is no such sync, or it left the history.
     pub async fn cancel(&self, id: SyncId) -> Result<Option<SyncRecord>, QueueError> {
-        let is_running =
-            |slot: &Slot| slot.newest().is_some_and(|record| record.id == id && record.state == SyncState::Running);
+        let is_running = |slot: &RouteSlot| {
+            slot.newest().is_some_and(|record| record.id == id && record.state == SyncState::Running)
+        };
         if let Some(slot) = self.inner.slots.values().find(|slot| is_running(slot)) {
             slot.canceller().cancel();
             let ended = async {
@@ -327,12 +329,12 @@ impl FullSyncs {
 }
 
 /// The answer to a start, and whether there is something to run.
-struct Begun {
+struct StartAnswer {
     answer: Started,
     is_new: bool,
 }
 
-impl Begun {
+impl StartAnswer {
     fn known(record: SyncRecord) -> Self {
         let already_running = record.state == SyncState::Running;
         Self { answer: Started { record, already_running }, is_new: false }
@@ -344,7 +346,7 @@ fn is_answer(record: &SyncRecord, request: &SyncRequest) -> bool {
     record.route == request.route && record.mode == request.mode && record.prefix == request.prefix
 }
 
-impl Inner {
+impl SyncsInner {
     /// A running record with the present figures of its entries.
     fn counted(&self, mut record: SyncRecord) -> SyncRecord {
         if record.state == SyncState::Running {
@@ -365,7 +367,7 @@ impl Inner {
     }
 
     /// The answer to a request whose id was used before, as long as that sync is in the history.
-    async fn answered_before(&self, request: &SyncRequest) -> Result<Option<Begun>, SyncStartError> {
+    async fn answered_before(&self, request: &SyncRequest) -> Result<Option<StartAnswer>, SyncStartError> {
         if request.request_id.is_empty() {
             return Ok(None);
         }
@@ -374,14 +376,14 @@ impl Inner {
             return Ok(None);
         };
         match self.get(read_id(&key, &value)?).await? {
-            Some(record) if is_answer(&record, request) => Ok(Some(Begun::known(record))),
+            Some(record) if is_answer(&record, request) => Ok(Some(StartAnswer::known(record))),
             Some(record) => Err(SyncStartError::RequestIdReused(record.id)),
             None => Ok(None),
         }
     }
 
     /// Writes the record of a new sync, unless one that exists answers the request.
-    async fn begin(&self, slot: &Slot, request: &SyncRequest) -> Result<Begun, SyncStartError> {
+    async fn begin(&self, slot: &RouteSlot, request: &SyncRequest) -> Result<StartAnswer, SyncStartError> {
         let _one_at_a_time = slot.starting.lock().await;
         let route = &slot.route.name;
         let state = &self.parts.queue;
@@ -397,7 +399,7 @@ impl Inner {
                 return Ok(begun);
             }
             state.write(request_writes(request, running.id)).await?;
-            return Ok(Begun::known(self.counted(running)));
+            return Ok(StartAnswer::known(self.counted(running)));
         }
         // A store that does not answer is no reason to refuse: the sync will say so. One that says it cannot, is.
         let info = tokio::time::timeout(INFO_PATIENCE, slot.route.source.info());
@@ -432,11 +434,11 @@ impl Inner {
         // What is empty is left out.
         let prefix = (!record.prefix.is_empty()).then_some(record.prefix.as_str());
         tracing::info!(sync = %record.id, route = %route, mode = record.mode.as_str(), prefix, "full sync started");
-        Ok(Begun { answer: Started { record, already_running: false }, is_new: true })
+        Ok(StartAnswer { answer: Started { record, already_running: false }, is_new: true })
     }
 
     /// Runs a sync to its end, whatever that is, and writes how it ended.
-    async fn run(&self, slot: &Slot, record: SyncRecord) {
+    async fn run(&self, slot: &RouteSlot, record: SyncRecord) {
         let cancel = slot.canceller();
         let span = begin_span(&self.parts.tracer, &record);
         let mut run = Run::new(&self.parts, slot, &cancel, record);
@@ -491,7 +493,7 @@ impl Inner {
     async fn write_end(&self, record: &SyncRecord) {
         for attempt in 1..=END_WRITES {
             let mut writes = end_writes(record);
-            writes.extend(Needs::end_writes(record));
+            writes.extend(SyncNeeds::end_writes(record));
             let end = async {
                 failpoint::pause(Point::SyncEnd).await?;
                 self.parts.queue.write(writes).await?;

@@ -27,7 +27,7 @@ pub struct NeededSync {
 }
 
 #[derive(Debug, Default)]
-struct Inner {
+struct NeedsInner {
     needed: BTreeMap<String, NeededSync>,
     degraded: BTreeSet<String>,
     incidents: Vec<Incident>,
@@ -35,21 +35,21 @@ struct Inner {
 
 /// The needs of all configured routes.
 #[derive(Debug, Default)]
-pub struct Needs {
-    inner: Mutex<Inner>,
+pub struct SyncNeeds {
+    inner: Mutex<NeedsInner>,
 }
 
 fn delete(key: String) -> StateWrite {
     StateWrite { key, value: None }
 }
 
-impl Needs {
+impl SyncNeeds {
     /// Reads them, and marks the routes that a new incident concerns.
     pub(super) async fn open<'a>(
         state: &dyn State,
         routes: impl Iterator<Item = &'a str> + Clone,
     ) -> Result<Self, QueueError> {
-        let mut inner = Inner::default();
+        let mut inner = NeedsInner::default();
         let mut writes = Vec::new();
         let mut is_new = false;
         for (key, value) in state.list(INCIDENTS, MANY).await? {
@@ -95,7 +95,7 @@ impl Needs {
         Ok(needs)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, NeedsInner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -49,7 +49,7 @@ pub struct StartSync {
 }
 
 /// How an attempt ended.
-enum Attempt {
+enum StartAttempt {
     Done,
     Failed(String),
     Unsuitable(String),
@@ -84,13 +84,13 @@ impl StartSync {
         loop {
             self.syncs.needs().note(&self.route, String::new(), None);
             let (problem, pause) = match self.attempt().await {
-                Attempt::Done => return,
-                Attempt::Failed(problem) => {
+                StartAttempt::Done => return,
+                StartAttempt::Failed(problem) => {
                     failures += 1;
                     (problem, PAUSES.delay(failures, self.entropy.jitter()))
                 }
-                Attempt::Unsuitable(problem) => (problem, PAUSES.max()),
-                Attempt::Fruitless(problem) => (problem, LONG_PAUSE),
+                StartAttempt::Unsuitable(problem) => (problem, PAUSES.max()),
+                StartAttempt::Fruitless(problem) => (problem, LONG_PAUSE),
             };
             if problem != told {
                 tracing::warn!(route = %self.route, problem, "the full sync that the route needs has not completed yet");
@@ -108,13 +108,13 @@ impl StartSync {
         }
     }
 
-    async fn attempt(&self) -> Attempt {
+    async fn attempt(&self) -> StartAttempt {
         let request = SyncRequest { route: self.route.clone(), mode: SyncMode::Copy, ..SyncRequest::default() };
         match self.syncs.start(request).await {
             Ok(started) => Self::outcome(&self.ended(&started.record).await),
-            Err(SyncStartError::PeerUnsuitable(why)) => Attempt::Unsuitable(why),
+            Err(SyncStartError::PeerUnsuitable(why)) => StartAttempt::Unsuitable(why),
             // The stop follows.
-            Err(error) => Attempt::Failed(error.to_string()),
+            Err(error) => StartAttempt::Failed(error.to_string()),
         }
     }
 
@@ -134,12 +134,12 @@ impl StartSync {
         }
     }
 
-    fn outcome(record: &SyncRecord) -> Attempt {
+    fn outcome(record: &SyncRecord) -> StartAttempt {
         let said = format!("{} {}", record.id, record.summary());
         match record.state {
-            SyncState::Completed => Attempt::Done,
-            SyncState::CompletedWithFailures | SyncState::Cancelled => Attempt::Fruitless(said),
-            SyncState::Failed | SyncState::Running => Attempt::Failed(said),
+            SyncState::Completed => StartAttempt::Done,
+            SyncState::CompletedWithFailures | SyncState::Cancelled => StartAttempt::Fruitless(said),
+            SyncState::Failed | SyncState::Running => StartAttempt::Failed(said),
         }
     }
 }

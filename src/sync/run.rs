@@ -4,7 +4,7 @@
 //! seen through: its write holds the record, and must not come after the record's last one.
 
 use super::diff::{Finding, ListingError, Merge, Need};
-use super::driver::{Slot, SyncParts, SyncRoute};
+use super::driver::{RouteSlot, SyncParts, SyncRoute};
 use super::prefix::range_of;
 use super::record::{SyncFailure, SyncPhase, SyncRecord};
 use crate::clock::Monotonic;
@@ -39,12 +39,12 @@ enum Method {
 
 pub(super) struct Run<'a> {
     parts: &'a SyncParts,
-    slot: &'a Slot,
-    waits: Waits<'a>,
+    slot: &'a RouteSlot,
+    waits: SyncWaits<'a>,
     record: SyncRecord,
     merge: Merge,
-    source: Option<Open>,
-    destination: Option<Open>,
+    source: Option<OpenStream>,
+    destination: Option<OpenStream>,
     // The part of both stores that is compared.
     range: EnumerateRange,
     // When it began, and when the record was last written.
@@ -53,7 +53,7 @@ pub(super) struct Run<'a> {
 }
 
 /// A stream that has more to give.
-struct Open {
+struct OpenStream {
     stream: Enumeration,
     // When its last page came. One that was left unread for long, while the other side was read, may have been given up by
     // its server, and is opened anew.
@@ -62,7 +62,7 @@ struct Open {
 
 /// What may take long: all of it ends when the service stops.
 #[derive(Clone, Copy)]
-struct Waits<'a> {
+struct SyncWaits<'a> {
     parts: &'a SyncParts,
     route: &'a SyncRoute,
     stop: &'a CancellationToken,
@@ -122,9 +122,14 @@ fn choose_method(route: &SyncRoute, info: &StoreInfo) -> Result<Method, SyncFail
 }
 
 impl<'a> Run<'a> {
-    pub(super) fn new(parts: &'a SyncParts, slot: &'a Slot, stop: &'a CancellationToken, record: SyncRecord) -> Self {
+    pub(super) fn new(
+        parts: &'a SyncParts,
+        slot: &'a RouteSlot,
+        stop: &'a CancellationToken,
+        record: SyncRecord,
+    ) -> Self {
         let began = parts.clock.monotonic();
-        let waits = Waits { parts, route: &slot.route, stop };
+        let waits = SyncWaits { parts, route: &slot.route, stop };
         let (merge, range) = (Merge::new(), range_of(&record.prefix));
         Self { parts, slot, waits, record, merge, source: None, destination: None, range, began, written: began }
     }
@@ -262,7 +267,7 @@ impl<'a> Run<'a> {
         self.merge.push(side, page).map_err(|error| self.waits.listing_failed(error))?;
         self.record.add_unknown(side, unknown);
         if !ended {
-            let open = Some(Open { stream, read: self.parts.clock.monotonic() });
+            let open = Some(OpenStream { stream, read: self.parts.clock.monotonic() });
             match side {
                 Side::Source => self.source = open,
                 Side::Destination => self.destination = open,
@@ -383,7 +388,7 @@ impl<'a> Run<'a> {
     }
 }
 
-impl Waits<'_> {
+impl SyncWaits<'_> {
     /// A poll interval, or less where the queue says that something changed.
     async fn queue(&self) -> Result<(), SyncFailure> {
         let mut changes = self.parts.queue.subscribe(self.route.id);

@@ -5,7 +5,7 @@
 //! its exporter is wrapped, with a deadline over the whole of an export: the SDK's own ends at the answer's headers.
 
 use super::log::one_line;
-use super::storm::{Pace, Storm};
+use super::storm::{EventPace, Storm};
 use crate::clock::Clock;
 use futures::FutureExt as _;
 use futures::future::{Either, select};
@@ -21,11 +21,11 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 
 /// How often it is said that spans are lost, at most.
-const PACE: Pace = Pace { burst: 1, every: Duration::from_secs(30) };
+const PACE: EventPace = EventPace { burst: 1, every: Duration::from_secs(30) };
 
 /// How many spans became what, since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
+pub struct SpanTally {
     /// The collector took them.
     pub exported: u64,
     /// Dropped, because too many were waiting for the collector.
@@ -57,8 +57,8 @@ impl Exported {
         Arc::new(Self { clock, waiting: AtomicUsize::new(0), exported, queue_full, failed, storm })
     }
 
-    pub(super) fn tally(&self) -> Tally {
-        Tally {
+    pub(super) fn tally(&self) -> SpanTally {
+        SpanTally {
             exported: self.exported.load(Ordering::Relaxed),
             dropped_queue_full: self.queue_full.load(Ordering::Relaxed),
             dropped_export_failed: self.failed.load(Ordering::Relaxed),
@@ -71,7 +71,7 @@ impl Exported {
         let Ok(mut storm) = self.storm.try_lock() else { return };
         if storm.admit(now).is_some() {
             drop(storm);
-            let Tally { exported, dropped_queue_full, dropped_export_failed } = self.tally();
+            let SpanTally { exported, dropped_queue_full, dropped_export_failed } = self.tally();
             tracing::warn!(why, dropped_queue_full, dropped_export_failed, exported, "spans are lost");
         }
     }
@@ -123,7 +123,7 @@ impl SpanProcessor for Counted {
 
 /// An exporter that ends in time, survives its own panics, and counts.
 #[derive(Debug)]
-pub(super) struct Watched<E> {
+pub(super) struct WatchedExporter<E> {
     inner: E,
     exported: Arc<Exported>,
     // Its timers are those of the runtime; exports run on a thread that is none of it.
@@ -131,7 +131,7 @@ pub(super) struct Watched<E> {
     limit: Duration,
 }
 
-impl<E: SpanExporter> Watched<E> {
+impl<E: SpanExporter> WatchedExporter<E> {
     /// Exports by `inner`, each within `limit`. Needs a tokio runtime.
     pub(super) fn new(inner: E, exported: Arc<Exported>, limit: Duration) -> Self {
         Self { inner, exported, runtime: Handle::current(), limit }
@@ -154,7 +154,7 @@ impl<E: SpanExporter> Watched<E> {
     }
 }
 
-impl<E: SpanExporter> SpanExporter for Watched<E> {
+impl<E: SpanExporter> SpanExporter for WatchedExporter<E> {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         let count = batch.len();
         self.exported.waiting.fetch_sub(count, Ordering::AcqRel);
@@ -186,7 +186,7 @@ impl<E: SpanExporter> SpanExporter for Watched<E> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Counted, Exported, Tally, Watched};
+    use super::{Counted, Exported, SpanTally, WatchedExporter};
     use crate::clock::ManualClock;
     use opentelemetry::trace::{Span as _, Tracer as _, TracerProvider as _};
     use opentelemetry_sdk::error::OTelSdkResult;
@@ -229,7 +229,7 @@ mod tests {
         let (do_this, does) = channel();
         let exported = Exported::new(Arc::new(ManualClock::default()));
         let collector = Collector { tells, does: Mutex::new(does) };
-        let watched = Watched::new(collector, exported.clone(), Duration::from_millis(50));
+        let watched = WatchedExporter::new(collector, exported.clone(), Duration::from_millis(50));
         let config = BatchConfigBuilder::default()
             .with_max_queue_size(4)
             .with_max_export_batch_size(1)
@@ -246,13 +246,13 @@ mod tests {
         for _ in 0..10 {
             end_one();
         }
-        assert_eq!(exported.tally(), Tally { dropped_queue_full: 6, ..Tally::default() });
+        assert_eq!(exported.tally(), SpanTally { dropped_queue_full: 6, ..SpanTally::default() });
         for answer in [Does::Takes, Does::Refuses, Does::Panics, Does::Nothing, Does::Takes] {
             do_this.send(answer).unwrap();
         }
         let flushed = tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(Duration::from_secs(30)));
         flushed.await.unwrap().ok();
-        let all = Tally { exported: 2, dropped_queue_full: 6, dropped_export_failed: 3 };
+        let all = SpanTally { exported: 2, dropped_queue_full: 6, dropped_export_failed: 3 };
         assert_eq!(exported.tally(), all);
     }
 }

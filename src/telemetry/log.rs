@@ -4,7 +4,7 @@
 //! carries `trace_id` and `span_id`. A place in the code that logs in a storm is let through at a [`PACE`], and the next of its
 //! lines says how many were suppressed; details that were asked for (`debug`, `trace`) are not held back.
 
-use super::storm::{Pace, Storm};
+use super::storm::{EventPace, Storm};
 use super::tracer::current_ids;
 use crate::clock::Clock;
 use crate::config::LogConfig;
@@ -21,7 +21,7 @@ use tracing_subscriber::fmt::{FmtContext, MakeWriter};
 use tracing_subscriber::registry::LookupSpan;
 
 /// How many lines of one place in the code pass.
-const PACE: Pace = Pace { burst: 50, every: Duration::from_millis(500) };
+const PACE: EventPace = EventPace { burst: 50, every: Duration::from_millis(500) };
 
 /// A subscriber that writes what the configuration asks for, for people or as JSON.
 pub fn subscriber<W>(

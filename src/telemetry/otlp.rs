@@ -1,7 +1,7 @@
 //! Traces to a collector, by OTLP over gRPC.
 
 use super::environment::{Settings, settings};
-use super::exported::{Counted, Exported, Watched};
+use super::exported::{Counted, Exported, WatchedExporter};
 use super::log::one_line;
 use super::tracer::{On, Tracer};
 use crate::clock::{Clock, Entropy};
@@ -91,7 +91,7 @@ impl Traces {
         }
         let instance = entropy.id(clock.now());
         let exported = Exported::new(clock);
-        let exporter = Watched::new(exporter.build()?, exported.clone(), settings.timeout + MARGIN);
+        let exporter = WatchedExporter::new(exporter.build()?, exported.clone(), settings.timeout + MARGIN);
         let batches = BatchConfigBuilder::default().with_max_queue_size(settings.queue).build();
         let processor = BatchSpanProcessor::builder(exporter).with_batch_config(batches).build();
         let mut resource = Resource::builder_empty()

@@ -6,17 +6,17 @@ use std::time::Duration;
 
 /// How many events pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pace {
+pub struct EventPace {
     /// So many pass at once, after a quiet time.
     pub burst: u32,
     /// One more passes after each such time.
     pub every: Duration,
 }
 
-/// Lets events through at a [`Pace`].
+/// Lets events through at a [`EventPace`].
 #[derive(Clone, Debug)]
 pub struct Storm {
-    pace: Pace,
+    pace: EventPace,
     // What may pass at once, as of `since`.
     left: u32,
     since: Monotonic,
@@ -25,7 +25,7 @@ pub struct Storm {
 
 impl Storm {
     /// Nothing has happened yet.
-    pub fn new(pace: Pace) -> Self {
+    pub fn new(pace: EventPace) -> Self {
         Self { pace, left: pace.burst, since: Monotonic::ZERO, suppressed: 0 }
     }
 
@@ -52,7 +52,7 @@ impl Storm {
 
 #[cfg(test)]
 mod tests {
-    use super::{Pace, Storm};
+    use super::{EventPace, Storm};
     use crate::clock::Monotonic;
     use std::time::Duration;
 
@@ -62,7 +62,7 @@ mod tests {
 
     #[test]
     fn a_burst_passes_then_one_in_a_while_and_the_others_are_counted() {
-        let mut storm = Storm::new(Pace { burst: 3, every: Duration::from_secs(10) });
+        let mut storm = Storm::new(EventPace { burst: 3, every: Duration::from_secs(10) });
         for _ in 0..3 {
             assert_eq!(storm.admit(at(1_000)), Some(0));
         }
@@ -79,7 +79,7 @@ mod tests {
 
     #[test]
     fn a_clock_that_stands_still_or_jumps_back_lets_nothing_more_through() {
-        let mut storm = Storm::new(Pace { burst: 1, every: Duration::from_secs(1) });
+        let mut storm = Storm::new(EventPace { burst: 1, every: Duration::from_secs(1) });
         assert_eq!(storm.admit(at(5)), Some(0));
         assert_eq!(storm.admit(at(5)), None);
         assert_eq!(storm.admit(at(0)), None);

@@ -9,7 +9,7 @@
 //! it does not pass to other tasks by itself.
 
 use super::TraceContext;
-use super::exported::{Exported, Tally};
+use super::exported::{Exported, SpanTally};
 use crate::config::CopyParent;
 use futures::future::Either;
 use opentelemetry::trace::{
@@ -81,7 +81,7 @@ impl Tracer {
     }
 
     /// What became of the spans so far.
-    pub fn tally(&self) -> Tally {
+    pub fn tally(&self) -> SpanTally {
         self.0.as_ref().map(|on| on.exported.tally()).unwrap_or_default()
     }
 

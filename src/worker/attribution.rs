@@ -53,7 +53,7 @@ pub(super) const SAMPLE: usize = 16;
 
 /// A failed attempt, as far as its weight goes.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Failed<'a> {
+pub(super) struct FailedAttempt<'a> {
     pub(super) entry: &'a Entry,
     pub(super) side: Side,
     pub(super) kind: FaultKind,
@@ -130,7 +130,7 @@ pub(super) fn doubts(entry: &Entry) -> u32 {
 
 impl Attribution {
     /// What a failure weighs for its entry. `park_after` is `retry.park_after`.
-    pub(super) fn weigh(&mut self, failed: &Failed<'_>, park_after: u32) -> Weight {
+    pub(super) fn weigh(&mut self, failed: &FailedAttempt<'_>, park_after: u32) -> Weight {
         match failed.class {
             FailureClass::Answer { .. } if failed.kind == FaultKind::MissingAtSource => Weight(0),
             FailureClass::Answer { .. } | FailureClass::Panicked => answer(park_after),
@@ -140,8 +140,8 @@ impl Attribution {
         }
     }
 
-    fn doubtful(&mut self, failed: &Failed<'_>) -> Weight {
-        let Failed { entry, side, now, .. } = *failed;
+    fn doubtful(&mut self, failed: &FailedAttempt<'_>) -> Weight {
+        let FailedAttempt { entry, side, now, .. } = *failed;
         if doubts(entry) == 0 {
             self.sides[index(side)].health *= 1.0 - MEMORY;
         }
@@ -248,7 +248,7 @@ fn last_doubt(entry: &Entry) -> Option<SystemTime> {
     entry.failure.as_ref().filter(|_| doubts(entry) > 0).map(|failure| failure.last)
 }
 
-fn is_cut_again(failed: &Failed<'_>) -> bool {
+fn is_cut_again(failed: &FailedAttempt<'_>) -> bool {
     let before = failed.entry.failure.as_ref();
     doubts(failed.entry) > 0 && before.is_some_and(|before| before.kind == FaultKind::ConnectionCut)
 }

@@ -5,7 +5,7 @@
 
 use super::report::{Activity, Confirmed, ShownCopy};
 use super::route::Worker;
-use super::scheduler::{Conclusion, Effect, Event, Fate, JobId, Moment, Pause, Peers, Route, Scheduler, Step};
+use super::scheduler::{Conclusion, Effect, Event, Fate, JobId, Moment, Pause, Peers, ScheduledRoute, Scheduler, Step};
 use super::transfer::{Transferred, transfer};
 use super::{pace::Wait, traced};
 use crate::blob::{BlobMeta, BlobRef};
@@ -71,7 +71,7 @@ struct Driver {
 impl Driver {
     fn new(worker: Arc<Worker>) -> Self {
         let (spec, deps) = (&worker.spec, &worker.deps);
-        let route = Route {
+        let route = ScheduledRoute {
             id: spec.id,
             from: spec.from.name().clone(),
             to: spec.to.name().clone(),
@@ -182,9 +182,9 @@ impl Driver {
         match ended {
             Ok((job, Some(transferred))) => {
                 self.in_flight.remove(&job);
-                let Transferred { ends, heard, took, spans, shown } = transferred;
+                let Transferred { ends, answered, took, spans, shown } = transferred;
                 let (spans, shown) = (spans.into_iter().map(Some).collect(), Some(shown));
-                self.apply_to(Event::Ended { job, ends, heard, took }, &mut Ended { spans, shown });
+                self.apply_to(Event::Ended { job, ends, answered, took }, &mut JobRemains { spans, shown });
             }
             Ok((job, None)) => {
                 self.in_flight.remove(&job);
@@ -197,11 +197,11 @@ impl Driver {
     }
 
     fn apply(&mut self, event: Event) {
-        self.apply_to(event, &mut Ended { spans: Vec::new(), shown: None });
+        self.apply_to(event, &mut JobRemains { spans: Vec::new(), shown: None });
     }
 
     /// Has the scheduler decide, and does what it says.
-    fn apply_to(&mut self, event: Event, ended: &mut Ended) {
+    fn apply_to(&mut self, event: Event, ended: &mut JobRemains) {
         let (spec, deps) = (&self.worker.spec, &self.worker.deps);
         let counts = deps.queue.counts(spec.id);
         let now = Moment::now(&*deps.clock);
@@ -215,7 +215,7 @@ impl Driver {
         self.show();
     }
 
-    fn perform(&mut self, effect: Effect, ended: &mut Ended) {
+    fn perform(&mut self, effect: Effect, ended: &mut JobRemains) {
         let worker = self.worker.clone();
         match effect {
             Effect::Claim(feed, request) => self.replies.push(Box::pin(async move {
@@ -248,7 +248,7 @@ impl Driver {
     }
 
     /// Tells people how an entry's attempt went.
-    fn conclude(&mut self, conclusion: &Conclusion, ended: &mut Ended) {
+    fn conclude(&mut self, conclusion: &Conclusion, ended: &mut JobRemains) {
         let Conclusion { job, blob, attempt, result, fate, weight, .. } = conclusion;
         let span = job.and_then(|(_, place)| ended.spans.get_mut(place)?.take()).unwrap_or_default();
         if let Err(error) = result {
@@ -309,7 +309,7 @@ impl Driver {
 }
 
 /// What a job that has ended leaves to be concluded.
-struct Ended {
+struct JobRemains {
     spans: Vec<Option<Span>>,
     shown: Option<ShownCopy>,
 }

@@ -119,10 +119,10 @@ pub(super) struct Confirmed {
 pub(super) struct Board {
     clock: Arc<dyn Clock>,
     metrics: Arc<CopyMetrics>,
-    state: Mutex<State>,
+    state: Mutex<BoardState>,
 }
 
-struct State {
+struct BoardState {
     activity: Activity,
     in_progress: BTreeMap<Attempt, Shown>,
     last_attempt: u64,
@@ -185,7 +185,7 @@ impl Drop for ShownCopy {
 
 impl Board {
     pub(super) fn new(clock: Arc<dyn Clock>, metrics: Arc<CopyMetrics>) -> Arc<Self> {
-        let state = State {
+        let state = BoardState {
             activity: Activity::Stopped,
             in_progress: BTreeMap::new(),
             last_attempt: 0,
@@ -217,14 +217,14 @@ impl Board {
     /// So many slots are free from now on, and wait for this.
     pub(super) fn set_free(&self, free: usize, wait: Wait) {
         let now = self.clock.monotonic();
-        let State { pace, in_progress, .. } = &mut *self.state();
+        let BoardState { pace, in_progress, .. } = &mut *self.state();
         pace.set_free(free, wait, now);
         pace.sample(|| copying(in_progress), now);
     }
 
     pub(super) fn sample(&self) {
         let now = self.clock.monotonic();
-        let State { pace, in_progress, .. } = &mut *self.state();
+        let BoardState { pace, in_progress, .. } = &mut *self.state();
         pace.sample(|| copying(in_progress), now);
     }
 
@@ -332,7 +332,7 @@ impl Board {
         state.in_progress.values().rfind(|shown| shown.blob == blob || shown.others.contains(&blob)).map(Shown::told)
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, BoardState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -39,14 +39,16 @@ mod step;
 pub(super) use class::{Feed, Kind};
 #[cfg(test)]
 pub(super) use packs::PACK_ITEMS;
-pub(super) use step::{Conclusion, Effect, EntryEnd, Event, Fate, Job, JobId, Moment, Pause, Peers, Route, Step};
+pub(super) use step::{
+    Conclusion, Effect, EntryEnd, Event, Fate, Job, JobId, Moment, Pause, Peers, ScheduledRoute, Step,
+};
 
 use super::attribution::{Attribution, Streak};
 use crate::clock::{Entropy, Monotonic};
 use crate::fault::Side;
 use crate::limits::{Limits, Throttle};
 use crate::queue::{Changes, Claim, Claimed, Lane, Outcome};
-use class::{Class, Line, Waiter};
+use class::{ClaimLine, Class, WaitingClaim};
 use packs::{DuplicateRatio, PackSize, RouteCapabilities};
 use scout::Scout;
 use std::collections::{BTreeMap, HashMap};
@@ -76,8 +78,8 @@ struct InFlight {
 /// A class: its claims that wait, and what it occupies.
 #[derive(Debug, Default)]
 struct ClassState {
-    head: Line,
-    scouted: Line,
+    head: ClaimLine,
+    scouted: ClaimLine,
     /// Entries started, by weight, and workers occupied; by kind.
     served: [f64; 2],
     busy: [usize; 2],
@@ -104,7 +106,7 @@ impl ClassState {
 
 /// See the module's header.
 pub(super) struct Scheduler {
-    route: Route,
+    route: ScheduledRoute,
     limits: Limits,
     entropy: Arc<Entropy>,
     throttle: Arc<Throttle>,
@@ -123,7 +125,7 @@ pub(super) struct Scheduler {
     bytes: [u64; 2],
     confirming: usize,
     /// Refused, and to be tried again at this time.
-    refused: BTreeMap<(Monotonic, u64), (Feed, Waiter)>,
+    refused: BTreeMap<(Monotonic, u64), (Feed, WaitingClaim)>,
     /// Concluded, and not yet being settled.
     unsettled: Vec<(Claim, Outcome)>,
     settling: bool,
@@ -144,7 +146,7 @@ pub(super) struct Scheduler {
 }
 
 impl Scheduler {
-    pub(super) fn new(route: Route, limits: Limits, throttle: Arc<Throttle>, entropy: Arc<Entropy>) -> Self {
+    pub(super) fn new(route: ScheduledRoute, limits: Limits, throttle: Arc<Throttle>, entropy: Arc<Entropy>) -> Self {
         throttle.set(&limits);
         Self {
             route,
@@ -188,13 +190,13 @@ impl Scheduler {
                 self.classes[feed.class.index()].claiming[usize::from(feed.walk.is_some())] = false;
                 self.rest(Pause::QueueFailed(error.to_string()), step.now);
             }
-            Event::Ended { job, ends, heard, took } => self.ended(job, ends, heard, took, step),
+            Event::Ended { job, ends, answered, took } => self.ended(job, ends, answered, took, step),
             Event::Lost(job) => {
                 let _lost = self.give_back(job, step);
                 // Never at once again, whatever it was.
                 self.rest(Pause::CopyLost, step.now);
             }
-            Event::Heard(job, side) => {
+            Event::Answered(job, side) => {
                 if self.jobs.get(&job).is_some_and(|job| job.is_try[super::attribution::index(side)]) {
                     step.peers.of(side).succeeded(step.now.monotonic);
                 }
@@ -310,11 +312,11 @@ impl Scheduler {
         let (_, rated_bytes) = self.throttle.rates();
         let packed = !self.was_open && self.capabilities.takes(entry) && (entry.size.is_some() || !rated_bytes);
         let fellows = if packed { packs::PACK_ITEMS } else { 1 };
-        let waiter = Waiter { size: entry.size, claim, fellows, refusals: 0 };
+        let waiter = WaitingClaim { size: entry.size, claim, fellows, refusals: 0 };
         self.line(feed).add(waiter);
     }
 
-    fn line(&mut self, feed: Feed) -> &mut Line {
+    fn line(&mut self, feed: Feed) -> &mut ClaimLine {
         let class = &mut self.classes[feed.class.index()];
         if feed.walk.is_some() { &mut class.scouted } else { &mut class.head }
     }

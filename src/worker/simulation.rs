@@ -13,7 +13,7 @@ mod queue;
 mod scenarios;
 
 use super::Policy;
-use super::scheduler::{Effect, EntryEnd, Event, Job, JobId, Kind, Moment, Peers, Route, Scheduler, Step};
+use super::scheduler::{Effect, EntryEnd, Event, Job, JobId, Kind, Moment, Peers, ScheduledRoute, Scheduler, Step};
 use crate::breaker;
 use crate::clock::{Clock, Entropy, ManualClock, Monotonic};
 use crate::copy::{Copied, CopyError};
@@ -159,7 +159,7 @@ impl Sim {
     fn new(world: impl Fn(f64) -> World + 'static, seed: u64, workers: usize, policy: Policy) -> Self {
         let clock = Arc::new(ManualClock::default());
         let entropy = Arc::new(Entropy::seeded(seed));
-        let route = Route {
+        let route = ScheduledRoute {
             id: RouteId(0),
             from: Arc::from("a"),
             to: Arc::from("b"),
@@ -414,7 +414,8 @@ impl Sim {
             };
             (claim, end)
         });
-        let event = Event::Ended { job, ends: ends.collect(), heard: [false; 2], took: Duration::from_secs_f64(took) };
+        let event =
+            Event::Ended { job, ends: ends.collect(), answered: [false; 2], took: Duration::from_secs_f64(took) };
         self.apply(event);
     }
 

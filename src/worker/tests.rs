@@ -9,7 +9,7 @@ use crate::clock::{Clock, Entropy, Monotonic};
 use crate::fault::FaultKind;
 use crate::limits::Limits;
 use crate::peer::{Needs, Peer};
-use crate::queue::failures::{Failed, FailureFilter, Failures};
+use crate::queue::failures::{FailedEntry, FailureFilter, Failures};
 use crate::queue::model::ModelQueue;
 use crate::queue::suite::claim_any;
 use crate::queue::{Lane, LaneCounts, Origin, Push, Queue, RouteCounts, SyncId};
@@ -234,7 +234,7 @@ impl Lab {
         }
     }
 
-    async fn failed(&self) -> Vec<Failed> {
+    async fn failed(&self) -> Vec<FailedEntry> {
         let route = self.workers[0].spec.id;
         self.queue.failures(route, FailureFilter::default(), None, usize::MAX).await.unwrap().failed
     }

@@ -26,7 +26,7 @@ pub(super) struct Transferred {
     /// The claims, and how the copy of each ended.
     pub(super) ends: Vec<(Claim, EntryEnd)>,
     /// Whether the source, and the destination, have answered as a peer should.
-    pub(super) heard: [bool; 2],
+    pub(super) answered: [bool; 2],
     pub(super) took: Duration,
     /// Those of the claims, in their order; none where nobody records.
     pub(super) spans: Vec<Span>,
@@ -72,8 +72,8 @@ async fn alone(worker: &Arc<Worker>, job: Job, news: &mpsc::Sender<Event>) -> Op
         Ok(copied) => EntryEnd::Copied(copied),
         Err(error) => EntryEnd::Failed(error),
     };
-    let (heard, took) = (heard(&progress), start.elapsed());
-    Some(Transferred { ends: vec![(claim, end)], heard, took, spans: vec![span], shown })
+    let (answered, took) = (answered(&progress), start.elapsed());
+    Some(Transferred { ends: vec![(claim, end)], answered, took, spans: vec![span], shown })
 }
 
 async fn packed(worker: &Arc<Worker>, job: Job, news: &mpsc::Sender<Event>) -> Option<Transferred> {
@@ -115,11 +115,11 @@ async fn packed(worker: &Arc<Worker>, job: Job, news: &mpsc::Sender<Event>) -> O
         }
     });
     let ends = claims.into_iter().zip(ends.collect::<Vec<_>>()).collect();
-    Some(Transferred { ends, heard: heard(&progress), took: start.elapsed(), spans, shown })
+    Some(Transferred { ends, answered: answered(&progress), took: start.elapsed(), spans, shown })
 }
 
-fn heard(progress: &Progress) -> [bool; 2] {
-    [Side::Source, Side::Destination].map(|side| progress.was_heard(side))
+fn answered(progress: &Progress) -> [bool; 2] {
+    [Side::Source, Side::Destination].map(|side| progress.has_answered(side))
 }
 
 fn waited(entry: &Entry, now: SystemTime) -> Duration {
@@ -136,11 +136,11 @@ struct Told<'a> {
 }
 
 impl Told<'_> {
-    /// Makes the copy, and tells when a side was heard that is being tried, and when only the confirmation is awaited.
+    /// Makes the copy, and tells when a side that is being tried has answered, and when only the confirmation is awaited.
     async fn telling<T>(self, copy: impl Future<Output = T>) -> T {
         let Self { id, is_try, news, progress, charge } = self;
         let mut copy = pin!(copy);
-        let mut heard = [!is_try; 2];
+        let mut answered = [!is_try; 2];
         let mut confirming: Option<Instant> = None;
         // Whoever does not take the news is about to end, and the copy with it.
         let tell = async |event| _ = news.send(event).await;
@@ -152,10 +152,10 @@ impl Told<'_> {
                     charge.known(progress.size());
                     // An answer to a question shows too little.
                     let asking = progress.stage() == Stage::Asking;
-                    for (told, side) in heard.iter_mut().zip([Side::Source, Side::Destination]) {
-                        if !*told && !asking && progress.was_heard(side) {
+                    for (told, side) in answered.iter_mut().zip([Side::Source, Side::Destination]) {
+                        if !*told && !asking && progress.has_answered(side) {
                             *told = true;
-                            tell(Event::Heard(id, side)).await;
+                            tell(Event::Answered(id, side)).await;
                         }
                     }
                     let now = Instant::now();

@@ -219,6 +219,34 @@ fn in_circles(mut imports: BTreeMap<String, BTreeSet<String>>) -> BTreeMap<Strin
     }
 }
 
+/// Names that mirror one of the generated code.
+const GENERATED: [&str; 1] = ["ReceiveBlobsStream"];
+
+#[test]
+fn no_two_types_have_the_same_name() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    source_files(&src, &mut files);
+    let mut types: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for file in files {
+        let module = module_path(file.strip_prefix(&src).expect("below src")).join("::");
+        if module.split("::").any(|part| ["tests", "simulation", "suite"].contains(&part)) {
+            continue;
+        }
+        let source = fs::read_to_string(&file).expect("a source file");
+        for line in source.split("#[cfg(test)]\nmod tests").next().unwrap_or("").lines() {
+            let mut words = line.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty());
+            let is_item = line.starts_with(|c: char| c.is_alphabetic());
+            if is_item && words.any(|word| ["struct", "enum", "trait", "type"].contains(&word)) {
+                types.entry(words.next().unwrap_or("").to_owned()).or_default().push(module.clone());
+            }
+        }
+    }
+    assert!(types.len() > 100, "found only {} types", types.len());
+    types.retain(|name, modules| modules.len() > 1 && !GENERATED.contains(&name.as_str()));
+    assert!(types.is_empty(), "one word for one thing: {types:#?}");
+}
+
 #[test]
 fn these_folders_have_no_import_circle() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");

@@ -5,9 +5,9 @@ use async_trait::async_trait;
 use blobferry::app::{App, Parts};
 use blobferry::blob::BlobRef;
 use blobferry::config::Config;
-use blobferry::queue::damage::{Condition, Trouble};
+use blobferry::queue::damage::{Condition, QueueTrouble};
 use blobferry::queue::drop::{DropEntries, Dropped};
-use blobferry::queue::failures::{Failed, FailureCursor, FailureFilter, FailurePage, Failures, Remedy};
+use blobferry::queue::failures::{FailedEntry, FailureCursor, FailureFilter, FailurePage, Failures, Remedy};
 use blobferry::queue::lookup::{Known, Lookup};
 use blobferry::queue::storage::{Storage, StorageFigures};
 use blobferry::queue::{
@@ -95,7 +95,7 @@ impl Failures for Held {
         self.queue.failures(route, filter, after, limit).await
     }
 
-    async fn failures_of(&self, route: RouteId, blobs: Vec<BlobRef>) -> Result<Vec<Failed>, QueueError> {
+    async fn failures_of(&self, route: RouteId, blobs: Vec<BlobRef>) -> Result<Vec<FailedEntry>, QueueError> {
         self.queue.failures_of(route, blobs).await
     }
 
@@ -123,7 +123,7 @@ impl Lookup for Held {
 }
 
 impl Condition for Held {
-    fn trouble(&self) -> Option<Trouble> {
+    fn trouble(&self) -> Option<QueueTrouble> {
         self.queue.trouble()
     }
 }

@@ -1,6 +1,6 @@
 //! The process itself, as Linux tells of it in `/proc` (`man 5 proc`), under the names that all of Prometheus' libraries use.
 
-use crate::metrics::{Kind, Text, Value};
+use crate::metrics::{MetricKind, Text, Value};
 use std::fs;
 
 /// What could be read; what could not is left out.
@@ -51,7 +51,7 @@ impl ProcessFigures {
 }
 
 pub(super) fn write(text: &mut Text, figures: &ProcessFigures) {
-    let mut one = |name: &'static str, kind: Kind, help: &str, value: Option<Value>| {
+    let mut one = |name: &'static str, kind: MetricKind, help: &str, value: Option<Value>| {
         let mut family = text.family(name, kind, help);
         if let Some(value) = value {
             family.sample(&[], value);
@@ -59,28 +59,33 @@ pub(super) fn write(text: &mut Text, figures: &ProcessFigures) {
     };
     let whole = |value: Option<u64>| value.map(Value::Whole);
     let float = |value: Option<f64>| value.map(Value::Float);
-    one("process_cpu_seconds", Kind::Counter, "CPU time that this process has used.", float(figures.cpu_seconds));
+    one("process_cpu_seconds", MetricKind::Counter, "CPU time that this process has used.", float(figures.cpu_seconds));
     one(
         "process_start_time_seconds",
-        Kind::Gauge,
+        MetricKind::Gauge,
         "When this process started, in seconds since 1970.",
         float(figures.start_time),
     );
     one(
         "process_resident_memory_bytes",
-        Kind::Gauge,
+        MetricKind::Gauge,
         "Memory of this process that is in RAM.",
         whole(figures.resident_bytes),
     );
-    one("process_virtual_memory_bytes", Kind::Gauge, "Address space of this process.", whole(figures.virtual_bytes));
-    one("process_threads", Kind::Gauge, "Threads of this process.", whole(figures.threads));
+    one(
+        "process_virtual_memory_bytes",
+        MetricKind::Gauge,
+        "Address space of this process.",
+        whole(figures.virtual_bytes),
+    );
+    one("process_threads", MetricKind::Gauge, "Threads of this process.", whole(figures.threads));
     one(
         "process_open_fds",
-        Kind::Gauge,
+        MetricKind::Gauge,
         "Files, sockets and the like that this process has open.",
         whole(figures.open_files),
     );
-    one("process_max_fds", Kind::Gauge, "How many it may have open.", whole(figures.max_files));
+    one("process_max_fds", MetricKind::Gauge, "How many it may have open.", whole(figures.max_files));
 }
 
 #[cfg(test)]

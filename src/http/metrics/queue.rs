@@ -1,6 +1,6 @@
 //! The queue, its committer, and the database below it.
 
-use crate::metrics::{CommitMetrics, Kind, Text};
+use crate::metrics::{CommitMetrics, MetricKind, Text};
 use crate::queue::storage::StorageFigures;
 use crate::status::{QueueState, QueueStatus};
 
@@ -16,7 +16,7 @@ const fn state(state: QueueState) -> &'static str {
 }
 
 pub(super) fn write(text: &mut Text, queue: &QueueStatus, storage: Option<&StorageFigures>, commits: &CommitMetrics) {
-    use Kind::{Counter, Gauge, Histogram};
+    use MetricKind::{Counter, Gauge, Histogram};
     let mut states = text.family("blobferry_queue_state", Gauge, "1 for the state that Status tells of the queue.");
     states.states(&[], "state", STATES, state(queue.state));
     let mut gauge = |name: &'static str, help: &str, value: Option<u64>| {

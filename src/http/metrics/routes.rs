@@ -1,14 +1,14 @@
 //! The routes, their stores, and their full syncs.
 
 use super::MetricsParts;
-use crate::metrics::{CopyMetrics, Family, Histogram, Kind, Text};
+use crate::metrics::{CopyMetrics, Family, Histogram, MetricKind, Text};
 use crate::queue::{Lane, LaneCounts, Tally};
 use crate::status::{LimitingFactor, PeerHealth, ReplicatorStatus, RouteState, RouteStatus};
 use crate::sync::{SyncRecord, SyncState};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use Kind::{Counter, Gauge};
+use MetricKind::{Counter, Gauge};
 
 const ROUTE_STATES: [&str; 11] = [
     "in_sync", "copying", "syncing", "parked", "retrying", "blocked", "degraded", "paused", "draining", "disabled",
@@ -94,7 +94,7 @@ pub(super) fn write(text: &mut Text, status: &ReplicatorStatus, parts: &MetricsP
 fn each(
     text: &mut Text,
     status: &ReplicatorStatus,
-    (name, kind, help): (&'static str, Kind, &str),
+    (name, kind, help): (&'static str, MetricKind, &str),
     value: impl Fn(&RouteStatus) -> Option<f64>,
 ) {
     let mut family = text.family(name, kind, help);
@@ -185,14 +185,14 @@ fn write_totals(text: &mut Text, status: &ReplicatorStatus) {
 
 fn write_copies(text: &mut Text, copies: &[(Arc<str>, Arc<CopyMetrics>)]) {
     let help = "From a blob's announcement, or its finding by a sync, to its confirmation.";
-    let mut family = text.family("blobferry_route_confirmation_lag_seconds", Kind::Histogram, help);
+    let mut family = text.family("blobferry_route_confirmation_lag_seconds", MetricKind::Histogram, help);
     for (route, copies) in copies {
         for (of, lag) in [(Lane::Fresh, &copies.fresh_lag), (Lane::Backfill, &copies.backfill_lag)] {
             family.histogram(&[("route", route), ("lane", lane(of))], &lag.read());
         }
     }
     let mut waits = |name: &'static str, help: &str, of: fn(&CopyMetrics) -> &Histogram| {
-        let mut family = text.family(name, Kind::Histogram, help);
+        let mut family = text.family(name, MetricKind::Histogram, help);
         for (route, copies) in copies {
             family.histogram(&[("route", route)], &of(copies).read());
         }

@@ -1,6 +1,6 @@
 //! Dropped routes of the plain queue.
 
-use super::{Line, ModelQueue, add};
+use super::{ModelLine, ModelQueue, add};
 use crate::queue::drop::{DropEntries, Dropped};
 use crate::queue::lookup::{Completion, DiscardedBy, Ending};
 use crate::queue::{QueueError, RouteId, Tally};
@@ -28,7 +28,7 @@ impl DropEntries for ModelQueue {
             }
             let next = inner.durable.queued(route, item.entry.blob).first().copied().filter(|next| *next > seq);
             if let Some(next) = next.and_then(|next| inner.durable.items.get_mut(&next)) {
-                next.line = Line::Timed;
+                next.line = ModelLine::Timed;
                 next.entry.due_time = now;
             }
         }

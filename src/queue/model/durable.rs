@@ -1,6 +1,6 @@
 //! What happens to entries of the plain queue: the port's table, line by line.
 
-use super::{Durable, Item, Line};
+use super::{Durable, ModelItem, ModelLine};
 use crate::blob::BlobRef;
 use crate::queue::lookup::{Completion, DiscardedBy, Ending};
 use crate::queue::{Entry, Lane, Misses, Origin, Outcome, Push, Pushed, QueueError, RouteId, Seq, StateWrite, Weight};
@@ -16,7 +16,7 @@ impl Durable {
         self.by_ref.get(&(route, blob)).into_iter().flatten().copied().collect()
     }
 
-    pub(super) fn insert(&mut self, push: &Push, line: Line, now: SystemTime) {
+    pub(super) fn insert(&mut self, push: &Push, line: ModelLine, now: SystemTime) {
         self.next += 1;
         let seq = self.next;
         let syncs = match push.origin {
@@ -40,11 +40,11 @@ impl Durable {
             syncs,
             repair: push.repair,
         };
-        self.items.insert(seq, Item { entry, line });
+        self.items.insert(seq, ModelItem { entry, line });
         self.by_ref.entry((push.route, push.blob)).or_default().insert(seq);
     }
 
-    pub(super) fn delete(&mut self, seq: u64) -> Option<Item> {
+    pub(super) fn delete(&mut self, seq: u64) -> Option<ModelItem> {
         let item = self.items.remove(&seq)?;
         let key = (item.entry.route, item.entry.blob);
         if let Some(seqs) = self.by_ref.get_mut(&key) {
@@ -79,8 +79,11 @@ impl Durable {
             if push.origin == Origin::Announced && full {
                 return Err(QueueError::Full { limit: max_entries });
             }
-            let (line, pushed) =
-                if queued.is_empty() { (Line::New, Pushed::Added) } else { (Line::Successor, Pushed::Succeeds) };
+            let (line, pushed) = if queued.is_empty() {
+                (ModelLine::New, Pushed::Added)
+            } else {
+                (ModelLine::Successor, Pushed::Succeeds)
+            };
             self.insert(push, line, now);
             return Ok(pushed);
         }
@@ -101,26 +104,26 @@ impl Durable {
             item.entry.lane = Lane::Fresh;
         }
         match item.line {
-            Line::Successor => Ok(Pushed::Succeeds),
-            Line::Parked => {
+            ModelLine::Successor => Ok(Pushed::Succeeds),
+            ModelLine::Parked => {
                 item.entry.forgive();
-                item.line = Line::Timed;
+                item.line = ModelLine::Timed;
                 item.entry.due_time = now;
                 Ok(Pushed::Revived)
             }
-            Line::Timed if item.entry.failure.is_some() => {
+            ModelLine::Timed if item.entry.failure.is_some() => {
                 if sync.is_some() {
                     return Ok(Pushed::AlreadyQueued);
                 }
                 item.entry.due_time = item.entry.due_time.min(now);
                 Ok(Pushed::Hastened)
             }
-            Line::New if changes_lane => {
-                item.line = Line::Timed;
+            ModelLine::New if changes_lane => {
+                item.line = ModelLine::Timed;
                 item.entry.due_time = now;
                 Ok(Pushed::AlreadyQueued)
             }
-            Line::New | Line::Timed => Ok(Pushed::AlreadyQueued),
+            ModelLine::New | ModelLine::Timed => Ok(Pushed::AlreadyQueued),
         }
     }
 
@@ -166,26 +169,26 @@ impl Durable {
                     }
                 }
                 if let Some(next) = successor.and_then(|next| self.items.get_mut(&next)) {
-                    next.line = Line::Timed;
+                    next.line = ModelLine::Timed;
                     next.entry.due_time = now;
                 }
                 return;
             }
             Outcome::Retry { due, failure, weight } => {
                 item.entry.fail(failure, *weight, max_backoff);
-                item.line = Line::Timed;
+                item.line = ModelLine::Timed;
                 item.entry.due_time = *due;
             }
             Outcome::Park { failure, weight } => {
                 item.entry.fail(failure, *weight, max_backoff);
-                item.line = Line::Parked;
+                item.line = ModelLine::Parked;
             }
         }
         if let Some(next) = successor.and_then(|next| self.delete(next)) {
-            if item.line == Line::Parked {
+            if item.line == ModelLine::Parked {
                 item.entry.forgive();
             }
-            item.line = Line::Timed;
+            item.line = ModelLine::Timed;
             item.entry.due_time = now;
             item.entry.repair |= next.entry.repair;
             item.entry.lane = item.entry.lane.min(next.entry.lane);

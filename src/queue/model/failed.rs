@@ -1,34 +1,34 @@
 //! Failed entries of the plain queue.
 
-use super::{Durable, Item, Line, ModelQueue};
+use super::{Durable, ModelItem, ModelLine, ModelQueue};
 use crate::blob::BlobRef;
-use crate::queue::failures::{Failed, FailedState, FailureCursor, FailureFilter, FailurePage, Failures, Remedy};
+use crate::queue::failures::{FailedEntry, FailedState, FailureCursor, FailureFilter, FailurePage, Failures, Remedy};
 use crate::queue::lookup::DiscardedBy;
 use crate::queue::{Outcome, QueueError, RouteId, Seq};
 use async_trait::async_trait;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-impl Item {
-    fn failed(&self) -> Option<(FailureCursor, Failed)> {
+impl ModelItem {
+    fn failed(&self) -> Option<(FailureCursor, FailedEntry)> {
         let failure = self.entry.failure.as_ref()?;
         let seq = self.entry.seq.0;
         let (cursor, state) = match self.line {
-            Line::New | Line::Successor => return None,
-            Line::Timed => {
+            ModelLine::New | ModelLine::Successor => return None,
+            ModelLine::Timed => {
                 let due = self.entry.due_time.duration_since(UNIX_EPOCH).unwrap_or_default();
                 let due = u64::try_from(due.as_nanos()).unwrap_or(u64::MAX);
                 (FailureCursor::Retrying(self.entry.lane, due, seq), FailedState::Retrying)
             }
-            Line::Parked => (FailureCursor::Parked(failure.kind.number(), seq), FailedState::Parked),
+            ModelLine::Parked => (FailureCursor::Parked(failure.kind.number(), seq), FailedState::Parked),
         };
-        Some((cursor, Failed { entry: self.entry.clone(), state }))
+        Some((cursor, FailedEntry { entry: self.entry.clone(), state }))
     }
 }
 
 impl Durable {
     fn remedy(&mut self, seq: u64, remedy: Remedy, now: SystemTime) -> bool {
         let Some(item) = self.items.get_mut(&seq) else { return false };
-        let Some((_, Failed { state, .. })) = item.failed() else { return false };
+        let Some((_, FailedEntry { state, .. })) = item.failed() else { return false };
         if remedy == Remedy::Discard {
             self.settle(seq, &Outcome::Discard, DiscardedBy::Operator, now, Duration::ZERO);
             return true;
@@ -40,7 +40,7 @@ impl Durable {
         let changes = state == FailedState::Parked || item.entry.attempts > 0 || due != item.entry.due_time;
         item.entry.forgive();
         item.entry.due_time = due;
-        item.line = Line::Timed;
+        item.line = ModelLine::Timed;
         changes
     }
 }
@@ -68,7 +68,7 @@ impl Failures for ModelQueue {
         Ok(FailurePage { failed: found.into_iter().map(|(_, failed)| failed).collect(), next, time: self.clock.now() })
     }
 
-    async fn failures_of(&self, route: RouteId, blobs: Vec<BlobRef>) -> Result<Vec<Failed>, QueueError> {
+    async fn failures_of(&self, route: RouteId, blobs: Vec<BlobRef>) -> Result<Vec<FailedEntry>, QueueError> {
         let inner = self.lock();
         let seqs = blobs.iter().flat_map(|blob| inner.durable.queued(route, *blob));
         let items = seqs.filter(|seq| !inner.claimed.contains(seq)).filter_map(|seq| inner.durable.items.get(&seq));

@@ -1,6 +1,6 @@
 //! Looking blobs up in the plain queue. It forgets no completion.
 
-use super::{Line, ModelQueue};
+use super::{ModelLine, ModelQueue};
 use crate::blob::BlobRef;
 use crate::queue::lookup::{Known, Lookup, Queued, Standing};
 use crate::queue::{QueueError, RouteId};
@@ -17,14 +17,14 @@ impl Lookup for ModelQueue {
             for seq in inner.durable.queued(route, blob) {
                 let Some(item) = inner.durable.items.get(&seq) else { continue };
                 let standing = match item.line {
-                    Line::Successor => {
+                    ModelLine::Successor => {
                         known.successor = Some(item.entry.clone());
                         continue;
                     }
                     _ if inner.claimed.contains(&seq) => Standing::Claimed,
-                    Line::Parked => Standing::Parked,
-                    Line::Timed if item.entry.failure.is_some() => Standing::Retrying,
-                    Line::New | Line::Timed => Standing::Ready,
+                    ModelLine::Parked => Standing::Parked,
+                    ModelLine::Timed if item.entry.failure.is_some() => Standing::Retrying,
+                    ModelLine::New | ModelLine::Timed => Standing::Ready,
                 };
                 known.queued = Some(Queued { entry: item.entry.clone(), standing });
             }

@@ -64,7 +64,7 @@ impl AsideRow {
 
 /// A claimed entry.
 #[derive(Debug)]
-struct Held {
+struct HeldClaim {
     enqueue_time: SystemTime,
     /// Whether its row is in `retry`.
     retry: bool,
@@ -87,7 +87,7 @@ struct LaneClaims {
     ready_from: u64,
     /// The same for `retry` rows, as due time and sequence.
     retry_from: (u64, u64),
-    claimed: BTreeMap<u64, Held>,
+    claimed: BTreeMap<u64, HeldClaim>,
     released: BTreeMap<u64, Released>,
 }
 
@@ -149,7 +149,7 @@ impl Claims {
     /// Puts a claim back, first in line.
     pub(super) fn release(&mut self, route: RouteId, lane: Lane, seq: u64) {
         let claims = self.lane(route, lane);
-        if let Some(Held { enqueue_time, retry, .. }) = claims.claimed.remove(&seq) {
+        if let Some(HeldClaim { enqueue_time, retry, .. }) = claims.claimed.remove(&seq) {
             claims.released.insert(seq, Released { enqueue_time, retry });
         }
     }
@@ -203,14 +203,14 @@ impl Claims {
     /// whoever was, or written it.
     pub(super) fn resume(&mut self, mut loaded: Self) {
         for ((route, lane), claims) in self.lanes.drain() {
-            let claimed = claims.claimed.into_iter().map(|(seq, held)| (seq, Held { row: None, ..held }));
+            let claimed = claims.claimed.into_iter().map(|(seq, held)| (seq, HeldClaim { row: None, ..held }));
             loaded.lane(route, lane).claimed = claimed.collect();
         }
         *self = loaded;
     }
 
     /// Claims what was found.
-    pub(super) fn take(&mut self, route: RouteId, lane: Lane, found: &Found) {
+    pub(super) fn take(&mut self, route: RouteId, lane: Lane, found: &ScanResult) {
         let claims = self.lane(route, lane);
         claims.ready_from = found.ready_from;
         claims.retry_from = found.retry_from;
@@ -221,7 +221,7 @@ impl Claims {
             let Entry { seq, enqueue_time, .. } = row.entry;
             claims.released.remove(&seq.0);
             let retry = row.place == Place::Due;
-            claims.claimed.insert(seq.0, Held { enqueue_time, retry, row: Some(Arc::clone(row)) });
+            claims.claimed.insert(seq.0, HeldClaim { enqueue_time, retry, row: Some(Arc::clone(row)) });
         }
     }
 
@@ -245,7 +245,7 @@ pub(super) struct Position {
 
 /// What a scan found; nothing has changed until [`Claims::take`].
 #[derive(Debug, Default)]
-pub(super) struct Found {
+pub(super) struct ScanResult {
     pub(super) entries: Vec<Arc<Stored>>,
     pub(super) bad: Vec<BadRow>,
     /// Released, and not to be claimed any more.

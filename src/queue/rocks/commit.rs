@@ -10,7 +10,7 @@
 use super::apply::apply;
 use super::gather::Gather;
 use super::options::RocksOptions;
-use super::reopen::{Plan, Reopening};
+use super::reopen::{ReopenPlan, Reopening};
 use super::request::{Answer, BATCH, Decided, Reopened, Request, answer};
 use super::row::RouteRow;
 use super::shared::Shared;
@@ -18,7 +18,7 @@ use super::space::Space;
 use super::txn::Txn;
 use crate::clock::{Clock, Monotonic};
 use crate::failpoint::{self, Point};
-use crate::queue::damage::{REASON_NEW, Trouble, sync_needed};
+use crate::queue::damage::{QueueTrouble, REASON_NEW, sync_needed};
 use crate::queue::{Claim, ClaimRequest, Claimed, Origin, Outcome, Push, Pushed, QueueError, RouteId};
 use rocksdb::{DB, WriteBatch};
 use std::collections::VecDeque;
@@ -126,8 +126,8 @@ impl Committer {
         if self.reopening.is_some() {
             return;
         }
-        self.shared.set_trouble(Trouble::Reopening(why.to_owned()));
-        let started = Reopening::start(Plan {
+        self.shared.set_trouble(QueueTrouble::Reopening(why.to_owned()));
+        let started = Reopening::start(ReopenPlan {
             shared: Arc::clone(&self.shared),
             dir: self.dir.clone(),
             options: self.options.clone(),
@@ -137,7 +137,7 @@ impl Committer {
         });
         match started {
             Ok(reopening) => self.reopening = Some(reopening),
-            Err(error) => self.shared.set_trouble(Trouble::Ended(format!("no thread can be started: {error}"))),
+            Err(error) => self.shared.set_trouble(QueueTrouble::Ended(format!("no thread can be started: {error}"))),
         }
     }
 
@@ -146,7 +146,7 @@ impl Committer {
         let began = self.clock.monotonic();
         let shared = Arc::clone(&self.shared);
         let trouble = match shared.trouble() {
-            Some(Trouble::Reopening(why) | Trouble::Ended(why)) => Some(QueueError::Write(why)),
+            Some(QueueTrouble::Reopening(why) | QueueTrouble::Ended(why)) => Some(QueueError::Write(why)),
             _ => None,
         };
         let db = match trouble.map_or_else(|| shared.db(), Err) {

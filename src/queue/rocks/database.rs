@@ -25,10 +25,10 @@ pub(super) const FORMAT: u32 = 1;
 
 /// A step of migration: from one format to the next, with the new version's number as its last durable write, and safe to
 /// repeat after a crash midway.
-type Step = fn(&DB) -> Result<(), OpenError>;
+type Migration = fn(&DB) -> Result<(), OpenError>;
 
 /// The steps from each older format to the next; the first is that from format 1 to 2.
-const STEPS: [Step; FORMAT as usize - 1] = [];
+const STEPS: [Migration; FORMAT as usize - 1] = [];
 
 /// What a ref takes in a write buffer, about, in bytes.
 const REF_BYTES: usize = 112;

@@ -9,7 +9,7 @@ use super::shared::Shared;
 use super::txn::Txn;
 use crate::blob::BlobRef;
 use crate::failpoint::{self, Point};
-use crate::queue::failures::{Failed, FailedState, FailureCursor, FailureFilter, FailurePage, Failures, Remedy};
+use crate::queue::failures::{FailedEntry, FailedState, FailureCursor, FailureFilter, FailurePage, Failures, Remedy};
 use crate::queue::{Lane, LaneCounts, QueueError, RouteId, Seq, Tally};
 use async_trait::async_trait;
 use std::cmp::min;
@@ -19,14 +19,14 @@ use std::time::SystemTime;
 const MAX_LOOKS: usize = 20_000;
 
 /// What a stored entry is among the failed ones, if it is one.
-fn failed(stored: Stored) -> Option<Failed> {
+fn failed(stored: Stored) -> Option<FailedEntry> {
     stored.entry.failure.as_ref()?;
     let state = match stored.place {
         Place::Due => FailedState::Retrying,
         Place::Parked(_) => FailedState::Parked,
         Place::Ready | Place::Waiting => return None,
     };
-    Some(Failed { entry: stored.entry, state })
+    Some(FailedEntry { entry: stored.entry, state })
 }
 
 /// A stretch of index rows, in the order of cursors.
@@ -123,7 +123,7 @@ impl Shared {
         Ok(FailurePage { failed: found, next, time })
     }
 
-    fn failures_of(&self, route: RouteId, blobs: &[BlobRef]) -> Result<Vec<Failed>, QueueError> {
+    fn failures_of(&self, route: RouteId, blobs: &[BlobRef]) -> Result<Vec<FailedEntry>, QueueError> {
         let db = self.db()?;
         let (refs, entries) = (family(&db, keys::REF)?, family(&db, keys::ENTRY)?);
         let snapshot = db.snapshot();
@@ -193,9 +193,9 @@ impl Shared {
         Ok([time(retrying)?, time(parked)?])
     }
 
-    fn drop_claimed(&self, found: &mut Vec<Failed>) {
+    fn drop_claimed(&self, found: &mut Vec<FailedEntry>) {
         let claims = self.claims();
-        found.retain(|Failed { entry, .. }| !claims.is_claimed(entry.route, entry.lane, entry.seq.0));
+        found.retain(|FailedEntry { entry, .. }| !claims.is_claimed(entry.route, entry.lane, entry.seq.0));
     }
 }
 
@@ -203,7 +203,7 @@ impl Txn<'_> {
     /// Does this to an entry, if it is failed and unclaimed; whether anything changed.
     pub(super) fn remedy(&mut self, route: RouteId, seq: u64, remedy: Remedy) -> Result<bool, QueueError> {
         let Some(mut stored) = self.entry(route, seq)? else { return Ok(false) };
-        let Some(Failed { state, .. }) = failed(stored.clone()) else { return Ok(false) };
+        let Some(FailedEntry { state, .. }) = failed(stored.clone()) else { return Ok(false) };
         if self.claimed(&stored) {
             return Ok(false);
         }
@@ -242,7 +242,7 @@ impl Failures for RocksQueue {
         self.read(move |shared| shared.failures((route, filter), after, limit, time)).await
     }
 
-    async fn failures_of(&self, route: RouteId, blobs: Vec<BlobRef>) -> Result<Vec<Failed>, QueueError> {
+    async fn failures_of(&self, route: RouteId, blobs: Vec<BlobRef>) -> Result<Vec<FailedEntry>, QueueError> {
         self.read(move |shared| shared.failures_of(route, &blobs)).await
     }
 

@@ -5,7 +5,7 @@ use super::row::RouteRow;
 use super::shared::Shared;
 use crate::clock::Clock;
 use crate::failpoint::{self, Point};
-use crate::queue::damage::{Condition, Trouble};
+use crate::queue::damage::{Condition, QueueTrouble};
 use crate::queue::{
     Changes, Claim, ClaimRequest, Claimed, Oldest, Outcome, Push, Pushed, Queue, QueueError, RouteCounts, RouteId,
     State, StateWrite, SyncId, SyncTally,
@@ -179,7 +179,7 @@ impl Queue for RocksQueue {
 }
 
 impl Condition for RocksQueue {
-    fn trouble(&self) -> Option<Trouble> {
+    fn trouble(&self) -> Option<QueueTrouble> {
         self.shared.trouble()
     }
 }

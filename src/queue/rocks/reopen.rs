@@ -6,7 +6,7 @@
 //! only their own settlement changes a claimed entry, and a settlement that failed has released its claims.
 //!
 //! It is tried until it works, 0.1 s to 10 s apart. Damage is not mended here but at the next start, because the routes that
-//! this process works with may not be in what can be read: then this says [`Trouble::Ended`], and the process is to stop.
+//! this process works with may not be in what can be read: then this says [`QueueTrouble::Ended`], and the process is to stop.
 
 use super::database::{Log, folder, open_loaded};
 use super::error::OpenError;
@@ -15,7 +15,7 @@ use super::recover::check_path;
 use super::request::{Reopened, Request};
 use super::shared::Shared;
 use crate::backoff::Backoff;
-use crate::queue::damage::Trouble;
+use crate::queue::damage::QueueTrouble;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -41,7 +41,7 @@ impl Drop for Reopening {
 }
 
 /// What the thread works with.
-pub(super) struct Plan {
+pub(super) struct ReopenPlan {
     pub(super) shared: Arc<Shared>,
     pub(super) dir: PathBuf,
     pub(super) options: RocksOptions,
@@ -55,7 +55,7 @@ pub(super) struct Plan {
 
 impl Reopening {
     /// Begins.
-    pub(super) fn start(plan: Plan) -> std::io::Result<Self> {
+    pub(super) fn start(plan: ReopenPlan) -> std::io::Result<Self> {
         let (stop, stopped) = channel::<()>();
         let thread = std::thread::Builder::new().name("queue-reopener".to_owned()).spawn(move || {
             let mut attempts = plan.before;
@@ -75,7 +75,7 @@ impl Reopening {
                     }
                     Err(error @ (OpenError::Corrupt(_) | OpenError::Format { .. })) => {
                         tracing::error!(%error, "the queue cannot be opened again without a restart");
-                        plan.shared.set_trouble(Trouble::Ended(error.to_string()));
+                        plan.shared.set_trouble(QueueTrouble::Ended(error.to_string()));
                         return;
                     }
                     Err(error) => tracing::warn!(%error, attempts, "the queue could not be opened again yet"),

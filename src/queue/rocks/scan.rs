@@ -1,6 +1,6 @@
 //! Reading what may be claimed, and how old the oldest of it is.
 
-use super::claims::{BadRow, Claimable, Found, Position};
+use super::claims::{BadRow, Claimable, Position, ScanResult};
 use super::keys;
 use super::row::{self, Stored};
 use super::shared::Shared;
@@ -10,10 +10,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 /// A row of an index: key and value.
-type Row = (Box<[u8]>, Box<[u8]>);
+type IndexRow = (Box<[u8]>, Box<[u8]>);
 
 /// A sequence that may be claimed, and the index row through which it was found; a released one has none.
-type Candidate = (u64, Option<Row>);
+type Candidate = (u64, Option<IndexRow>);
 
 /// A scan of one lane for what may be claimed.
 struct Scan<'a> {
@@ -23,7 +23,7 @@ struct Scan<'a> {
     route: RouteId,
     lane: Lane,
     max: usize,
-    found: Found,
+    found: ScanResult,
 }
 
 impl Shared {
@@ -33,7 +33,7 @@ impl Shared {
         let db = self.db()?;
         let found = self.scan(&db, request).map_err(|error| self.read_error(&error))?;
         self.claims().take(request.route, request.lane, &found);
-        let Found { entries, bad, next_due, .. } = found;
+        let ScanResult { entries, bad, next_due, .. } = found;
         let mut figures = self.figures();
         for row in &entries {
             figures.claim(&row.entry, true);
@@ -51,10 +51,10 @@ impl Shared {
         Ok((Claimed { claims: claims.collect(), next_due }, bad))
     }
 
-    fn scan(&self, db: &DB, request: &ClaimRequest) -> Result<Found, rocksdb::Error> {
+    fn scan(&self, db: &DB, request: &ClaimRequest) -> Result<ScanResult, rocksdb::Error> {
         let ClaimRequest { route, lane, order, max, now } = *request;
         let Position { ready_from, retry_from, .. } = self.claims().position(route, lane);
-        let found = Found { ready_from, retry_from, ..Found::default() };
+        let found = ScanResult { ready_from, retry_from, ..ScanResult::default() };
         let snapshot = db.snapshot();
         let mut scan = Scan { db, snapshot: &snapshot, shared: self, route, lane, max, found };
         match order {
@@ -269,7 +269,7 @@ impl Scan<'_> {
     fn bad(
         &mut self,
         family: &'static str,
-        (key, value): Row,
+        (key, value): IndexRow,
         entry: Option<(u64, Vec<u8>)>,
         lost: bool,
         problem: String,
@@ -280,7 +280,7 @@ impl Scan<'_> {
 }
 
 /// Rows of an index.
-pub(super) type Rows<'a> = Box<dyn Iterator<Item = Result<Row, rocksdb::Error>> + 'a>;
+pub(super) type Rows<'a> = Box<dyn Iterator<Item = Result<IndexRow, rocksdb::Error>> + 'a>;
 
 /// The same, from before `end` down to `start`.
 fn rows_backward<'a>(db: &'a DB, snapshot: &'a Snapshot<'_>, family: &str, start: Vec<u8>, end: Vec<u8>) -> Rows<'a> {

@@ -9,7 +9,7 @@ use super::done::DoneIndex;
 use super::figures::Figures;
 use super::keys::{self, family};
 use super::recover::ask_for_check;
-use crate::queue::damage::Trouble;
+use crate::queue::damage::QueueTrouble;
 use crate::queue::{Changes, Entry, Lane, QueueError, RouteId};
 use rocksdb::{DB, Direction, ErrorKind, IteratorMode};
 use std::collections::HashMap;
@@ -46,7 +46,7 @@ impl Deref for OpenDb<'_> {
 pub(super) struct Shared {
     dir: PathBuf,
     db: RwLock<Handle>,
-    trouble: Mutex<Option<Trouble>>,
+    trouble: Mutex<Option<QueueTrouble>>,
     claims: Mutex<Claims>,
     figures: Mutex<Figures>,
     /// Claims that were dropped, on their way to `claims`: whoever holds that lock may drop one.
@@ -115,7 +115,7 @@ impl Shared {
         *self.done() = loaded.done;
         self.set_handle(Handle::Open(Arc::new(db)));
         let mut trouble = locked(&self.trouble);
-        if matches!(*trouble, Some(Trouble::Reopening(_))) {
+        if matches!(*trouble, Some(QueueTrouble::Reopening(_))) {
             *trouble = None;
         }
         drop(trouble);
@@ -123,11 +123,11 @@ impl Shared {
         routes.into_iter().for_each(|route| self.wake(route, Changes::add_all));
     }
 
-    pub(super) fn trouble(&self) -> Option<Trouble> {
+    pub(super) fn trouble(&self) -> Option<QueueTrouble> {
         locked(&self.trouble).clone()
     }
 
-    pub(super) fn set_trouble(&self, trouble: Trouble) {
+    pub(super) fn set_trouble(&self, trouble: QueueTrouble) {
         *locked(&self.trouble) = Some(trouble);
     }
 
@@ -145,7 +145,7 @@ impl Shared {
         if trouble.is_some() {
             return;
         }
-        *trouble = Some(Trouble::Damaged(what.to_owned()));
+        *trouble = Some(QueueTrouble::Damaged(what.to_owned()));
         drop(trouble);
         tracing::error!("the queue is damaged, restart to have it mended: {what}");
         if let Err(error) = ask_for_check(&self.dir) {

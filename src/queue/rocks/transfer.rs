@@ -54,7 +54,7 @@ const BATCH: usize = 2_000;
 const REPORT: u64 = 10_000;
 
 #[derive(Clone, PartialEq, Message)]
-struct Header {
+struct ExportHeader {
     #[prost(uint32, tag = "1")]
     version: u32,
     #[prost(uint32, tag = "2")]
@@ -66,7 +66,7 @@ struct Header {
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Row {
+struct ExportRow {
     #[prost(string, tag = "1")]
     family: String,
     #[prost(bytes = "vec", tag = "2")]
@@ -76,7 +76,7 @@ struct Row {
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct End {
+struct ExportEnd {
     #[prost(uint64, tag = "1")]
     rows: u64,
     #[prost(bytes = "vec", tag = "2")]
@@ -84,13 +84,13 @@ struct End {
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Part {
+struct ExportPart {
     #[prost(message, optional, tag = "1")]
-    header: Option<Header>,
+    header: Option<ExportHeader>,
     #[prost(message, optional, tag = "2")]
-    row: Option<Row>,
+    row: Option<ExportRow>,
     #[prost(message, optional, tag = "3")]
-    end: Option<End>,
+    end: Option<ExportEnd>,
 }
 
 /// Why a queue could not be exported or imported.
@@ -121,7 +121,7 @@ impl From<rocksdb::Error> for TransferError {
 
 /// What was exported or imported.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Transferred {
+pub struct TransferCounts {
     /// Routes.
     pub routes: u64,
     /// Entries.
@@ -130,7 +130,7 @@ pub struct Transferred {
     pub rows: u64,
 }
 
-impl Transferred {
+impl TransferCounts {
     fn count(&mut self, family: &str, key: &[u8]) {
         self.rows += 1;
         self.entries += u64::from(family == keys::ENTRY);
@@ -148,7 +148,7 @@ pub fn export(
     now: SystemTime,
     out: &mut dyn Write,
     progress: &mut dyn FnMut(u64),
-) -> Result<Transferred, TransferError> {
+) -> Result<TransferCounts, TransferError> {
     if !folder(dir).exists() {
         return Err(TransferError::Missing(dir.to_owned()));
     }
@@ -157,9 +157,9 @@ pub fn export(
     let mut out = Summed { inner: out, sum: Sha256::new() };
     out.write_all(MAGIC)?;
     let program = concat!("blobferry ", env!("CARGO_PKG_VERSION")).to_owned();
-    let header = Header { version: VERSION, queue_format: FORMAT, create_ms: to_unix_ms(now), program };
-    put(&mut out, &Part { header: Some(header), ..Part::default() })?;
-    let mut done = Transferred::default();
+    let header = ExportHeader { version: VERSION, queue_format: FORMAT, create_ms: to_unix_ms(now), program };
+    put(&mut out, &ExportPart { header: Some(header), ..ExportPart::default() })?;
+    let mut done = TransferCounts::default();
     for family in DB::list_cf(&Options::default(), folder(dir))? {
         let Some(handle) = db.cf_handle(&family) else { continue };
         let mut reading = ReadOptions::default();
@@ -167,15 +167,15 @@ pub fn export(
         for row in db.iterator_cf_opt(handle, reading, IteratorMode::Start) {
             let (key, value) = row?;
             done.count(&family, &key);
-            let row = Row { family: family.clone(), key: key.into_vec(), value: value.into_vec() };
-            put(&mut out, &Part { row: Some(row), ..Part::default() })?;
+            let row = ExportRow { family: family.clone(), key: key.into_vec(), value: value.into_vec() };
+            put(&mut out, &ExportPart { row: Some(row), ..ExportPart::default() })?;
             if done.rows.is_multiple_of(REPORT) {
                 progress(done.rows);
             }
         }
     }
-    let end = End { rows: done.rows, sha256: out.sum.clone().finalize().to_vec() };
-    put(&mut out, &Part { end: Some(end), ..Part::default() })?;
+    let end = ExportEnd { rows: done.rows, sha256: out.sum.clone().finalize().to_vec() };
+    put(&mut out, &ExportPart { end: Some(end), ..ExportPart::default() })?;
     out.flush()?;
     Ok(done)
 }
@@ -190,7 +190,7 @@ pub fn import(
     options: &RocksOptions,
     input: &mut dyn Read,
     progress: &mut dyn FnMut(u64),
-) -> Result<Transferred, TransferError> {
+) -> Result<TransferCounts, TransferError> {
     let _lock = lock(dir)?;
     if folder(dir).exists() {
         return Err(TransferError::NotEmpty(dir.to_owned()));
@@ -218,7 +218,7 @@ fn fill(
     options: &RocksOptions,
     input: &mut dyn Read,
     progress: &mut dyn FnMut(u64),
-) -> Result<Transferred, TransferError> {
+) -> Result<TransferCounts, TransferError> {
     let invalid = |what: &str| TransferError::Invalid(what.to_owned());
     let mut input = SummedInput { inner: input, sum: Sha256::new() };
     let mut magic = [0; MAGIC.len()];
@@ -237,13 +237,13 @@ fn fill(
     // Synced as a whole, at the end.
     let mut writing = WriteOptions::default();
     writing.disable_wal(true);
-    let mut done = Transferred::default();
+    let mut done = TransferCounts::default();
     let mut routes = Vec::new();
     let mut batch = WriteBatch::default();
     loop {
         let sum = input.sum.clone();
         match next(&mut input)? {
-            Part { row: Some(row), header: None, end: None } => {
+            ExportPart { row: Some(row), header: None, end: None } => {
                 done.count(&row.family, &row.key);
                 if row.family == keys::META && row.key.starts_with(keys::META_ROUTE) {
                     let route = row::decode_route(&row.value).map_err(|error| invalid(&error.to_string()))?;
@@ -261,7 +261,7 @@ fn fill(
                     progress(done.rows);
                 }
             }
-            Part { end: Some(end), header: None, row: None } => {
+            ExportPart { end: Some(end), header: None, row: None } => {
                 if end.rows != done.rows || end.sha256 != sum.finalize().to_vec() {
                     return Err(invalid("its checksum does not match"));
                 }
@@ -293,11 +293,11 @@ fn fill(
     Ok(done)
 }
 
-fn put(out: &mut dyn Write, part: &Part) -> io::Result<()> {
+fn put(out: &mut dyn Write, part: &ExportPart) -> io::Result<()> {
     out.write_all(&part.encode_length_delimited_to_vec())
 }
 
-fn next(input: &mut SummedInput<'_>) -> Result<Part, TransferError> {
+fn next(input: &mut SummedInput<'_>) -> Result<ExportPart, TransferError> {
     let mut length = 0u64;
     for shift in (0..).step_by(7) {
         let mut byte = [0];
@@ -315,7 +315,7 @@ fn next(input: &mut SummedInput<'_>) -> Result<Part, TransferError> {
     }
     let mut bytes = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
     input.fill(&mut bytes)?;
-    Part::decode(bytes.as_slice()).map_err(|error| TransferError::Invalid(error.to_string()))
+    ExportPart::decode(bytes.as_slice()).map_err(|error| TransferError::Invalid(error.to_string()))
 }
 
 /// A writer that sums up what it writes.

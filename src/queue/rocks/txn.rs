@@ -26,7 +26,7 @@ use std::time::SystemTime;
 
 /// Something as it is in the database, and as it will be.
 #[derive(Clone, Debug)]
-struct Slot<T> {
+struct Overlay<T> {
     before: T,
     after: T,
 }
@@ -41,7 +41,7 @@ enum Undo {
 
 /// What ended: added to the counters, never taken away.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Ended {
+pub(super) struct EndedCounts {
     pub(super) confirmed: u64,
     pub(super) copied: u64,
     pub(super) copied_bytes: u64,
@@ -52,8 +52,8 @@ pub(super) struct Ended {
 #[derive(Debug)]
 pub(super) struct Savepoint {
     total: u64,
-    ended: BTreeMap<RouteId, Ended>,
-    ended_syncs: BTreeMap<SyncId, Ended>,
+    ended: BTreeMap<RouteId, EndedCounts>,
+    ended_syncs: BTreeMap<SyncId, EndedCounts>,
     state: usize,
     done: usize,
 }
@@ -68,15 +68,15 @@ pub(super) struct Txn<'a> {
     pub(super) total: u64,
     pub(super) next_seq: u64,
     /// Counters by route and by sync of what ended in this batch.
-    pub(super) ended: BTreeMap<RouteId, Ended>,
-    pub(super) ended_syncs: BTreeMap<SyncId, Ended>,
+    pub(super) ended: BTreeMap<RouteId, EndedCounts>,
+    pub(super) ended_syncs: BTreeMap<SyncId, EndedCounts>,
     pub(super) state: Vec<StateWrite>,
     /// What left the queue in this batch.
     pub(super) done: Vec<Done>,
     pub(super) dropped: DroppedRows,
     first_seq: u64,
-    entries: HashMap<(RouteId, u64), Slot<Option<Arc<Stored>>>>,
-    refs: HashMap<(RouteId, BlobRef), Slot<Seqs>>,
+    entries: HashMap<(RouteId, u64), Overlay<Option<Arc<Stored>>>>,
+    refs: HashMap<(RouteId, BlobRef), Overlay<Seqs>>,
     settled: HashSet<u64>,
     routes: Vec<(RouteId, RouteRow)>,
     aside: Vec<BadRow>,
@@ -194,7 +194,7 @@ impl<'a> Txn<'a> {
                 Seqs::None
             }),
         };
-        self.refs.insert((route, blob), Slot { before: seqs, after: seqs });
+        self.refs.insert((route, blob), Overlay { before: seqs, after: seqs });
         seqs
     }
 
@@ -223,7 +223,7 @@ impl<'a> Txn<'a> {
         let Entry { route, blob, seq, .. } = stored.entry;
         if stored.alone {
             let alone = Seqs::One(seq.0);
-            self.refs.entry((route, blob)).or_insert(Slot { before: alone, after: alone });
+            self.refs.entry((route, blob)).or_insert(Overlay { before: alone, after: alone });
         }
         self.refs(route, blob)
     }
@@ -254,7 +254,7 @@ impl<'a> Txn<'a> {
             .get_cf(family(self.db, keys::ENTRY)?, keys::entry(route, seq))
             .map_err(|error| self.shared.read_error(&error))?;
         let stored = value.and_then(|bytes| row::decode_entry(route, seq, &bytes).ok()).map(Arc::new);
-        self.entries.insert((route, seq), Slot { before: stored.clone(), after: stored.clone() });
+        self.entries.insert((route, seq), Overlay { before: stored.clone(), after: stored.clone() });
         Ok(stored)
     }
 
@@ -268,7 +268,7 @@ impl<'a> Txn<'a> {
         if !self.entries.contains_key(&(route, seq))
             && let Some(row) = self.shared.claims().row(route, lane, seq)
         {
-            self.entries.insert((route, seq), Slot { before: Some(Arc::clone(&row)), after: Some(row) });
+            self.entries.insert((route, seq), Overlay { before: Some(Arc::clone(&row)), after: Some(row) });
         }
         self.peek(route, seq)
     }
@@ -277,7 +277,7 @@ impl<'a> Txn<'a> {
     pub(super) fn entry_read(&mut self, read: Stored) -> Option<Arc<Stored>> {
         let key = (read.entry.route, read.entry.seq.0);
         let read = Arc::new(read);
-        let slot = self.entries.entry(key).or_insert_with(|| Slot { before: Some(read.clone()), after: Some(read) });
+        let slot = self.entries.entry(key).or_insert_with(|| Overlay { before: Some(read.clone()), after: Some(read) });
         slot.after.clone()
     }
 
@@ -291,7 +291,7 @@ impl<'a> Txn<'a> {
     }
 
     fn set(&mut self, key: (RouteId, u64), stored: Option<Arc<Stored>>) {
-        let slot = self.entries.entry(key).or_insert(Slot { before: None, after: None });
+        let slot = self.entries.entry(key).or_insert(Overlay { before: None, after: None });
         match (&slot.after, &stored) {
             (None, Some(_)) => self.total += 1,
             (Some(_), None) => self.total = self.total.saturating_sub(1),

@@ -2,7 +2,7 @@
 
 use super::{Bench, Make, announced, blob, blobs, confirmed, failure};
 use crate::fault::FaultKind;
-use crate::queue::failures::{Failed, FailedState, FailureFilter, Remedy};
+use crate::queue::failures::{FailedEntry, FailedState, FailureFilter, Remedy};
 use crate::queue::{Failure, Lane, Outcome, Pushed, RouteId, Seq, SyncTally, Weight, WholeQueue};
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ pub(crate) async fn all_failures(
     route: RouteId,
     filter: FailureFilter,
     page: usize,
-) -> Vec<Failed> {
+) -> Vec<FailedEntry> {
     let (mut found, mut after) = (Vec::new(), None);
     loop {
         let read = queue.failures(route, filter, after, page).await.unwrap();
@@ -26,7 +26,7 @@ pub(crate) async fn all_failures(
 }
 
 impl Bench {
-    async fn failed(&self) -> Vec<Failed> {
+    async fn failed(&self) -> Vec<FailedEntry> {
         all_failures(self.queue(), self.route, FailureFilter::default(), 100).await
     }
 
@@ -39,7 +39,7 @@ impl Bench {
     }
 }
 
-fn refs(failed: &[Failed]) -> Vec<crate::blob::BlobRef> {
+fn refs(failed: &[FailedEntry]) -> Vec<crate::blob::BlobRef> {
     failed.iter().map(|failed| failed.entry.blob).collect()
 }
 

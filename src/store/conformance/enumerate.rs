@@ -3,33 +3,33 @@
 //! The blobs for these checks are chosen so that their digests share a random beginning: the part of the store that they lie in
 //! is a four-thousandth of it, and can be listed whole.
 
-use super::Check;
-use super::lab::{Lab, Sample, Verdict, fail};
+use super::StoreRule;
+use super::lab::{Lab, RuleVerdict, SampleBlob, fail};
 use crate::blob::{BlobMeta, BlobRef};
 use crate::store::EnumerateRange;
 
-pub(super) const CHECKS: &[Check] = &[
-    Check {
+pub(super) const CHECKS: &[StoreRule] = &[
+    StoreRule {
         name: "enumerate.whole",
         description: "a range lists every blob in it, with its size, once, in order, and counts them",
         run: |lab| Box::pin(whole(lab)),
     },
-    Check {
+    StoreRule {
         name: "enumerate.bounds",
         description: "`after` is exclusive and `until` inclusive",
         run: |lab| Box::pin(bounds(lab)),
     },
-    Check {
+    StoreRule {
         name: "enumerate.any_text",
         description: "bounds may be any text, and compare as text",
         run: |lab| Box::pin(any_text(lab)),
     },
-    Check {
+    StoreRule {
         name: "enumerate.limit",
         description: "cut by a limit, going on after the last ref gives the rest; a limit that cuts nothing is complete",
         run: |lab| Box::pin(limit(lab)),
     },
-    Check {
+    StoreRule {
         name: "enumerate.empty",
         description: "an empty range ends at once, complete",
         run: |lab| Box::pin(empty(lab)),
@@ -46,25 +46,25 @@ fn shared(blob: &BlobRef) -> (u8, u8) {
 
 /// Blobs of one narrow part of all refs, in order.
 struct Neighbourhood {
-    samples: Vec<Sample>,
+    samples: Vec<SampleBlob>,
     /// What all their refs begin with, and the refs of few others.
     prefix: String,
 }
 
 impl Neighbourhood {
-    async fn write(lab: &Lab<'_>, count: usize) -> Result<Self, super::Outcome> {
+    async fn write(lab: &Lab<'_>, count: usize) -> Result<Self, super::RuleOutcome> {
         let function = lab.function();
         let first = function.ref_of(&lab.random(16));
         let prefix = first.to_string()[..function.name().len() + 1 + SHARED].to_owned();
         let salt = lab.random(16);
-        let mut samples: Vec<Sample> = Vec::new();
+        let mut samples: Vec<SampleBlob> = Vec::new();
         for number in 0u32.. {
             // Sizes differ, so that a size at the wrong blob is noticed.
             let padding = &salt[..samples.len() % salt.len()];
             let bytes = [&salt, number.to_be_bytes().as_slice(), padding].concat();
             let blob = function.ref_of(&bytes);
             if shared(&blob) == shared(&first) {
-                samples.push(Sample { blob, bytes: bytes.into() });
+                samples.push(SampleBlob { blob, bytes: bytes.into() });
                 if samples.len() == count {
                     break;
                 }
@@ -87,7 +87,7 @@ impl Neighbourhood {
     }
 
     /// Of what was listed, its own must be exactly those in the range.
-    fn judge(&self, range: &EnumerateRange, listed: &[BlobMeta]) -> Verdict {
+    fn judge(&self, range: &EnumerateRange, listed: &[BlobMeta]) -> RuleVerdict {
         let due = self.samples.iter().filter(|sample| {
             let text = sample.blob.to_string();
             text > range.after && (range.until.is_empty() || text <= range.until)
@@ -103,14 +103,14 @@ impl Neighbourhood {
     }
 }
 
-async fn whole(lab: &Lab<'_>) -> Verdict {
+async fn whole(lab: &Lab<'_>) -> RuleVerdict {
     lab.needs("enumerate")?;
     let here = Neighbourhood::write(lab, 16).await?;
     let (listed, _) = lab.list(&here.range()).await?;
     here.judge(&here.range(), &listed)
 }
 
-async fn bounds(lab: &Lab<'_>) -> Verdict {
+async fn bounds(lab: &Lab<'_>) -> RuleVerdict {
     lab.needs("enumerate")?;
     let here = Neighbourhood::write(lab, 4).await?;
     let range = EnumerateRange { after: here.text(0), until: here.text(2), limit: None };
@@ -119,7 +119,7 @@ async fn bounds(lab: &Lab<'_>) -> Verdict {
     here.judge(&range, &listed)
 }
 
-async fn any_text(lab: &Lab<'_>) -> Verdict {
+async fn any_text(lab: &Lab<'_>) -> RuleVerdict {
     lab.needs("enumerate")?;
     let here = Neighbourhood::write(lab, 5).await?;
     let (prefix, middle, last) = (&here.prefix, here.text(2), here.text(4));
@@ -148,7 +148,7 @@ async fn any_text(lab: &Lab<'_>) -> Verdict {
     Ok(())
 }
 
-async fn limit(lab: &Lab<'_>) -> Verdict {
+async fn limit(lab: &Lab<'_>) -> RuleVerdict {
     lab.needs("enumerate")?;
     let here = Neighbourhood::write(lab, 12).await?;
     let range = here.range();
@@ -185,10 +185,10 @@ async fn limit(lab: &Lab<'_>) -> Verdict {
         }
         return Ok(());
     }
-    Err(super::Outcome::Skipped("others write too fast here".to_owned()))
+    Err(super::RuleOutcome::Skipped("others write too fast here".to_owned()))
 }
 
-async fn empty(lab: &Lab<'_>) -> Verdict {
+async fn empty(lab: &Lab<'_>) -> RuleVerdict {
     lab.needs("enumerate")?;
     let here = Neighbourhood::write(lab, 3).await?;
     let ends = [(here.text(1), here.text(1)), (here.text(2), here.text(0)), ("~".to_owned(), String::new())];

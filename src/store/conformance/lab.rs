@@ -1,6 +1,6 @@
 //! What the checks work with: a store, random blobs, and the ways to look at both.
 
-use super::{Outcome, is_mismatch, is_missing};
+use super::{RuleOutcome, is_mismatch, is_missing};
 use crate::blob::{BlobMeta, BlobRef, DigestFunction};
 use crate::clock::Entropy;
 use crate::store::{
@@ -13,21 +13,21 @@ use futures::stream;
 use std::time::Duration;
 
 /// `Err` is a failure, or the reason why the check does not apply.
-pub(super) type Verdict = Result<(), Outcome>;
+pub(super) type RuleVerdict = Result<(), RuleOutcome>;
 
 /// The check failed.
-pub(super) fn fail<T>(how: impl Into<String>) -> Result<T, Outcome> {
-    Err(Outcome::Failed(how.into()))
+pub(super) fn fail<T>(how: impl Into<String>) -> Result<T, RuleOutcome> {
+    Err(RuleOutcome::Failed(how.into()))
 }
 
 /// A blob made for a check.
 #[derive(Clone, Debug)]
-pub(super) struct Sample {
+pub(super) struct SampleBlob {
     pub(super) blob: BlobRef,
     pub(super) bytes: Bytes,
 }
 
-impl Sample {
+impl SampleBlob {
     pub(super) fn size(&self) -> u64 {
         self.bytes.len() as u64
     }
@@ -87,18 +87,18 @@ impl Lab<'_> {
     }
 
     /// A new blob; a smaller one where the store does not take the size.
-    pub(super) fn sample(&self, size: usize) -> Sample {
+    pub(super) fn sample(&self, size: usize) -> SampleBlob {
         let size = if self.takes(size) { size } else { 1024 };
         let bytes = self.random(size);
-        Sample { blob: self.function().ref_of(&bytes), bytes }
+        SampleBlob { blob: self.function().ref_of(&bytes), bytes }
     }
 
     /// Samples below and above the size at which stores begin to keep blobs another way.
-    pub(super) fn small_and_large(&self) -> [Sample; 2] {
+    pub(super) fn small_and_large(&self) -> [SampleBlob; 2] {
         [self.sample(1000), self.sample(300_000)]
     }
 
-    pub(super) fn needs(&self, ability: &'static str) -> Verdict {
+    pub(super) fn needs(&self, ability: &'static str) -> RuleVerdict {
         let has = self.info.abilities;
         let offered = match ability {
             "stat" => has.stat,
@@ -108,7 +108,7 @@ impl Lab<'_> {
             "packed" => has.packed && self.info.max_packed_bytes.is_some(),
             _ => false,
         };
-        if offered { Ok(()) } else { Err(Outcome::Skipped(format!("the store does not offer {ability}"))) }
+        if offered { Ok(()) } else { Err(RuleOutcome::Skipped(format!("the store does not offer {ability}"))) }
     }
 
     pub(super) async fn receive(&self, put: Put, pieces: Vec<Bytes>) -> Result<Received, StoreError> {
@@ -116,12 +116,17 @@ impl Lab<'_> {
     }
 
     /// Writes a blob, and checks the confirmation.
-    pub(super) async fn write(&self, sample: &Sample) -> Result<Received, Outcome> {
+    pub(super) async fn write(&self, sample: &SampleBlob) -> Result<Received, RuleOutcome> {
         self.write_as(sample, sample.put(), pieces(&sample.bytes, 64 * 1024)).await
     }
 
-    pub(super) async fn write_as(&self, sample: &Sample, put: Put, pieces: Vec<Bytes>) -> Result<Received, Outcome> {
-        let Sample { blob, bytes } = sample;
+    pub(super) async fn write_as(
+        &self,
+        sample: &SampleBlob,
+        put: Put,
+        pieces: Vec<Bytes>,
+    ) -> Result<Received, RuleOutcome> {
+        let SampleBlob { blob, bytes } = sample;
         let what = format!("{blob} of {} bytes", bytes.len());
         let received = match self.receive(put, pieces).await {
             Ok(received) => received,
@@ -140,7 +145,7 @@ impl Lab<'_> {
     }
 
     /// Sends bytes that must be refused for what they are.
-    pub(super) async fn refuses(&self, what: &str, put: Put, bytes: &Bytes) -> Verdict {
+    pub(super) async fn refuses(&self, what: &str, put: Put, bytes: &Bytes) -> RuleVerdict {
         match self.receive(put, pieces(bytes, 64 * 1024)).await {
             Ok(_) => fail(format!("{what} was confirmed")),
             Err(error) if is_mismatch(&error) => Ok(()),
@@ -149,7 +154,7 @@ impl Lab<'_> {
     }
 
     /// The size the store states for the blob; `None` if it does not hold it. Skips where nothing can tell.
-    pub(super) async fn size_of(&self, blob: BlobRef) -> Result<Option<u64>, Outcome> {
+    pub(super) async fn size_of(&self, blob: BlobRef) -> Result<Option<u64>, RuleOutcome> {
         if self.info.abilities.stat {
             return match self.store.stat(&[blob]).await.as_deref() {
                 Ok([]) => Ok(None),
@@ -165,17 +170,17 @@ impl Lab<'_> {
                 Err(error) => fail(format!("fetch of {blob} fails: {error}")),
             };
         }
-        Err(Outcome::Skipped("the store offers neither stat nor fetch".to_owned()))
+        Err(RuleOutcome::Skipped("the store offers neither stat nor fetch".to_owned()))
     }
 
     /// The blob must not be there, nor appear a moment later. Passes where nothing can tell.
-    pub(super) async fn lacks(&self, what: &str, blob: BlobRef) -> Verdict {
+    pub(super) async fn lacks(&self, what: &str, blob: BlobRef) -> RuleVerdict {
         for pause in [0, 50] {
             tokio::time::sleep(Duration::from_millis(pause)).await;
             match self.size_of(blob).await {
                 Ok(None) => {}
                 Ok(Some(_)) => return fail(format!("after {what}, the store holds the blob")),
-                Err(Outcome::Skipped(_)) => return Ok(()),
+                Err(RuleOutcome::Skipped(_)) => return Ok(()),
                 Err(outcome) => return Err(outcome),
             }
         }
@@ -193,13 +198,13 @@ impl Lab<'_> {
     }
 
     /// The blob must be there, with these bytes as far as the store gives any back.
-    pub(super) async fn holds(&self, sample: &Sample) -> Verdict {
-        let Sample { blob, bytes } = sample;
+    pub(super) async fn holds(&self, sample: &SampleBlob) -> RuleVerdict {
+        let SampleBlob { blob, bytes } = sample;
         match self.size_of(*blob).await {
             Ok(Some(size)) if size == sample.size() => {}
             Ok(Some(size)) => return fail(format!("{blob} has {} bytes, and the store states {size}", bytes.len())),
             Ok(None) => return fail(format!("{blob} was confirmed, and is not there")),
-            Err(Outcome::Skipped(_)) => return Ok(()),
+            Err(RuleOutcome::Skipped(_)) => return Ok(()),
             Err(outcome) => return Err(outcome),
         }
         if !self.info.abilities.fetch {
@@ -216,7 +221,7 @@ impl Lab<'_> {
     }
 
     /// Lists a range, to its end, and checks everything that holds whatever the store contains.
-    pub(super) async fn list(&self, range: &EnumerateRange) -> Result<(Vec<BlobMeta>, EnumerateEnd), Outcome> {
+    pub(super) async fn list(&self, range: &EnumerateRange) -> Result<(Vec<BlobMeta>, EnumerateEnd), RuleOutcome> {
         let broken = |how: String| fail(format!("enumerate of {range:?}: {how}"));
         let mut pages = match self.store.enumerate(range.clone()).await {
             Ok(pages) => pages,

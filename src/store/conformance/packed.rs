@@ -1,40 +1,40 @@
 //! The rules of packs.
 
-use super::lab::{Lab, Sample, Verdict, fail};
-use super::{Check, is_mismatch, is_missing};
+use super::lab::{Lab, RuleVerdict, SampleBlob, fail};
+use super::{StoreRule, is_mismatch, is_missing};
 use crate::store::packed::{Answers, MAX_PACKED_BYTES, Packed, Parcel, Want};
 use crate::store::{PeerKind, Received, StoreError};
 use bytes::Bytes;
 use std::fmt::Debug;
 
-pub(super) const CHECKS: &[Check] = &[
-    Check {
+pub(super) const CHECKS: &[StoreRule] = &[
+    StoreRule {
         name: "packed.round_trip",
         description: "hundreds of small blobs at once, also empty and largest ones, are confirmed each, and come back the same",
         run: |lab| Box::pin(round_trip(lab)),
     },
-    Check {
+    StoreRule {
         name: "packed.one_bad",
         description: "a blob of wrong bytes among good ones is refused alone, and leaves nothing",
         run: |lab| Box::pin(one_bad(lab)),
     },
-    Check {
+    StoreRule {
         name: "packed.twice",
         description: "blobs that are there, or stand in one pack twice, are confirmed, and are new once",
         run: |lab| Box::pin(twice(lab)),
     },
-    Check {
+    StoreRule {
         name: "packed.missing",
         description: "of wanted blobs, one that is missing or too large is said to be so, and the others come",
         run: |lab| Box::pin(missing(lab)),
     },
 ];
 
-fn parcel(sample: &Sample, bytes: &Bytes) -> Parcel {
+fn parcel(sample: &SampleBlob, bytes: &Bytes) -> Parcel {
     Parcel { put: sample.put(), bytes: bytes.clone(), trace: None }
 }
 
-fn want(sample: &Sample) -> Want {
+fn want(sample: &SampleBlob) -> Want {
     Want { blob: sample.blob, trace: None }
 }
 
@@ -55,7 +55,7 @@ impl<T> Strict<T> {
     }
 
     /// The answers in the order of the items.
-    fn end(self, ended: Result<(), StoreError>) -> Result<Vec<Result<T, StoreError>>, super::Outcome> {
+    fn end(self, ended: Result<(), StoreError>) -> Result<Vec<Result<T, StoreError>>, super::RuleOutcome> {
         if let Err(error) = ended {
             return fail(format!("the pack ended with: {error}"));
         }
@@ -82,19 +82,19 @@ impl<T: Send + Debug> Answers<T> for Strict<T> {
     fn all_sent(&mut self) {}
 }
 
-async fn receive(lab: &Lab<'_>, parcels: Vec<Parcel>) -> Result<Vec<Result<Received, StoreError>>, super::Outcome> {
+async fn receive(lab: &Lab<'_>, parcels: Vec<Parcel>) -> Result<Vec<Result<Received, StoreError>>, super::RuleOutcome> {
     let mut answers = Strict::of(parcels.len());
     let ended = lab.store.receive_packed(parcels, &mut answers).await;
     answers.end(ended)
 }
 
-async fn fetch(lab: &Lab<'_>, wants: Vec<Want>) -> Result<Vec<Result<Packed, StoreError>>, super::Outcome> {
+async fn fetch(lab: &Lab<'_>, wants: Vec<Want>) -> Result<Vec<Result<Packed, StoreError>>, super::RuleOutcome> {
     let mut answers = Strict::of(wants.len());
     let ended = lab.store.fetch_packed(wants, &mut answers).await;
     answers.end(ended)
 }
 
-async fn write(lab: &Lab<'_>, samples: &[Sample]) -> Result<Vec<Received>, super::Outcome> {
+async fn write(lab: &Lab<'_>, samples: &[SampleBlob]) -> Result<Vec<Received>, super::RuleOutcome> {
     let parcels = samples.iter().map(|sample| parcel(sample, &sample.bytes)).collect();
     let results = receive(lab, parcels).await?;
     let mut all = Vec::with_capacity(results.len());
@@ -108,10 +108,10 @@ async fn write(lab: &Lab<'_>, samples: &[Sample]) -> Result<Vec<Received>, super
     Ok(all)
 }
 
-async fn round_trip(lab: &Lab<'_>) -> Verdict {
+async fn round_trip(lab: &Lab<'_>) -> RuleVerdict {
     lab.needs("packed")?;
     let most = largest(lab);
-    let mut samples: Vec<Sample> = [0, 1, most].into_iter().map(|size| lab.sample(size)).collect();
+    let mut samples: Vec<SampleBlob> = [0, 1, most].into_iter().map(|size| lab.sample(size)).collect();
     samples.extend((0..300).map(|at| lab.sample((100 + 37 * at).min(most))));
     write(lab, &samples).await?;
     for sample in samples.iter().step_by(50) {
@@ -137,9 +137,9 @@ async fn round_trip(lab: &Lab<'_>) -> Verdict {
     Ok(())
 }
 
-async fn one_bad(lab: &Lab<'_>) -> Verdict {
+async fn one_bad(lab: &Lab<'_>) -> RuleVerdict {
     lab.needs("packed")?;
-    let samples: Vec<Sample> = (0..3).map(|_| lab.sample(1000)).collect();
+    let samples: Vec<SampleBlob> = (0..3).map(|_| lab.sample(1000)).collect();
     let [before, bad, after] = samples.as_slice() else { return Ok(()) };
     let parcels = vec![parcel(before, &before.bytes), parcel(bad, &bad.spoiled()), parcel(after, &after.bytes)];
     match receive(lab, parcels).await?.as_slice() {
@@ -153,7 +153,7 @@ async fn one_bad(lab: &Lab<'_>) -> Verdict {
     lab.holds(bad).await
 }
 
-async fn twice(lab: &Lab<'_>) -> Verdict {
+async fn twice(lab: &Lab<'_>) -> RuleVerdict {
     lab.needs("packed")?;
     let sample = lab.sample(1000);
     let pair = [sample.clone(), sample.clone()];
@@ -166,7 +166,7 @@ async fn twice(lab: &Lab<'_>) -> Verdict {
     lab.holds(&sample).await
 }
 
-async fn missing(lab: &Lab<'_>) -> Verdict {
+async fn missing(lab: &Lab<'_>) -> RuleVerdict {
     lab.needs("packed")?;
     lab.needs("fetch")?;
     let [small, large] = [lab.sample(1000), lab.sample(largest(lab) + 1)];

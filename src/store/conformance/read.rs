@@ -1,40 +1,40 @@
 //! The rules of reading single blobs.
 
-use super::lab::{Lab, Sample, Verdict, fail};
-use super::{Check, is_invalid, is_missing};
+use super::lab::{Lab, RuleVerdict, SampleBlob, fail};
+use super::{StoreRule, is_invalid, is_missing};
 use crate::blob::BlobMeta;
 use crate::store::ByteRange;
 use std::collections::HashSet;
 
-pub(super) const CHECKS: &[Check] = &[
-    Check {
+pub(super) const CHECKS: &[StoreRule] = &[
+    StoreRule {
         name: "stat.missing",
         description: "stat gives the sizes of what is there and leaves out the rest",
         run: |lab| Box::pin(stat_missing(lab)),
     },
-    Check {
+    StoreRule {
         name: "stat.ten_thousand",
         description: "stat takes 10,000 refs at once, and none at all",
         run: |lab| Box::pin(stat_ten_thousand(lab)),
     },
-    Check {
+    StoreRule {
         name: "fetch.missing",
         description: "a blob that is not there is said to be missing",
         run: |lab| Box::pin(fetch_missing(lab)),
     },
-    Check {
+    StoreRule {
         name: "fetch.ranges",
         description: "any offset up to the size, and any length, gives those bytes and the size of the whole",
         run: |lab| Box::pin(fetch_ranges(lab)),
     },
-    Check {
+    StoreRule {
         name: "fetch.behind",
         description: "an offset behind the size is an error of the request",
         run: |lab| Box::pin(fetch_behind(lab)),
     },
 ];
 
-async fn stat_missing(lab: &Lab<'_>) -> Verdict {
+async fn stat_missing(lab: &Lab<'_>) -> RuleVerdict {
     lab.needs("stat")?;
     let there = lab.small_and_large();
     for sample in &there {
@@ -46,14 +46,14 @@ async fn stat_missing(lab: &Lab<'_>) -> Verdict {
         Ok(found) => found,
         Err(error) => return fail(format!("stat fails: {error}")),
     };
-    let found_all = there.iter().map(Sample::meta).all(|meta: BlobMeta| found.contains(&meta));
+    let found_all = there.iter().map(SampleBlob::meta).all(|meta: BlobMeta| found.contains(&meta));
     if found.len() != 2 || !found_all {
         return fail(format!("of {asked:?}, the second and fourth are there, and stat gives {found:?}"));
     }
     Ok(())
 }
 
-async fn stat_ten_thousand(lab: &Lab<'_>) -> Verdict {
+async fn stat_ten_thousand(lab: &Lab<'_>) -> RuleVerdict {
     lab.needs("stat")?;
     let there = lab.sample(100);
     lab.write(&there).await?;
@@ -71,7 +71,7 @@ async fn stat_ten_thousand(lab: &Lab<'_>) -> Verdict {
     }
 }
 
-async fn fetch_missing(lab: &Lab<'_>) -> Verdict {
+async fn fetch_missing(lab: &Lab<'_>) -> RuleVerdict {
     lab.needs("fetch")?;
     match lab.read(lab.sample(100).blob, ByteRange::default()).await {
         Err(error) if is_missing(&error) => Ok(()),
@@ -80,7 +80,7 @@ async fn fetch_missing(lab: &Lab<'_>) -> Verdict {
     }
 }
 
-async fn fetch_ranges(lab: &Lab<'_>) -> Verdict {
+async fn fetch_ranges(lab: &Lab<'_>) -> RuleVerdict {
     lab.needs("fetch")?;
     for sample in [lab.sample(1000), lab.sample(700_000)] {
         lab.write(&sample).await?;
@@ -111,7 +111,7 @@ fn index(at: u64) -> usize {
     usize::try_from(at).unwrap_or(usize::MAX)
 }
 
-async fn fetch_behind(lab: &Lab<'_>) -> Verdict {
+async fn fetch_behind(lab: &Lab<'_>) -> RuleVerdict {
     lab.needs("fetch")?;
     for sample in lab.small_and_large() {
         lab.write(&sample).await?;

@@ -1,7 +1,7 @@
 //! The rules of writing.
 
-use super::Check;
-use super::lab::{Lab, Sample, Verdict, fail, pieces};
+use super::StoreRule;
+use super::lab::{Lab, RuleVerdict, SampleBlob, fail, pieces};
 use crate::store::{ByteStream, Put, StoreError};
 use bytes::Bytes;
 use futures::StreamExt;
@@ -12,82 +12,82 @@ use std::pin::pin;
 use std::sync::Arc;
 use tokio::sync::Notify;
 
-pub(super) const CHECKS: &[Check] = &[
-    Check {
+pub(super) const CHECKS: &[StoreRule] = &[
+    StoreRule {
         name: "receive.round_trip",
         description: "blobs of every function and of sizes around common limits are confirmed, and come back the same",
         run: |lab| Box::pin(round_trip(lab)),
     },
-    Check {
+    StoreRule {
         name: "receive.unknown_size",
         description: "a blob whose size is not stated is taken",
         run: |lab| Box::pin(unknown_size(lab)),
     },
-    Check {
+    StoreRule {
         name: "receive.odd_chunks",
         description: "chunks may have any size, also none",
         run: |lab| Box::pin(odd_chunks(lab)),
     },
-    Check {
+    StoreRule {
         name: "receive.wrong_bytes",
         description: "bytes of another digest are refused as a mismatch and leave nothing; the right ones are taken then",
         run: |lab| Box::pin(wrong_bytes(lab)),
     },
-    Check {
+    StoreRule {
         name: "receive.too_short",
         description: "a stream that ends early is refused as a mismatch and leaves nothing",
         run: |lab| Box::pin(too_short(lab)),
     },
-    Check {
+    StoreRule {
         name: "receive.too_long",
         description: "more bytes than stated, or than the ref has, are refused as a mismatch and leave nothing",
         run: |lab| Box::pin(too_long(lab)),
     },
-    Check {
+    StoreRule {
         name: "receive.failed_stream",
         description: "a stream that fails commits nothing, even after the last byte",
         run: |lab| Box::pin(failed_stream(lab)),
     },
-    Check {
+    StoreRule {
         name: "receive.cancelled",
         description: "a write that is cancelled before its end commits nothing, even after the last byte",
         run: |lab| Box::pin(cancelled(lab)),
     },
-    Check {
+    StoreRule {
         name: "receive.twice",
         description: "a blob that is there is confirmed again, as not new",
         run: |lab| Box::pin(twice(lab)),
     },
-    Check {
+    StoreRule {
         name: "receive.twice_wrong",
         description: "wrong bytes for a blob that is there are refused, and the blob stays as it was",
         run: |lab| Box::pin(twice_wrong(lab)),
     },
-    Check {
+    StoreRule {
         name: "receive.at_once",
         description: "the same blob from several writers at once is confirmed to all, and is new to one",
         run: |lab| Box::pin(at_once(lab)),
     },
-    Check {
+    StoreRule {
         name: "receive.many",
         description: "many small blobs at once are all confirmed and there",
         run: |lab| Box::pin(many(lab)),
     },
-    Check {
+    StoreRule {
         name: "receive.replace",
         description: "a replacement is confirmed as not new and leaves the blob readable; a wrong one is refused",
         run: |lab| Box::pin(replace(lab)),
     },
 ];
 
-async fn round_trip(lab: &Lab<'_>) -> Verdict {
+async fn round_trip(lab: &Lab<'_>) -> RuleVerdict {
     const KIB: usize = 1024;
     let sizes =
         [0, 1, 64 * KIB - 1, 64 * KIB, 64 * KIB + 1, 256 * KIB - 1, 256 * KIB, 256 * KIB + 1, 3 * KIB * KIB + 7];
     for function in lab.info.functions.iter().copied() {
         for size in sizes.into_iter().filter(|size| lab.takes(*size)) {
             let bytes = lab.random(size);
-            let sample = Sample { blob: function.ref_of(&bytes), bytes };
+            let sample = SampleBlob { blob: function.ref_of(&bytes), bytes };
             let received = lab.write(&sample).await?;
             // There is only one empty blob, and others may have written it; single bytes are few, too.
             if size > 1 && !received.was_new {
@@ -99,7 +99,7 @@ async fn round_trip(lab: &Lab<'_>) -> Verdict {
     Ok(())
 }
 
-async fn unknown_size(lab: &Lab<'_>) -> Verdict {
+async fn unknown_size(lab: &Lab<'_>) -> RuleVerdict {
     for sample in lab.small_and_large() {
         let put = Put { size: None, ..sample.put() };
         lab.write_as(&sample, put, pieces(&sample.bytes, 64 * 1024)).await?;
@@ -108,7 +108,7 @@ async fn unknown_size(lab: &Lab<'_>) -> Verdict {
     Ok(())
 }
 
-async fn odd_chunks(lab: &Lab<'_>) -> Verdict {
+async fn odd_chunks(lab: &Lab<'_>) -> RuleVerdict {
     for (sample, size) in lab.small_and_large().into_iter().zip([1, 333]) {
         let mut odd = vec![Bytes::new()];
         for piece in pieces(&sample.bytes, size) {
@@ -121,7 +121,7 @@ async fn odd_chunks(lab: &Lab<'_>) -> Verdict {
     Ok(())
 }
 
-async fn wrong_bytes(lab: &Lab<'_>) -> Verdict {
+async fn wrong_bytes(lab: &Lab<'_>) -> RuleVerdict {
     for sample in lab.small_and_large() {
         for size in [Some(sample.size()), None] {
             let put = Put { size, ..sample.put() };
@@ -134,7 +134,7 @@ async fn wrong_bytes(lab: &Lab<'_>) -> Verdict {
     Ok(())
 }
 
-async fn too_short(lab: &Lab<'_>) -> Verdict {
+async fn too_short(lab: &Lab<'_>) -> RuleVerdict {
     for sample in lab.small_and_large() {
         let cut = sample.bytes.slice(..sample.bytes.len() - 1);
         for size in [Some(sample.size()), None] {
@@ -148,7 +148,7 @@ async fn too_short(lab: &Lab<'_>) -> Verdict {
     Ok(())
 }
 
-async fn too_long(lab: &Lab<'_>) -> Verdict {
+async fn too_long(lab: &Lab<'_>) -> RuleVerdict {
     for sample in lab.small_and_large() {
         let longer: Bytes = [&sample.bytes[..], b"!"].concat().into();
         lab.refuses("a blob with a byte too many", sample.put(), &longer).await?;
@@ -163,7 +163,7 @@ async fn too_long(lab: &Lab<'_>) -> Verdict {
     Ok(())
 }
 
-async fn failed_stream(lab: &Lab<'_>) -> Verdict {
+async fn failed_stream(lab: &Lab<'_>) -> RuleVerdict {
     for sample in lab.small_and_large() {
         for came in [sample.bytes.len() / 2, sample.bytes.len()] {
             let failure = StoreError::Protocol("the conformance suite cut this stream".to_owned());
@@ -189,7 +189,7 @@ fn stalled(pieces: Vec<Bytes>) -> (ByteStream, Arc<Notify>) {
     (stream::iter(pieces.into_iter().map(Ok)).chain(rest).boxed(), taken)
 }
 
-async fn cancelled(lab: &Lab<'_>) -> Verdict {
+async fn cancelled(lab: &Lab<'_>) -> RuleVerdict {
     for sample in lab.small_and_large() {
         for came in [sample.bytes.len() / 2, sample.bytes.len()] {
             let (bytes, taken) = stalled(pieces(&sample.bytes.slice(..came), 64 * 1024));
@@ -213,7 +213,7 @@ async fn cancelled(lab: &Lab<'_>) -> Verdict {
     Ok(())
 }
 
-async fn twice(lab: &Lab<'_>) -> Verdict {
+async fn twice(lab: &Lab<'_>) -> RuleVerdict {
     for sample in lab.small_and_large() {
         if !lab.write(&sample).await?.was_new {
             return fail("a blob of random content is said to be there already");
@@ -226,7 +226,7 @@ async fn twice(lab: &Lab<'_>) -> Verdict {
     Ok(())
 }
 
-async fn twice_wrong(lab: &Lab<'_>) -> Verdict {
+async fn twice_wrong(lab: &Lab<'_>) -> RuleVerdict {
     for sample in lab.small_and_large() {
         lab.write(&sample).await?;
         lab.refuses("a blob that is there, with one wrong bit", sample.put(), &sample.spoiled()).await?;
@@ -238,7 +238,7 @@ async fn twice_wrong(lab: &Lab<'_>) -> Verdict {
     Ok(())
 }
 
-async fn at_once(lab: &Lab<'_>) -> Verdict {
+async fn at_once(lab: &Lab<'_>) -> RuleVerdict {
     for sample in lab.small_and_large() {
         let answers = join_all((0..8).map(|_| lab.write(&sample))).await;
         let answers = answers.into_iter().collect::<Result<Vec<_>, _>>()?;
@@ -251,8 +251,8 @@ async fn at_once(lab: &Lab<'_>) -> Verdict {
     Ok(())
 }
 
-async fn many(lab: &Lab<'_>) -> Verdict {
-    let samples: Vec<Sample> = (0..300).map(|size| lab.sample(100 + size)).collect();
+async fn many(lab: &Lab<'_>) -> RuleVerdict {
+    let samples: Vec<SampleBlob> = (0..300).map(|size| lab.sample(100 + size)).collect();
     for answer in join_all(samples.iter().map(|sample| lab.write(sample))).await {
         answer?;
     }
@@ -267,7 +267,7 @@ async fn many(lab: &Lab<'_>) -> Verdict {
     Ok(())
 }
 
-async fn replace(lab: &Lab<'_>) -> Verdict {
+async fn replace(lab: &Lab<'_>) -> RuleVerdict {
     lab.needs("replace")?;
     for sample in lab.small_and_large() {
         let put = Put { replace: true, ..sample.put() };

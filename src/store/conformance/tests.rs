@@ -1,6 +1,6 @@
 //! The suite must notice bad stores: each of these breaks one promise, and the rules named must fail.
 
-use super::{Outcome, assert_passes, run};
+use super::{RuleOutcome, assert_passes, run};
 use crate::blob::{BlobMeta, BlobRef};
 use crate::clock::Entropy;
 use crate::store::memory::MemoryStore;
@@ -218,7 +218,7 @@ async fn every_fault_is_noticed_by_its_rule() {
         let failed: Vec<_> = run(&store, &Entropy::seeded(1), |_| ())
             .await
             .into_iter()
-            .filter(|result| matches!(result.outcome, Outcome::Failed(_)))
+            .filter(|result| matches!(result.outcome, RuleOutcome::Failed(_)))
             .map(|result| result.name)
             .collect();
         for rule in *rules {

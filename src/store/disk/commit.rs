@@ -7,7 +7,7 @@
 //! Crash before the batch is synced: nothing of it was answered, and nothing of it is visible, or all of it, verified.
 //! Crash after it: all of it is there, answered or not.
 
-use super::index::{Index, Record, Row};
+use super::index::{BlobRow, Index, Record};
 use crate::blob::BlobRef;
 use crate::failpoint::{self, Point};
 use crate::store::StoreError;
@@ -26,7 +26,7 @@ const BATCH: usize = 1024;
 const BATCH_BYTES: usize = 4 << 20;
 
 /// A blob whose bytes were verified, to be made visible.
-pub(super) struct Entry {
+pub(super) struct VerifiedBlob {
     pub(super) blob: BlobRef,
     pub(super) record: Record,
     /// The bytes of a small blob; a large one's file is in its place, durably.
@@ -36,12 +36,12 @@ pub(super) struct Entry {
 }
 
 /// What came together; it is answered together, a verdict for each.
-struct Waiting {
-    entries: Vec<Entry>,
+struct WaitingBatch {
+    entries: Vec<VerifiedBlob>,
     answer: oneshot::Sender<Vec<Result<bool, StoreError>>>,
 }
 
-impl Waiting {
+impl WaitingBatch {
     /// Its blobs, and their bytes.
     fn weight(&self) -> (usize, usize) {
         let bytes = self.entries.iter().map(|entry| entry.bytes.as_ref().map_or(0, Bytes::len));
@@ -51,14 +51,14 @@ impl Waiting {
 
 /// The thread that writes, and the way to it. Dropped, it finishes what it was given.
 #[derive(Debug)]
-pub(super) struct Committer {
-    sender: Option<mpsc::Sender<Waiting>>,
+pub(super) struct BlobCommitter {
+    sender: Option<mpsc::Sender<WaitingBatch>>,
     thread: Option<JoinHandle<()>>,
     /// Cancelled when the thread has ended.
     pub(super) ended: CancellationToken,
 }
 
-impl Committer {
+impl BlobCommitter {
     pub(super) fn start(index: Arc<Index>) -> io::Result<Self> {
         let (sender, receiver) = mpsc::channel(BATCH);
         let thread = std::thread::Builder::new().name("store-commit".to_owned());
@@ -75,18 +75,18 @@ impl Committer {
     /// Makes a blob visible, durably. Gives whether it was new.
     ///
     /// Dropped before its batch is begun, nothing becomes visible.
-    pub(super) async fn commit(&self, entry: Entry) -> Result<bool, StoreError> {
+    pub(super) async fn commit(&self, entry: VerifiedBlob) -> Result<bool, StoreError> {
         // One verdict for each entry.
         self.commit_all(vec![entry]).await.pop().unwrap_or_else(|| Err(stopped()))
     }
 
     /// The same for several, in one batch; a verdict for each, in their order.
-    pub(super) async fn commit_all(&self, entries: Vec<Entry>) -> Vec<Result<bool, StoreError>> {
+    pub(super) async fn commit_all(&self, entries: Vec<VerifiedBlob>) -> Vec<Result<bool, StoreError>> {
         let count = entries.len();
         let all_stopped = || (0..count).map(|_| Err(stopped())).collect();
         let (answer, answered) = oneshot::channel();
         let Some(sender) = &self.sender else { return all_stopped() };
-        if sender.send(Waiting { entries, answer }).await.is_err() {
+        if sender.send(WaitingBatch { entries, answer }).await.is_err() {
             return all_stopped();
         }
         answered.await.unwrap_or_else(|_| all_stopped())
@@ -97,7 +97,7 @@ fn stopped() -> StoreError {
     StoreError::io("writing the index", io::Error::other("its writer has stopped; restart the store"))
 }
 
-impl Drop for Committer {
+impl Drop for BlobCommitter {
     fn drop(&mut self) {
         // Receivers borrow the store, so none is left: the channel is empty and the thread ends at once.
         drop(self.sender.take());
@@ -109,7 +109,7 @@ impl Drop for Committer {
     }
 }
 
-fn run(index: &Index, mut receiver: mpsc::Receiver<Waiting>) {
+fn run(index: &Index, mut receiver: mpsc::Receiver<WaitingBatch>) {
     let mut batch = Vec::with_capacity(BATCH);
     while let Some(first) = receiver.blocking_recv() {
         let (mut blobs, mut bytes) = first.weight();
@@ -124,7 +124,7 @@ fn run(index: &Index, mut receiver: mpsc::Receiver<Waiting>) {
         // Whoever stopped waiting must not commit.
         batch.retain(|waiting| !waiting.answer.is_closed());
         let mut verdicts = write(index, batch.iter().flat_map(|waiting| &waiting.entries)).into_iter();
-        for Waiting { entries, answer } in batch.drain(..) {
+        for WaitingBatch { entries, answer } in batch.drain(..) {
             // A receiver that went away meanwhile does not want to know.
             drop(answer.send(verdicts.by_ref().take(entries.len()).collect()));
         }
@@ -133,7 +133,7 @@ fn run(index: &Index, mut receiver: mpsc::Receiver<Waiting>) {
 
 /// Writes one batch; gives for each entry whether it was new. An entry that repeats one of the same batch is answered
 /// after the write it relies on, like all.
-fn write<'a>(index: &Index, batch: impl Iterator<Item = &'a Entry> + Clone) -> Vec<Result<bool, StoreError>> {
+fn write<'a>(index: &Index, batch: impl Iterator<Item = &'a VerifiedBlob> + Clone) -> Vec<Result<bool, StoreError>> {
     if let Err(injected) = failpoint::hit(Point::StoreDecide) {
         return batch.map(|_| Err(injected.into())).collect();
     }
@@ -152,7 +152,7 @@ fn write<'a>(index: &Index, batch: impl Iterator<Item = &'a Entry> + Clone) -> V
             }
         };
         if absent || entry.replace {
-            rows.push(Row { blob: &entry.blob, record: entry.record, bytes: entry.bytes.as_deref() });
+            rows.push(BlobRow { blob: &entry.blob, record: entry.record, bytes: entry.bytes.as_deref() });
         }
         new.push(Ok(absent));
     }

@@ -87,7 +87,7 @@ impl Files {
         let path = self.incoming.join(self.entropy.name());
         let file = File::options().write(true).create_new(true).open(&path);
         let file = file.map_err(|error| StoreError::io("creating a file in incoming/", error))?;
-        let incoming = Incoming { file, unsynced: 0, temporary: Temporary { path: Some(path) } };
+        let incoming = IncomingFile { file, unsynced: 0, temporary: Temporary { path: Some(path) } };
         Ok(Sink { blob, verifier: Verifier::new(blob, stated), incoming: Some(incoming) })
     }
 
@@ -115,10 +115,10 @@ impl Files {
 pub(super) struct Sink {
     blob: BlobRef,
     verifier: Verifier,
-    incoming: Option<Incoming>,
+    incoming: Option<IncomingFile>,
 }
 
-struct Incoming {
+struct IncomingFile {
     file: File,
     unsynced: u64,
     temporary: Temporary,
@@ -155,7 +155,7 @@ impl Sink {
     pub(super) fn finish(self, last: &[u8], files: &Files) -> Result<u64, StoreError> {
         let Self { blob, verifier, incoming } = self.write(last)?;
         let verdict = verifier.finish();
-        let Some(Incoming { file, mut temporary, .. }) = incoming else {
+        let Some(IncomingFile { file, mut temporary, .. }) = incoming else {
             return Ok(verdict?);
         };
         let placed = verdict.map_err(StoreError::from).and_then(|size| {
@@ -176,7 +176,7 @@ impl Sink {
     }
 }
 
-impl Incoming {
+impl IncomingFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         failpoint::hit(Point::StoreWrite)?;
         self.file.write_all(bytes)?;

@@ -38,7 +38,7 @@ const MAX_WAL_BYTES: u64 = 256 * 1024 * 1024;
 
 /// Where a blob's bytes lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum BlobPlace {
     /// In the column family `small`.
     Small,
     /// In a file of their own.
@@ -49,7 +49,7 @@ pub(super) enum Place {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Record {
     pub(super) size: u64,
-    pub(super) place: Place,
+    pub(super) place: BlobPlace,
 }
 
 impl Record {
@@ -57,8 +57,8 @@ impl Record {
         let mut value = [0; 10];
         value[0] = RECORD_VERSION;
         value[1] = match self.place {
-            Place::Small => 0,
-            Place::File => 1,
+            BlobPlace::Small => 0,
+            BlobPlace::File => 1,
         };
         value[2..].copy_from_slice(&self.size.to_be_bytes());
         value
@@ -67,8 +67,8 @@ impl Record {
     fn decode(value: &[u8]) -> Option<Self> {
         let (head, size) = value.split_first_chunk::<2>()?;
         let place = match *head {
-            [RECORD_VERSION, 0] => Place::Small,
-            [RECORD_VERSION, 1] => Place::File,
+            [RECORD_VERSION, 0] => BlobPlace::Small,
+            [RECORD_VERSION, 1] => BlobPlace::File,
             _ => return None,
         };
         Some(Self { size: u64::from_be_bytes(size.try_into().ok()?), place })
@@ -76,7 +76,7 @@ impl Record {
 }
 
 /// A blob to be made visible.
-pub(super) struct Row<'a> {
+pub(super) struct BlobRow<'a> {
     pub(super) blob: &'a BlobRef,
     pub(super) record: Record,
     /// The bytes of a small blob.
@@ -226,7 +226,7 @@ impl Index {
     }
 
     /// Makes these blobs visible: one batch, synced before this returns. After an error none of them may be relied on.
-    pub(super) fn commit(&self, rows: &[Row<'_>]) -> io::Result<()> {
+    pub(super) fn commit(&self, rows: &[BlobRow<'_>]) -> io::Result<()> {
         let small = self.db.cf_handle(SMALL);
         let mut batch = WriteBatch::default();
         for row in rows {
@@ -289,17 +289,17 @@ fn open_error(path: &Path, error: &rocksdb::Error) -> StoreError {
 
 #[cfg(test)]
 mod tests {
-    use super::{Place, Record};
+    use super::{BlobPlace, Record};
 
     #[test]
     fn records_round_trip_and_foreign_ones_are_refused() {
         for size in [0, 1, 65_536, u64::MAX] {
-            for place in [Place::Small, Place::File] {
+            for place in [BlobPlace::Small, BlobPlace::File] {
                 let record = Record { size, place };
                 assert_eq!(Record::decode(&record.encode()), Some(record));
             }
         }
-        let good = Record { size: 7, place: Place::File }.encode();
+        let good = Record { size: 7, place: BlobPlace::File }.encode();
         assert_eq!(Record::decode(&[]), None);
         assert_eq!(Record::decode(&good[..9]), None);
         assert_eq!(Record::decode(&[good.as_slice(), &[0]].concat()), None);

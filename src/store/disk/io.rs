@@ -20,7 +20,7 @@ pub(super) struct Io {
 }
 
 /// A job that was started.
-pub(super) struct Job<T>(JoinHandle<T>);
+pub(super) struct BlockingJob<T>(JoinHandle<T>);
 
 impl Io {
     pub(super) fn new() -> Self {
@@ -28,14 +28,14 @@ impl Io {
     }
 
     /// Waits for a free place and starts the job.
-    pub(super) async fn start<T, F>(&self, work: F) -> Result<Job<T>, StoreError>
+    pub(super) async fn start<T, F>(&self, work: F) -> Result<BlockingJob<T>, StoreError>
     where
         T: Send + 'static,
         F: FnOnce() -> T + Send + 'static,
     {
         let permit = self.permits.clone().acquire_owned().await;
         let permit = permit.map_err(|closed| StoreError::io("waiting for the disk", io::Error::other(closed)))?;
-        Ok(Job(tokio::task::spawn_blocking(move || {
+        Ok(BlockingJob(tokio::task::spawn_blocking(move || {
             let result = work();
             drop(permit);
             result
@@ -52,7 +52,7 @@ impl Io {
     }
 }
 
-impl<T> Job<T> {
+impl<T> BlockingJob<T> {
     /// Waits for the job's end. A panic in it goes on here.
     pub(super) async fn end(self) -> Result<T, StoreError> {
         self.0.await.map_err(|error| match error.try_into_panic() {

@@ -304,8 +304,8 @@ async fn a_corrupt_small_blob_is_noticed_and_repaired() {
     let (_, other) = random(1000);
     // A commit that skips verification, as no receiver does.
     for wrong in [&other, &other.slice(1..)] {
-        let record = super::Record { size: 1000, place: super::Place::Small };
-        let entry = super::Entry { blob, record, bytes: Some(wrong.clone()), replace: true };
+        let record = super::Record { size: 1000, place: super::BlobPlace::Small };
+        let entry = super::VerifiedBlob { blob, record, bytes: Some(wrong.clone()), replace: true };
         store.committer.commit(entry).await.unwrap();
         assert!(matches!(read(&store, blob).await, Err(StoreError::Corrupt { .. })));
     }

@@ -26,10 +26,10 @@ use v1::fetched_blob::Result as Found;
 /// What a peer's messages must hold for packs to be sent to it, in bytes: a pack, and what stands around its blobs.
 pub(super) const MESSAGE_BYTES: usize = PACK_BYTES + PACK_ITEMS * 1024;
 
-type Outcome<T> = Result<T, StoreError>;
+type ItemResult<T> = Result<T, StoreError>;
 
 /// What one stream's items still lack.
-struct Open<'a, T> {
+struct OpenItems<'a, T> {
     method: &'static str,
     blobs: Vec<BlobRef>,
     // How many items went out; none beyond them can have been answered.
@@ -40,14 +40,14 @@ struct Open<'a, T> {
     answers: &'a mut dyn Answers<T>,
 }
 
-impl<'a, T> Open<'a, T> {
+impl<'a, T> OpenItems<'a, T> {
     fn new(method: &'static str, blobs: Vec<BlobRef>, answers: &'a mut dyn Answers<T>) -> Self {
         let left = blobs.len();
         Self { method, answered: vec![false; left], blobs, sent: Arc::default(), left, answers }
     }
 
     /// The blob of an item that may be answered now.
-    fn blob(&self, item: Option<u64>) -> Outcome<(usize, BlobRef)> {
+    fn blob(&self, item: Option<u64>) -> ItemResult<(usize, BlobRef)> {
         let method = self.method;
         let Some(number) = item else {
             return Err(StoreError::Protocol(format!("{method} answered without an item's number")));
@@ -60,7 +60,7 @@ impl<'a, T> Open<'a, T> {
         }
     }
 
-    fn answer(&mut self, at: usize, outcome: Outcome<T>) {
+    fn answer(&mut self, at: usize, outcome: ItemResult<T>) {
         if let Some(answered) = self.answered.get_mut(at) {
             *answered = true;
             self.left = self.left.saturating_sub(1);
@@ -99,14 +99,18 @@ impl RemoteStore {
         self.packed_bytes.load(Ordering::Relaxed)
     }
 
-    pub(super) async fn receive_packs(&self, parcels: Vec<Parcel>, answers: &mut dyn Answers<Received>) -> Outcome<()> {
+    pub(super) async fn receive_packs(
+        &self,
+        parcels: Vec<Parcel>,
+        answers: &mut dyn Answers<Received>,
+    ) -> ItemResult<()> {
         let most = self.packed_bytes();
         if most == 0 || parcels.iter().any(|parcel| parcel.bytes.len() as u64 > most) {
             receive_each(self, parcels, answers).await;
             return Ok(());
         }
         let blobs = parcels.iter().map(|parcel| parcel.put.blob).collect();
-        let mut open = Open::new("ReceiveBlobs", blobs, answers);
+        let mut open = OpenItems::new("ReceiveBlobs", blobs, answers);
         let sizes: Vec<u64> = parcels.iter().map(|parcel| parcel.bytes.len() as u64).collect();
         let message = |pack: Vec<Parcel>| {
             let blobs = pack.into_iter().map(|Parcel { put, bytes, trace }| {
@@ -126,7 +130,7 @@ impl RemoteStore {
         let (messages, all_sent) = outgoing(messages, open.sent.clone());
         let mut client = receiver(self.channels.data());
         let opening = async { Ok(client.receive_blobs(Request::new(messages)).await?.into_inner()) };
-        let take = |open: &mut Open<'_, Received>, message: v1::ReceiveBlobsResponse| {
+        let take = |open: &mut OpenItems<'_, Received>, message: v1::ReceiveBlobsResponse| {
             for result in message.results {
                 let (at, blob) = open.blob(result.item)?;
                 let size = sizes.get(at).copied().unwrap_or_default();
@@ -137,13 +141,13 @@ impl RemoteStore {
         self.each_message(&mut open, opening, all_sent, take).await
     }
 
-    pub(super) async fn fetch_packs(&self, wants: Vec<Want>, answers: &mut dyn Answers<Packed>) -> Outcome<()> {
+    pub(super) async fn fetch_packs(&self, wants: Vec<Want>, answers: &mut dyn Answers<Packed>) -> ItemResult<()> {
         let most = self.packed_bytes();
         if most == 0 {
             fetch_each(self, wants, MAX_PACKED_BYTES, answers).await;
             return Ok(());
         }
-        let mut open = Open::new("FetchBlobs", wants.iter().map(|want| want.blob).collect(), answers);
+        let mut open = OpenItems::new("FetchBlobs", wants.iter().map(|want| want.blob).collect(), answers);
         let message = |pack: Vec<Want>| {
             let blobs = pack.into_iter().map(|Want { blob, trace }| {
                 let (traceparent, tracestate) = trace_fields(trace);
@@ -156,7 +160,7 @@ impl RemoteStore {
         let (messages, all_sent) = outgoing(messages, open.sent.clone());
         let mut client = reader(self.channels.data());
         let opening = async { Ok(client.fetch_blobs(Request::new(messages)).await?.into_inner()) };
-        let take = |open: &mut Open<'_, Packed>, message: v1::FetchBlobsResponse| {
+        let take = |open: &mut OpenItems<'_, Packed>, message: v1::FetchBlobsResponse| {
             for found in message.blobs {
                 let (at, blob) = open.blob(found.item)?;
                 open.answer(at, fetched(found, blob, most)?);
@@ -169,11 +173,11 @@ impl RemoteStore {
     /// Hands every message of an answer to `take`, until all is answered, it fails, or the stream ends.
     async fn each_message<T, M: Default + prost::Message + 'static>(
         &self,
-        open: &mut Open<'_, T>,
+        open: &mut OpenItems<'_, T>,
         opening: impl Future<Output = Result<Streaming<M>, Status>> + Send,
         all_sent: oneshot::Receiver<()>,
-        mut take: impl FnMut(&mut Open<'_, T>, M) -> Outcome<()> + Send,
-    ) -> Outcome<()> {
+        mut take: impl FnMut(&mut OpenItems<'_, T>, M) -> ItemResult<()> + Send,
+    ) -> ItemResult<()> {
         let method = open.method;
         let (mut all_sent, mut is_told) = (pin!(all_sent), false);
         let mut opening = pin!(self.answer(method, None, opening));
@@ -213,7 +217,7 @@ impl RemoteStore {
     }
 }
 
-fn received(result: v1::PackedResult, blob: BlobRef, sent: u64) -> Outcome<Received> {
+fn received(result: v1::PackedResult, blob: BlobRef, sent: u64) -> ItemResult<Received> {
     if let Some(error) = result.error {
         return Err(item_error(&error, &blob));
     }
@@ -228,7 +232,7 @@ fn received(result: v1::PackedResult, blob: BlobRef, sent: u64) -> Outcome<Recei
 }
 
 /// The outer error is the stream's, the inner one the blob's.
-fn fetched(found: v1::FetchedBlob, blob: BlobRef, most: u64) -> Outcome<Outcome<Packed>> {
+fn fetched(found: v1::FetchedBlob, blob: BlobRef, most: u64) -> ItemResult<ItemResult<Packed>> {
     let packed = match found.result {
         None => return Err(StoreError::Protocol("FetchBlobs answered an item with nothing".to_owned())),
         Some(Found::Error(error)) => return Ok(Err(item_error(&error, &blob))),

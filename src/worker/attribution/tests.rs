@@ -1,4 +1,4 @@
-use super::{Attribution, ENOUGH, Failed, MANY, SAMPLE, answer, charge_threshold, doubts};
+use super::{Attribution, ENOUGH, FailedAttempt, MANY, SAMPLE, answer, charge_threshold, doubts};
 use crate::blob::BlobMeta;
 use crate::fault::{FailureClass, FaultKind, Side};
 use crate::queue::{Entry, Weight};
@@ -17,13 +17,13 @@ fn failed(number: u64, kind: FaultKind, second: u64) -> Entry {
     entries::failed(number, kind, second * 1000)
 }
 
-fn of(entry: &Entry, class: FailureClass, now: u64) -> Failed<'_> {
+fn of(entry: &Entry, class: FailureClass, now: u64) -> FailedAttempt<'_> {
     let kind = match class {
         FailureClass::Cut => FaultKind::ConnectionCut,
         FailureClass::Answer { .. } => FaultKind::DestinationRejected,
         _ => FaultKind::DestinationUnavailable,
     };
-    Failed { entry, side: Side::Destination, kind, class, canary: None, now: at(now) }
+    FailedAttempt { entry, side: Side::Destination, kind, class, canary: None, now: at(now) }
 }
 
 #[test]
@@ -42,7 +42,7 @@ fn an_answer_weighs_so_much_that_park_after_of_them_park() {
 #[test]
 fn a_blob_that_is_missing_has_its_own_patience() {
     let entry = entries::entry(1);
-    let missing = Failed { kind: FaultKind::MissingAtSource, ..of(&entry, ANSWER, 1) };
+    let missing = FailedAttempt { kind: FaultKind::MissingAtSource, ..of(&entry, ANSWER, 1) };
     assert_eq!(Attribution::default().weigh(&missing, 10), Weight(0));
 }
 
@@ -110,12 +110,12 @@ fn alone_it_is_charged_one_in_forty_minutes_while_the_canary_is_well() {
     for minute in 0..6 * 60 {
         let now = minute * 60;
         let canary = (minute > 0).then(|| at(now - 5));
-        let weight = attribution.weigh(&Failed { canary, ..of(&entry, DOUBT, now) }, 10);
+        let weight = attribution.weigh(&FailedAttempt { canary, ..of(&entry, DOUBT, now) }, 10);
         charged += weight.0 / 1000;
         entry = failed(1, FaultKind::DestinationUnavailable, now);
     }
     assert!((7..=9).contains(&charged), "{charged} in six hours");
-    let silent = Failed { canary: None, ..of(&entry, DOUBT, 100_000) };
+    let silent = FailedAttempt { canary: None, ..of(&entry, DOUBT, 100_000) };
     assert_eq!(attribution.weigh(&silent, 10), Weight(0), "no canary, no charge");
 }
 

@@ -54,7 +54,7 @@ impl Kind {
 
 /// A claim that waits for a worker.
 #[derive(Debug)]
-pub(super) struct Waiter {
+pub(super) struct WaitingClaim {
     pub(super) claim: Claim,
     /// Its size in bytes, as far as it is known.
     pub(super) size: Option<u64>,
@@ -64,7 +64,7 @@ pub(super) struct Waiter {
     pub(super) refusals: u32,
 }
 
-impl Waiter {
+impl WaitingClaim {
     pub(super) const fn kind(&self) -> Kind {
         if self.fellows > 1 { Kind::Packed } else { Kind::Alone }
     }
@@ -76,36 +76,36 @@ impl Waiter {
 
 /// Claims that wait, in the order in which they came. Those that go alone do not stand in the way of packs.
 #[derive(Debug, Default)]
-pub(super) struct Line {
-    alone: VecDeque<Waiter>,
-    packed: VecDeque<Waiter>,
+pub(super) struct ClaimLine {
+    alone: VecDeque<WaitingClaim>,
+    packed: VecDeque<WaitingClaim>,
 }
 
-impl Line {
-    pub(super) fn of(&self, kind: Kind) -> &VecDeque<Waiter> {
+impl ClaimLine {
+    pub(super) fn of(&self, kind: Kind) -> &VecDeque<WaitingClaim> {
         match kind {
             Kind::Alone => &self.alone,
             Kind::Packed => &self.packed,
         }
     }
 
-    fn of_mut(&mut self, kind: Kind) -> &mut VecDeque<Waiter> {
+    fn of_mut(&mut self, kind: Kind) -> &mut VecDeque<WaitingClaim> {
         match kind {
             Kind::Alone => &mut self.alone,
             Kind::Packed => &mut self.packed,
         }
     }
 
-    pub(super) fn add(&mut self, waiter: Waiter) {
+    pub(super) fn add(&mut self, waiter: WaitingClaim) {
         self.of_mut(waiter.kind()).push_back(waiter);
     }
 
     /// Puts one back that was started before.
-    pub(super) fn add_first(&mut self, waiter: Waiter) {
+    pub(super) fn add_first(&mut self, waiter: WaitingClaim) {
         self.of_mut(waiter.kind()).push_front(waiter);
     }
 
-    pub(super) fn take(&mut self, kind: Kind) -> Option<Waiter> {
+    pub(super) fn take(&mut self, kind: Kind) -> Option<WaitingClaim> {
         self.of_mut(kind).pop_front()
     }
 

@@ -1,7 +1,7 @@
 //! What follows from the end of a job: for each of its entries, for the peers, and for the next hops.
 
-use super::super::attribution::{self, Failed, charge_threshold, doubts};
-use super::class::{Feed, Kind, Waiter};
+use super::super::attribution::{self, FailedAttempt, charge_threshold, doubts};
+use super::class::{Feed, Kind, WaitingClaim};
 use super::packs::FEWER;
 use super::{Conclusion, Effect, EntryEnd, Fate, InFlight, JobId, Moment, Peers, Scheduler, Step};
 use crate::backoff::OnMissing;
@@ -29,15 +29,15 @@ impl Scheduler {
         &mut self,
         id: JobId,
         ends: Vec<(Claim, EntryEnd)>,
-        heard: [bool; 2],
+        answered: [bool; 2],
         took: Duration,
         step: &mut Step<'_>,
     ) {
         let Some(job) = self.give_back(id, step) else { return };
         // What a side gave for a copy that failed elsewhere shows that it is there.
-        for (side, heard) in Peers::SIDES.into_iter().zip(heard) {
+        for (side, answered) in Peers::SIDES.into_iter().zip(answered) {
             let failed = ends.iter().any(|(_, end)| matches!(end, EntryEnd::Failed(error) if error.side == side));
-            if heard && !failed {
+            if answered && !failed {
                 step.peers.of(side).succeeded(step.now.monotonic);
             }
         }
@@ -73,7 +73,7 @@ impl Scheduler {
                 return self.confirm(at, claim, copied, step);
             }
             EntryEnd::Alone(size) => {
-                let waiter = Waiter { size: size.or(entry.size), claim, fellows: 1, refusals: 0 };
+                let waiter = WaitingClaim { size: size.or(entry.size), claim, fellows: 1, refusals: 0 };
                 return self.line(job.feed).add_first(waiter);
             }
             EntryEnd::Failed(error) => error,
@@ -88,7 +88,7 @@ impl Scheduler {
                 let backoff = usual.saturating_mul(1 << (refusals - 1).min(16)).min(LONGEST_REFUSAL);
                 let wait = wait.max(backoff).mul_f64(1.0 + 0.2 * self.entropy.jitter());
                 step.act(Effect::Conclude(told(at, entry, error, Fate::Kept, Weight(0))));
-                let waiter = Waiter { size: entry.size, claim, fellows: 1, refusals };
+                let waiter = WaitingClaim { size: entry.size, claim, fellows: 1, refusals };
                 let due = step.now.monotonic.saturating_add(wait);
                 self.refused.insert((due, waiter.seq()), (job.feed, waiter));
                 return;
@@ -111,7 +111,7 @@ impl Scheduler {
         self.pack_size.took(took);
         let (mut confirmed, mut duplicates) = (0, 0);
         let mut failed: [Option<CopyError>; 2] = [None, None];
-        let mut again: Vec<Waiter> = Vec::new();
+        let mut again: Vec<WaitingClaim> = Vec::new();
         for (place, (claim, end)) in ends.into_iter().enumerate() {
             let at = Some((id, place));
             let entry = claim.entry();
@@ -123,7 +123,7 @@ impl Scheduler {
                     self.confirm(at, claim, copied, step);
                 }
                 EntryEnd::Alone(size) => {
-                    again.push(Waiter { size: size.or(entry.size), claim, fellows: 1, refusals: 0 });
+                    again.push(WaitingClaim { size: size.or(entry.size), claim, fellows: 1, refusals: 0 });
                 }
                 EntryEnd::Failed(error) => match error.class {
                     FailureClass::Answer { .. } | FailureClass::Panicked => {
@@ -134,13 +134,13 @@ impl Scheduler {
                     FailureClass::Overloaded { .. } if job.refusals < STUBBORN => {
                         let refusals = job.refusals + 1;
                         step.act(Effect::Conclude(told(at, entry, error.clone(), Fate::Kept, Weight(0))));
-                        again.push(Waiter { size: entry.size, claim, fellows: job.fellows.max(2), refusals });
+                        again.push(WaitingClaim { size: entry.size, claim, fellows: job.fellows.max(2), refusals });
                         failed[attribution::index(error.side)].get_or_insert(error);
                     }
                     _ => {
                         let fellows = (job.fellows / FEWER).max(1);
                         step.act(Effect::Conclude(told(at, entry, error.clone(), Fate::Kept, Weight(0))));
-                        again.push(Waiter { size: entry.size, claim, fellows, refusals: 0 });
+                        again.push(WaitingClaim { size: entry.size, claim, fellows, refusals: 0 });
                         failed[attribution::index(error.side)].get_or_insert(error);
                     }
                 },
@@ -204,7 +204,7 @@ impl Scheduler {
             }
             FailureClass::Doubtful | FailureClass::Cut => {}
         }
-        let how = if is_first { breaker::Failed::First } else { breaker::Failed::Again };
+        let how = if is_first { breaker::FailureWeight::First } else { breaker::FailureWeight::Again };
         let reason = Reason::new(error.kind, error.message.clone());
         peer.fail(how, job.is_try[index], reason, step.now.monotonic, self.entropy.jitter());
     }
@@ -318,7 +318,7 @@ impl Scheduler {
         let park_after = policy.patience.park_after;
         let canary = step.peers.of(side).breaker().last_canary();
         let canary = canary.and_then(|at| step.now.wall.checked_sub(step.now.monotonic.since(at)));
-        let failed = Failed { entry, side, kind, class, canary, now: step.now.wall };
+        let failed = FailedAttempt { entry, side, kind, class, canary, now: step.now.wall };
         let weight = self.attribution.weigh(&failed, park_after);
         let failure = self.failure(&error, step.now);
         let mut after = entry.clone();

@@ -16,7 +16,7 @@ const SCOUTS: usize = 3;
 
 /// How a walk of the scouts goes on.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Way {
+enum WalkOrder {
     Newest,
     Random(f64),
     Down(Seq),
@@ -29,7 +29,7 @@ pub(super) struct Scout {
     /// The part of first tries at the head that succeed.
     useful: f64,
     walk: u64,
-    way: Way,
+    way: WalkOrder,
     /// Where a walk from a random place began, and whether it found anything good.
     start: Option<Seq>,
     found: bool,
@@ -40,7 +40,7 @@ pub(super) struct Scout {
 
 impl Default for Scout {
     fn default() -> Self {
-        Self { useful: 1.0, walk: 0, way: Way::Newest, start: None, found: false, newest: true, turn: false }
+        Self { useful: 1.0, walk: 0, way: WalkOrder::Newest, start: None, found: false, newest: true, turn: false }
     }
 }
 
@@ -59,10 +59,10 @@ impl Scout {
     /// Where to claim next.
     pub(super) fn order(&self) -> ClaimOrder {
         match self.way {
-            Way::Newest => ClaimOrder::Newest,
-            Way::Random(part) => ClaimOrder::From(part),
-            Way::Down(seq) => ClaimOrder::Before(seq),
-            Way::Up(seq) => ClaimOrder::After(seq),
+            WalkOrder::Newest => ClaimOrder::Newest,
+            WalkOrder::Random(part) => ClaimOrder::From(part),
+            WalkOrder::Down(seq) => ClaimOrder::Before(seq),
+            WalkOrder::Up(seq) => ClaimOrder::After(seq),
         }
     }
 
@@ -77,12 +77,12 @@ impl Scout {
             return;
         }
         self.way = match self.way {
-            Way::Newest | Way::Down(_) => Way::Down(last),
-            Way::Random(_) => {
+            WalkOrder::Newest | WalkOrder::Down(_) => WalkOrder::Down(last),
+            WalkOrder::Random(_) => {
                 self.start = Some(first);
-                Way::Up(last)
+                WalkOrder::Up(last)
             }
-            Way::Up(_) => Way::Up(last),
+            WalkOrder::Up(_) => WalkOrder::Up(last),
         };
     }
 
@@ -105,14 +105,14 @@ impl Scout {
 
     /// Back to where it began, or to another place.
     fn end_walk(&mut self, random: f64) {
-        let back = self.start.filter(|_| self.found && matches!(self.way, Way::Up(_)));
+        let back = self.start.filter(|_| self.found && matches!(self.way, WalkOrder::Up(_)));
         self.walk += 1;
         self.found = false;
         self.newest = self.newest == back.is_some();
         self.way = match back {
-            Some(start) => Way::Down(start),
-            None if self.newest => Way::Newest,
-            None => Way::Random(random),
+            Some(start) => WalkOrder::Down(start),
+            None if self.newest => WalkOrder::Newest,
+            None => WalkOrder::Random(random),
         };
         self.start = None;
     }

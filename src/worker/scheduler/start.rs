@@ -1,6 +1,6 @@
 //! Which of what waits is started next, and as what.
 
-use super::class::{Class, Feed, Kind, Waiter};
+use super::class::{Class, Feed, Kind, WaitingClaim};
 use super::packs::{self, Load};
 use super::{Effect, InFlight, Job, JobId, Peers, Scheduler, Step, lane_index};
 use crate::clock::Monotonic;
@@ -13,7 +13,7 @@ const ASK_FROM_BYTES: u64 = 1 << 20;
 
 /// A pack that takes more.
 struct OpenPack {
-    waiters: Vec<Waiter>,
+    waiters: Vec<WaitingClaim>,
     load: Load,
     charge: Charge,
 }
@@ -23,7 +23,7 @@ impl Scheduler {
     pub(super) fn start_jobs(&mut self, mut room: usize, step: &mut Step<'_>) {
         while room > 0 {
             let next = Kind::ALL.into_iter().filter_map(|kind| self.choose(kind, room).map(|feed| (kind, feed)));
-            let next = next.min_by_key(|(kind, feed)| self.first(*feed, *kind).map(Waiter::seq));
+            let next = next.min_by_key(|(kind, feed)| self.first(*feed, *kind).map(WaitingClaim::seq));
             let Some((kind, feed)) = next else { return };
             let started = match kind {
                 Kind::Alone => self.start_first(feed, step),
@@ -36,7 +36,7 @@ impl Scheduler {
         }
     }
 
-    fn first(&self, feed: Feed, kind: Kind) -> Option<&Waiter> {
+    fn first(&self, feed: Feed, kind: Kind) -> Option<&WaitingClaim> {
         let class = &self.classes[feed.class.index()];
         if feed.walk.is_some() { class.scouted.of(kind).front() } else { class.head.of(kind).front() }
     }
@@ -95,8 +95,8 @@ impl Scheduler {
         Ok(())
     }
 
-    pub(super) fn start_alone(&mut self, feed: Feed, waiter: Waiter, charge: Charge, step: &mut Step<'_>) {
-        let Waiter { claim, size, refusals, .. } = waiter;
+    pub(super) fn start_alone(&mut self, feed: Feed, waiter: WaitingClaim, charge: Charge, step: &mut Step<'_>) {
+        let WaitingClaim { claim, size, refusals, .. } = waiter;
         let entry = claim.entry();
         // It may have arrived by an earlier attempt whose answer was lost. A destination whose word was wrong is not asked.
         let other = FaultKind::DestinationConfirmedOther;

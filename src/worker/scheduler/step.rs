@@ -147,11 +147,11 @@ pub(in crate::worker) enum Event {
     /// A claim was answered.
     Claimed(Feed, Result<Claimed, QueueError>),
     /// A job ended, with an end for each of its claims, after so long.
-    Ended { job: JobId, ends: Vec<(Claim, EntryEnd)>, heard: [bool; 2], took: Duration },
+    Ended { job: JobId, ends: Vec<(Claim, EntryEnd)>, answered: [bool; 2], took: Duration },
     /// A job was lost with its claims.
     Lost(JobId),
     /// A side answered a job as a peer should, for the first time.
-    Heard(JobId, Side),
+    Answered(JobId, Side),
     /// A job has waited for nothing but its confirmation for a while.
     Confirming(JobId),
     /// The settlement that was asked for has ended.
@@ -214,7 +214,7 @@ pub(in crate::worker) enum Pause {
 
 /// What a scheduler needs to know of its route.
 #[derive(Clone, Debug)]
-pub(in crate::worker) struct Route {
+pub(in crate::worker) struct ScheduledRoute {
     pub(in crate::worker) id: RouteId,
     pub(in crate::worker) from: Arc<str>,
     pub(in crate::worker) to: Arc<str>,

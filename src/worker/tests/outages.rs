@@ -4,7 +4,7 @@ use super::Lab;
 use crate::blob::{BlobRef, DigestFunction};
 use crate::breaker::Phase;
 use crate::fault::FaultKind;
-use crate::queue::failures::{Failed, FailedState};
+use crate::queue::failures::{FailedEntry, FailedState};
 use crate::queue::{Lane, Queue, SyncId};
 use crate::store::faulty::Trouble;
 use crate::store::{Store, StoreInfo};
@@ -71,7 +71,7 @@ async fn poison_entries_among_ten_times_as_many_good_ones_stop_none() {
         lab.announce("a", number..number + 1).await;
         sleep(Duration::from_secs(10)).await;
     }
-    for Failed { entry, state } in lab.failed().await {
+    for FailedEntry { entry, state } in lab.failed().await {
         let failure = entry.failure.unwrap();
         assert_eq!((state, failure.kind), (FailedState::Parked, expected[&entry.blob]), "{}", failure.message);
         assert!(!failure.message.is_empty() && failure.count >= 10 && failure.first < failure.last);
@@ -239,7 +239,7 @@ async fn missing_refs_in_a_row_are_parked_and_no_breaker_opens() {
     let patience = Duration::from_hours(2);
     assert!((patience..patience + Duration::from_mins(11)).contains(&start.elapsed()), "{:?}", start.elapsed());
     assert_eq!(lab.since(), since, "no breaker has opened");
-    for Failed { entry, .. } in lab.failed().await {
+    for FailedEntry { entry, .. } in lab.failed().await {
         assert_eq!(entry.failure.unwrap().kind, FaultKind::MissingAtSource);
     }
     lab.stopped().await;

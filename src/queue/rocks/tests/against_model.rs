@@ -8,7 +8,7 @@
 
 use crate::fault::FaultKind;
 use crate::queue::drop::DropEntries;
-use crate::queue::failures::{Failed, FailedState, FailureFilter, Failures, Remedy};
+use crate::queue::failures::{FailedEntry, FailedState, FailureFilter, Failures, Remedy};
 use crate::queue::lookup::{Known, Lookup};
 use crate::queue::model::ModelQueue;
 use crate::queue::rocks::open::open;
@@ -334,7 +334,7 @@ impl Pair {
 
         let share = self.rng.random_range(0.0..0.6);
         let picked: Vec<bool> = real.iter().map(|_| self.rng.random_bool(share)).collect();
-        let chosen = |failed: &[Failed], claimed: Vec<Seq>| -> Vec<Seq> {
+        let chosen = |failed: &[FailedEntry], claimed: Vec<Seq>| -> Vec<Seq> {
             let failed = failed.iter().zip(&picked).filter(|(_, picked)| **picked).map(|(failed, _)| failed.entry.seq);
             failed.chain(claimed).collect()
         };
@@ -358,7 +358,7 @@ impl Pair {
         }
     }
 
-    fn same(&mut self, real: &[Failed], model: &[Failed]) {
+    fn same(&mut self, real: &[FailedEntry], model: &[FailedEntry]) {
         assert_eq!(real.len(), model.len());
         for (real, model) in real.iter().zip(model) {
             assert_eq!(&Entry { seq: model.entry.seq, ..real.entry.clone() }, &model.entry);

@@ -1,7 +1,7 @@
 //! Damage of every file, and disks that fail.
 
 use super::{faulty, one_route, open_raw, options};
-use crate::queue::damage::{Condition, INCIDENTS, Incident, Mending, SYNC_NEEDED, Trouble};
+use crate::queue::damage::{Condition, INCIDENTS, Incident, Mending, QueueTrouble, SYNC_NEEDED};
 use crate::queue::rocks::database::write_synced;
 use crate::queue::rocks::open::open;
 use crate::queue::rocks::{OpenError, RocksQueue, keys};
@@ -261,7 +261,7 @@ async fn a_database_whose_files_vanish_is_not_begun_anew_behind_everybodys_back(
     assert!(queue.push(vec![announced(route, 2)], vec![]).await.is_err());
     *way.lock().unwrap() = Way::Works;
     let ended = async {
-        while !matches!(queue.trouble(), Some(Trouble::Ended(_))) {
+        while !matches!(queue.trouble(), Some(QueueTrouble::Ended(_))) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
@@ -369,7 +369,7 @@ async fn a_failed_write_acks_nothing_changes_nothing_and_is_followed_by_opening_
     assert!(matches!(refused, Err(QueueError::Write(_))));
     assert_eq!(queue.counts(route), counts);
     assert_eq!(queue.sync_tally(SyncId(7)).parked, 1);
-    assert!(matches!(queue.trouble(), Some(Trouble::Reopening(_)) | None));
+    assert!(matches!(queue.trouble(), Some(QueueTrouble::Reopening(_)) | None));
     assert!(matches!(queue.register("other", "a", "b").await, Err(QueueError::Write(_))));
     // A failed settlement releases.
     assert!(matches!(queue.settle(vec![(first, confirmed())]).await, Err(QueueError::Write(_))));

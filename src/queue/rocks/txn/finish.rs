@@ -1,7 +1,7 @@
 //! From the changes of a batch to its bytes, and to what is done in memory once it is written.
 
 use super::dropped_rows::emptied;
-use super::{Slot, Txn};
+use super::{Overlay, Txn};
 use crate::blob::BlobRef;
 use crate::queue::rocks::done::Begun;
 use crate::queue::rocks::figures::add;
@@ -238,7 +238,7 @@ impl Txn<'_> {
 /// The rows of changed refs, sorted too.
 fn write_refs(
     db: &DB,
-    refs: &HashMap<(RouteId, BlobRef), Slot<Seqs>>,
+    refs: &HashMap<(RouteId, BlobRef), Overlay<Seqs>>,
     batch: &mut WriteBatch,
 ) -> Result<(), QueueError> {
     let mut rows: Vec<_> = refs.iter().filter(|(_, slot)| slot.before != slot.after).collect();
