@@ -52,7 +52,7 @@ use crate::service::{SERVICE_NAMES, Service, ServiceParts};
 use crate::status::{Observer, ObserverParts, WatchedPeer, WatchedRoute};
 use crate::story::{Story, StoryParts};
 use crate::sync::{FullSyncs, StartSync, StoreIds, SyncParts, SyncRoute, SyncSettings};
-use crate::worker::{Deps, NextHop, Policy, Report, RouteSpec, Worker};
+use crate::worker::{Deps, NextHop, Policy, RouteSpec, Worker};
 use anyhow::{Context, Result};
 use crew::Crew;
 use drain::Running;
@@ -185,12 +185,6 @@ impl App {
         // Without it nobody could read what is counted of calls.
         self.serve.calls.observer = Some(self.calls.clone());
         self
-    }
-
-    /// What each enabled route's worker tells of itself, by the route's name; also while the app runs.
-    pub fn reports(&self) -> impl Fn() -> Vec<(Arc<str>, Report)> + Send + Sync + 'static {
-        let workers = self.workers.clone();
-        move || workers.iter().map(|worker| (worker.spec().name.clone(), worker.report())).collect()
     }
 
     fn metrics_parts(&self) -> MetricsParts {

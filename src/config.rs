@@ -17,7 +17,7 @@ mod tree;
 use crate::backoff::{Backoff, OnMissing, Patience};
 use crate::limits::{BlobRate, Limits};
 use http::Uri;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -411,14 +411,6 @@ pub fn endpoint_of(text: &str) -> Result<Uri, String> {
     read::endpoint(&tree::Scalar::Bare(text.to_owned())).map_err(|wrong| wrong.to_string())
 }
 
-/// An announcement without a source store cannot be placed: not exactly one store starts a chain.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no single store is the one source; name one of: {}", sources.join(", "))]
-pub struct AmbiguousSource {
-    /// The stores that can be named: every source of an enabled route.
-    pub sources: Vec<String>,
-}
-
 impl Config {
     /// Merges and reads a configuration.
     ///
@@ -454,21 +446,6 @@ impl Config {
     /// The routes that do something, by name.
     pub fn enabled_routes(&self) -> impl Iterator<Item = (&str, &RouteConfig)> {
         self.routes.iter().filter(|(_, route)| route.enabled).map(|(name, route)| (name.as_str(), route))
-    }
-
-    /// The store that an announcement means that names none: the one that is a source of an enabled route and a
-    /// destination of no enabled route.
-    ///
-    /// # Errors
-    /// Where that is none or several, the stores that can be named.
-    pub fn default_source_store(&self) -> Result<&str, AmbiguousSource> {
-        let sources: BTreeSet<&str> = self.enabled_routes().map(|(_, route)| route.from.as_str()).collect();
-        let destinations: BTreeSet<&str> = self.enabled_routes().map(|(_, route)| route.to.as_str()).collect();
-        let mut heads = sources.difference(&destinations);
-        match (heads.next(), heads.next()) {
-            (Some(head), None) => Ok(head),
-            _ => Err(AmbiguousSource { sources: sources.into_iter().map(str::to_owned).collect() }),
-        }
     }
 }
 

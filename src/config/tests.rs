@@ -3,7 +3,7 @@
 use super::read::{size, size_text};
 use super::tree::Scalar;
 use super::{
-    AmbiguousSource, Config, ConfigError, CopyParent, LogFormat, LogLevel, RouteConfig, SampleRatio, TracingConfig,
+    Config, ConfigError, CopyParent, LogFormat, LogLevel, RouteConfig, SampleRatio, TracingConfig,
 };
 use crate::limits::BlobRate;
 use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
@@ -335,19 +335,6 @@ fn routes_are_held_to_each_other() {
     // A store that is wrong in itself is not unknown as well.
     assert_eq!(problems("[stores.a]\n[stores.b]\n[routes.r]\nfrom = 'a'\nto = 'b'", &[], &[]).len(), 2);
     assert_eq!(problems("[routes.r]\nfrom = 'a'\nto = 'b'", &[], &[]).len(), 2);
-}
-
-#[test]
-fn the_default_source_is_the_one_head_of_the_enabled_routes() {
-    let source = |routes: &[(&str, &str, bool)]| with_routes(routes).unwrap().default_source_store().map(str::to_owned);
-    let ambiguous = |names: &[&str]| Err(AmbiguousSource { sources: names.iter().map(ToString::to_string).collect() });
-    assert_eq!(source(&[("a", "b", true)]), Ok("a".to_owned()));
-    assert_eq!(source(&[("a", "b", true), ("b", "c", true), ("a", "c", true)]), Ok("a".to_owned()));
-    assert_eq!(source(&[("a", "b", true), ("b", "a", false), ("c", "a", false)]), Ok("a".to_owned()));
-    assert_eq!(source(&[("a", "b", true), ("b", "a", true)]), ambiguous(&["a", "b"]));
-    assert_eq!(source(&[("a", "c", true), ("b", "c", true)]), ambiguous(&["a", "b"]));
-    assert_eq!(source(&[("a", "b", false)]), ambiguous(&[]));
-    assert_eq!(source(&[]), ambiguous(&[]));
 }
 
 #[test]
