@@ -2,9 +2,7 @@
 
 use super::read::{size, size_text};
 use super::tree::Scalar;
-use super::{
-    Config, ConfigError, CopyParent, LogFormat, LogLevel, RouteConfig, SampleRatio, TracingConfig,
-};
+use super::{Config, ConfigError, CopyParent, LogFormat, LogLevel, RouteConfig, SampleRatio, TracingConfig};
 use crate::limits::BlobRate;
 use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
 use std::path::Path;

@@ -12,7 +12,7 @@
 //! | `retry` | route, lane, due, seq | the same |
 //! | `parked` | route, kind, seq | the same |
 //! | `ref` | route, ref | one sequence or two, ascending: an entry and its successor |
-//! | `state` | text | anything ([`State`]) |
+//! | `state` | text | anything ([`State`](crate::queue::State)) |
 //! | `done` | number | a row: what left the queue in one batch; the oldest are deleted |
 //! | `aside` | family, `/`, its key | a row that could not be read, as it was |
 //! | `meta` | `format` | 4 bytes: the format's version |

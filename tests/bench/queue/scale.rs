@@ -7,6 +7,7 @@ use crate::support::machine;
 use crate::support::report::{Comparison, Report, spread};
 use anyhow::{Result, ensure};
 use rand::{SeedableRng as _, rngs::SmallRng};
+use std::cell::Cell;
 use std::path::Path;
 use std::time::Instant;
 
@@ -16,6 +17,8 @@ const MOVED: u64 = 50_000;
 const BATCH: u64 = 1000;
 /// Entries in a claim and a settlement while a queue is drained.
 const DRAIN: u64 = 10_000;
+/// Entries that a worker claims at a time, at most.
+const AHEAD: usize = 2048;
 
 /// Percentiles of claims, in microseconds.
 struct Percentiles {
@@ -72,6 +75,7 @@ pub(crate) async fn compare(settings: &Settings, dir: &Path, large: &Large, repo
     }
 
     claims(settings, &few, &many, "full", report).await?;
+    pushes_beside_claims(settings, &many, &mut random, report).await?;
     let left = settings.claims * u64::from(settings.rounds);
     for subject in [&few, &many] {
         let start = Instant::now();
@@ -110,6 +114,52 @@ async fn claims(settings: &Settings, few: &Subject, many: &Subject, state: &str,
         report.compare(comparison);
     }
     Ok(())
+}
+
+/// Times single pushes at rest, while a worker claims all there is, and while all of it is held.
+async fn pushes_beside_claims(
+    settings: &Settings,
+    subject: &Subject,
+    random: &mut SmallRng,
+    report: &mut Report,
+) -> Result<()> {
+    let at_rest = time_pushes(subject, random, settings.claims, || false).await?;
+    let (entries, claimed, mut held) = (subject.entries(), Cell::new(0), Vec::new());
+    let claim_all = async {
+        while claimed.get() < entries {
+            let claims = subject.claim(AHEAD).await?;
+            ensure!(!claims.is_empty(), "{} of {entries} could be claimed", claimed.get());
+            claimed.set(claimed.get() + claims.len() as u64);
+            held.extend(claims);
+        }
+        Ok(())
+    };
+    let pushing = time_pushes(subject, random, u64::MAX, || claimed.get() >= entries);
+    let ((), while_claiming) = futures::try_join!(claim_all, pushing)?;
+    let while_held = time_pushes(subject, random, settings.claims, || false).await?;
+    for (when, Percentiles { p50, p99 }) in
+        [("at rest", at_rest), ("while all is being claimed", while_claiming), ("while all is claimed", while_held)]
+    {
+        println!("  one push {when}: p50 {p50:.0} µs, p99 {p99:.0} µs");
+        report.fact(format!("one push {when}, p99: {} entries", settings.entries), "µs", vec![p99], None);
+    }
+    Ok(())
+}
+
+/// Times pushes of one ref each, so many or until it is enough.
+async fn time_pushes(
+    subject: &Subject,
+    random: &mut SmallRng,
+    count: u64,
+    enough: impl Fn() -> bool,
+) -> Result<Percentiles> {
+    let mut micros = Vec::new();
+    while micros.is_empty() || ((micros.len() as u64) < count && !enough()) {
+        let start = Instant::now();
+        subject.push(1, random).await?;
+        micros.push(start.elapsed().as_secs_f64() * 1e6);
+    }
+    Ok(Percentiles::of(micros))
 }
 
 async fn time_claims(subject: &Subject, count: u64, empty: bool) -> Result<Percentiles> {
