@@ -55,8 +55,10 @@ pub struct PackJob {
 /// How one blob of a pack came out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PackEnd {
-    /// As a copy of its own would have.
+    /// As a copy of its own would have: it was answered.
     Ended(Result<Copied, CopyError>),
+    /// It was not answered when the pack ended so, which says nothing of this blob.
+    Unanswered(CopyError),
     /// It has to be copied on its own.
     Alone {
         /// Its size in bytes, as the source states it.
@@ -77,8 +79,8 @@ pub async fn copy_pack(
     // Nothing that the copy touched is used again after a panic, but for the progress and the ends, whose every change is
     // whole.
     let open = match AssertUnwindSafe(attempt).catch_unwind().await {
-        Ok(Ok(())) => PackEnd::Ended(Err(CopyError::of(&unanswered(), Side::Destination))),
-        Ok(Err(error)) => PackEnd::Ended(Err(error)),
+        Ok(Ok(())) => PackEnd::Unanswered(CopyError::of(&unanswered(), Side::Destination)),
+        Ok(Err(error)) => PackEnd::Unanswered(error),
         Err(_) => PackEnd::Alone { size: None },
     };
     pack.ends.into_iter().map(|end| end.unwrap_or_else(|| open.clone())).collect()
@@ -235,7 +237,7 @@ impl Fetches<'_> {
     fn end(self, fetched: Result<(), CopyError>) -> (Vec<Parcel>, Vec<Option<Sent>>) {
         let error = fetched.err().unwrap_or_else(|| CopyError::of(&unanswered(), Side::Source));
         for (place, _) in self.items.into_iter().flatten() {
-            end(self.ends, place, PackEnd::Ended(Err(error.clone())));
+            end(self.ends, place, PackEnd::Unanswered(error.clone()));
         }
         self.progress.set_size(self.bytes);
         self.progress.pass(self.bytes);

@@ -45,6 +45,8 @@ enum Tag {
 enum Ending {
     Ok,
     Class(FailureClass),
+    /// Its pack ended so before it was answered.
+    Unanswered(FailureClass),
 }
 
 const OK: Ending = Ending::Ok;
@@ -349,12 +351,13 @@ impl Sim {
             }
             endings.push(ending);
         }
-        // What ends a call ends it for all of a pack.
+        // What ends a call ends it for all of a pack; a bad blob is answered by itself.
+        let is_bad = |claim: &Claim| self.tags.get(&claim.entry().seq.0) == Some(&Tag::Bad);
         if kind == Kind::Packed
-            && let Some(first) =
-                endings.first().copied().filter(|first| *first != OK && *first != ANSWER && *first != FINAL)
+            && let Some(Ending::Class(class)) = endings.first().copied()
+            && (world.is_down(self.now) || !claims.first().is_some_and(is_bad))
         {
-            endings.iter_mut().for_each(|ending| *ending = first);
+            endings.iter_mut().for_each(|ending| *ending = Ending::Unanswered(class));
         }
         let is_slow = seconds >= 10.0 && endings.contains(&OK);
         self.flying.insert(id, (claims, kind, self.now));
@@ -410,6 +413,7 @@ impl Sim {
         let ends = claims.into_iter().zip(endings).map(|(claim, ending)| {
             let end = match ending {
                 Ending::Ok => EntryEnd::Copied(Copied { size: 1, copied: true, was_new: true, size_corrected: None }),
+                Ending::Unanswered(class) => EntryEnd::Unanswered(failed(side, class, wait)),
                 Ending::Class(class) => EntryEnd::Failed(failed(side, class, wait)),
             };
             (claim, end)

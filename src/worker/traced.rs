@@ -81,7 +81,11 @@ pub(super) fn end_alone(span: &Span) {
 
 /// Says how a pack went: in error where nothing of it came through, with the first of its faults.
 pub(super) fn end_pack(pack: &Span, ends: &[PackEnd]) {
-    let errors = || ends.iter().filter_map(|end| if let PackEnd::Ended(Err(error)) = end { Some(error) } else { None });
+    let errors = || {
+        ends.iter().filter_map(|end| {
+            if let PackEnd::Ended(Err(error)) | PackEnd::Unanswered(error) = end { Some(error) } else { None }
+        })
+    };
     pack.set(|| [KeyValue::new("blobferry.failed", i64::try_from(errors().count()).unwrap_or(i64::MAX))]);
     if let Some(error) = errors().next().filter(|_| errors().count() == ends.len()) {
         pack.fail(error.kind.as_str(), || error.to_string());

@@ -109,6 +109,7 @@ async fn packed(worker: &Arc<Worker>, job: Job, news: &mpsc::Sender<Event>) -> O
     let ends = ends.into_iter().enumerate().map(|(at, end)| match end {
         PackEnd::Ended(Ok(copied)) => EntryEnd::Copied(copied),
         PackEnd::Ended(Err(error)) => EntryEnd::Failed(error),
+        PackEnd::Unanswered(error) => EntryEnd::Unanswered(error),
         PackEnd::Alone { size } => {
             spans.get(at).into_iter().for_each(traced::end_alone);
             EntryEnd::Alone(size)

@@ -176,7 +176,7 @@ async fn a_peer_that_is_down_or_mute_is_at_fault_for_all() {
         store.set(Some(Trouble::Hang));
         let start = tokio::time::Instant::now();
         for end in pair.copy().await {
-            let PackEnd::Ended(Err(error)) = end else { panic!("{end:?}") };
+            let PackEnd::Unanswered(error) = end else { panic!("{end:?}") };
             assert_eq!(
                 (error.side, error.class, error.code),
                 (side, FailureClass::TimedOut, Some(Code::DeadlineExceeded))
@@ -194,7 +194,8 @@ fn arrived(ends: &[PackEnd]) -> (Vec<usize>, Vec<(Side, FailureClass)>) {
     for (at, end) in ends.iter().enumerate() {
         match end {
             PackEnd::Ended(Ok(_)) => whole.push(at),
-            PackEnd::Ended(Err(error)) => faults.push((error.side, error.class)),
+            PackEnd::Unanswered(error) => faults.push((error.side, error.class)),
+            PackEnd::Ended(Err(error)) => panic!("{error} was no answer about {at}"),
             PackEnd::Alone { .. } => panic!("{at} has to go alone"),
         }
     }

@@ -36,7 +36,9 @@ impl Scheduler {
         let Some(job) = self.give_back(id, step) else { return };
         // What a side gave for a copy that failed elsewhere shows that it is there.
         for (side, answered) in Peers::SIDES.into_iter().zip(answered) {
-            let failed = ends.iter().any(|(_, end)| matches!(end, EntryEnd::Failed(error) if error.side == side));
+            let failed = ends.iter().any(
+                |(_, end)| matches!(end, EntryEnd::Failed(error) | EntryEnd::Unanswered(error) if error.side == side),
+            );
             if answered && !failed {
                 step.peers.of(side).succeeded(step.now.monotonic);
             }
@@ -76,7 +78,7 @@ impl Scheduler {
                 let waiter = WaitingClaim { size: size.or(entry.size), claim, fellows: 1, refusals: 0 };
                 return self.line(job.feed).add_first(waiter);
             }
-            EntryEnd::Failed(error) => error,
+            EntryEnd::Failed(error) | EntryEnd::Unanswered(error) => error,
         };
         let side = error.side;
         if let FailureClass::Overloaded { retry_after } = error.class {
@@ -109,6 +111,8 @@ impl Scheduler {
         step: &mut Step<'_>,
     ) {
         self.pack_size.took(took);
+        // Where nothing of it arrived, doubtful answers may be the peer's to anything.
+        let is_good = ends.iter().any(|(_, end)| matches!(end, EntryEnd::Copied(_)));
         let (mut confirmed, mut duplicates) = (0, 0);
         let mut failed: [Option<CopyError>; 2] = [None, None];
         let mut again: Vec<WaitingClaim> = Vec::new();
@@ -120,30 +124,30 @@ impl Scheduler {
                     confirmed += 1;
                     duplicates += usize::from(!copied.was_new);
                     self.tried(job.feed, true, true);
+                    for side in Peers::SIDES {
+                        self.attribution.succeeded(side, job.began.wall, 0);
+                    }
                     self.confirm(at, claim, copied, step);
                 }
                 EntryEnd::Alone(size) => {
                     again.push(WaitingClaim { size: size.or(entry.size), claim, fellows: 1, refusals: 0 });
                 }
-                EntryEnd::Failed(error) => match error.class {
-                    FailureClass::Answer { .. } | FailureClass::Panicked => {
-                        self.tried(job.feed, true, false);
-                        self.peer_failed(error.side, job, true, &error, step);
-                        self.fail(at, claim, error, step);
-                    }
-                    FailureClass::Overloaded { .. } if job.refusals < STUBBORN => {
-                        let refusals = job.refusals + 1;
-                        step.act(Effect::Conclude(told(at, entry, error.clone(), Fate::Kept, Weight(0))));
-                        again.push(WaitingClaim { size: entry.size, claim, fellows: job.fellows.max(2), refusals });
-                        failed[attribution::index(error.side)].get_or_insert(error);
-                    }
-                    _ => {
-                        let fellows = (job.fellows / FEWER).max(1);
-                        step.act(Effect::Conclude(told(at, entry, error.clone(), Fate::Kept, Weight(0))));
-                        again.push(WaitingClaim { size: entry.size, claim, fellows, refusals: 0 });
-                        failed[attribution::index(error.side)].get_or_insert(error);
-                    }
-                },
+                EntryEnd::Failed(error) if is_own(error.class, is_good) => {
+                    self.tried(job.feed, true, false);
+                    self.peer_failed(error.side, job, true, &error, step);
+                    self.fail(at, claim, error, step);
+                }
+                EntryEnd::Failed(error) | EntryEnd::Unanswered(error) => {
+                    let is_refused = matches!(error.class, FailureClass::Overloaded { .. }) && job.refusals < STUBBORN;
+                    let (fellows, refusals) = if is_refused {
+                        (job.fellows.max(2), job.refusals + 1)
+                    } else {
+                        ((job.fellows / FEWER).max(1), 0)
+                    };
+                    step.act(Effect::Conclude(told(at, entry, error.clone(), Fate::Kept, Weight(0))));
+                    again.push(WaitingClaim { size: entry.size, claim, fellows, refusals });
+                    failed[attribution::index(error.side)].get_or_insert(error);
+                }
             }
         }
         self.duplicates.saw(duplicates, confirmed);
@@ -374,6 +378,15 @@ impl Scheduler {
             FailureClass::Overloaded { retry_after: Some(wait) } => delay.max(wait).min(policy.backoff.max()),
             _ => delay,
         }
+    }
+}
+
+/// Whether an answer of a pack is its entry's own: as when it was copied alone.
+fn is_own(class: FailureClass, is_good: bool) -> bool {
+    match class {
+        FailureClass::Answer { .. } | FailureClass::Panicked => true,
+        FailureClass::Doubtful | FailureClass::Cut => is_good,
+        FailureClass::Overloaded { .. } | FailureClass::TimedOut => false,
     }
 }
 

@@ -110,6 +110,8 @@ pub(in crate::worker) enum EntryEnd {
     Copied(Copied),
     /// It failed.
     Failed(CopyError),
+    /// Its pack failed in this way before it was answered.
+    Unanswered(CopyError),
     /// It has to be copied on its own; its size in bytes, if that is known now.
     Alone(Option<u64>),
 }

@@ -250,6 +250,24 @@ async fn after_an_outage_the_backlog_travels_in_packs_again() {
     lab.stopped().await;
 }
 
+/// The bad ones of each pack went in smaller packs, and alone, before any good one behind them.
+#[tokio::test(start_paused = true)]
+async fn what_a_peer_fails_on_amid_a_pack_that_arrives_waits_for_its_retry() {
+    let mut lab = Lab::new(&[("a", "b")]).await;
+    let blobs = lab.announce_sized("a", 0..2_000).await;
+    for blob in blobs.iter().step_by(4) {
+        lab.place("a").faulty.set_for(*blob, Some(Trouble::Code(Code::Internal)));
+    }
+    lab.start();
+    while lab.counts(0).confirmed < 1_500 {
+        sleep(Duration::from_millis(1)).await;
+    }
+    let attempts = lab.place("a").faulty.fetches();
+    assert!(attempts < 2_200, "{attempts} for 2,000 blobs");
+    assert_eq!(lab.fresh(0).parked.entries, 0);
+    lab.stopped().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_is_announced_again_is_asked_for_and_not_sent_again() {
     let mut lab = Lab::new(&[("a", "b")]).await;

@@ -1,8 +1,8 @@
 //! `make field`: how fast it copies beside what users report of their stores (load that is shed, a rate of errors, hopeless
 //! entries at the head, an unreadable shard), each beside an undisturbed run of the same round.
 //!
-//! The stores are this process, so that one of them can have habits; the replicator is the real program. Blobs are small and
-//! travel alone: a habit is one of calls. The rate is that between 10% and 90% of the good blobs.
+//! The stores are this process, so that one of them can have habits; the replicator is the real program. The rate is that
+//! between 10% and 90% of the good blobs.
 
 #[allow(dead_code, reason = "each benchmark uses a part of it")]
 #[path = "../support/mod.rs"]
@@ -31,8 +31,6 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
-/// Bytes of a blob.
-const SIZE: usize = 1_000;
 /// The longest that one run may take.
 const PATIENCE: Duration = Duration::from_secs(1_800);
 
@@ -42,6 +40,9 @@ struct Args {
     /// Good blobs of each run.
     #[arg(long, default_value_t = 20_000)]
     blobs: u64,
+    /// Bytes of a blob. From 64 KiB on they travel alone, below in packs.
+    #[arg(long, default_value_t = 70_000)]
+    size: usize,
     /// Alternating rounds.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
@@ -107,14 +108,14 @@ fn main() -> ExitCode {
 async fn measure(args: &Args) -> Result<()> {
     let dir = run::folder(&args.dir, "field")?;
     if let Some(evicted) = args.evicted {
-        return evict(dir.path(), evicted).await;
+        return evict(dir.path(), evicted, args.size).await;
     }
     let sections = sections();
     let mut rates = vec![Vec::new(); sections.len()];
     for round in 0..args.rounds {
         for (at, section) in sections.iter().enumerate() {
             let name = format!("run-{round}-{at}");
-            let rate = one(dir.path(), &name, section, args.blobs).await.with_context(|| section.name)?;
+            let rate = one(dir.path(), &name, section, args).await.with_context(|| section.name)?;
             rates[at].push(rate);
         }
     }
@@ -138,10 +139,6 @@ struct Served {
 impl Served {
     async fn start() -> Result<Self> {
         let store = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new(Entropy::from_os().name(), 64 << 20))));
-        let mut info = store.info().await?;
-        info.abilities.packed = false;
-        info.max_packed_bytes = None;
-        store.set_info(Some(info));
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let url = format!("http://{}", listener.local_addr()?);
         let app = StoreApp::of(store.clone(), ServeSettings::default());
@@ -156,20 +153,20 @@ impl Served {
 }
 
 /// Writes these to a store, and gives their refs.
-async fn fill(store: &FaultyStore, numbers: std::ops::Range<u64>) -> Result<Vec<BlobRef>> {
+async fn fill(store: &FaultyStore, numbers: std::ops::Range<u64>, size: usize) -> Result<Vec<BlobRef>> {
     let mut refs = Vec::new();
     for number in numbers {
-        let (blob, bytes) = api::blob(number, SIZE);
-        let put = Put { blob, size: Some(SIZE as u64), replace: false };
+        let (blob, bytes) = api::blob(number, size);
+        let put = Put { blob, size: Some(size as u64), replace: false };
         store.receive(put, stream::iter([Ok(bytes)]).boxed()).await?;
         refs.push(blob);
     }
     Ok(refs)
 }
 
-async fn announce(operator: &mut Replication, refs: &[BlobRef]) -> Result<()> {
+async fn announce(operator: &mut Replication, refs: &[BlobRef], size: usize) -> Result<()> {
     for part in refs.chunks(api::MAX_ITEMS) {
-        let items = part.iter().map(|blob| api::item(blob.to_string(), Some(SIZE as u64))).collect();
+        let items = part.iter().map(|blob| api::item(blob.to_string(), Some(size as u64))).collect();
         ensure!(api::enqueue(operator, items).await?, "not all were accepted");
     }
     Ok(())
@@ -180,15 +177,16 @@ fn confirmed(route: &pb::RouteStatus) -> u64 {
 }
 
 /// Confirmed blobs a second, between 10% and 90% of the good ones.
-async fn one(dir: &Path, name: &str, section: &Section, blobs: u64) -> Result<f64> {
+async fn one(dir: &Path, name: &str, section: &Section, args: &Args) -> Result<f64> {
+    let (blobs, size) = (args.blobs, args.size);
     let (source, destination) = (Served::start().await?, Served::start().await?);
     let mut refs = Vec::new();
     let mut good = blobs;
     if let Habit::BadFirst(bad, trouble) = &section.habit {
-        refs = fill(&source.store, blobs..blobs + bad).await?;
+        refs = fill(&source.store, blobs..blobs + bad, size).await?;
         refs.iter().for_each(|blob| destination.store.set_for(*blob, Some(trouble.clone())));
     }
-    refs.extend(fill(&source.store, 0..blobs).await?);
+    refs.extend(fill(&source.store, 0..blobs, size).await?);
     match section.habit {
         Habit::Admits(blobs) => destination.store.set_admits(Some(blobs)),
         Habit::Fails(part) => destination.store.set_fails(part),
@@ -201,7 +199,7 @@ async fn one(dir: &Path, name: &str, section: &Section, blobs: u64) -> Result<f6
     }
     let replicator = process::replicator(dir, name, &source.url, &destination.url, section.workers, "")?;
     let mut operator = Replication::new(api::channel(&replicator.url())?);
-    announce(&mut operator, &refs).await?;
+    announce(&mut operator, &refs, size).await?;
     let (began, mut first) = (Instant::now(), None);
     loop {
         let now = confirmed(&api::route(&mut operator).await?);
@@ -219,16 +217,16 @@ async fn one(dir: &Path, name: &str, section: &Section, blobs: u64) -> Result<f6
 }
 
 /// Announces blobs that the source has lost, and a hundred good ones behind them.
-async fn evict(dir: &Path, evicted: u64) -> Result<()> {
+async fn evict(dir: &Path, evicted: u64, size: usize) -> Result<()> {
     let (source, destination) = (Served::start().await?, Served::start().await?);
-    let lost: Vec<BlobRef> = (1_000..1_000 + evicted).map(|number| api::blob(number, SIZE).0).collect();
-    let good = fill(&source.store, 0..100).await?;
+    let lost: Vec<BlobRef> = (1_000..1_000 + evicted).map(|number| api::blob(number, size).0).collect();
+    let good = fill(&source.store, 0..100, size).await?;
     let more = "[retry]\non_missing = \"discard\"\nmissing_patience = \"10s\"\n";
     let replicator = process::replicator(dir, "evicted", &source.url, &destination.url, 32, more)?;
     let mut operator = Replication::new(api::channel(&replicator.url())?);
-    announce(&mut operator, &lost).await?;
+    announce(&mut operator, &lost, size).await?;
     let (began, before) = (Instant::now(), source.store.fetches());
-    announce(&mut operator, &good).await?;
+    announce(&mut operator, &good, size).await?;
     let mut arrived = false;
     loop {
         let status = api::route(&mut operator).await?;
