@@ -220,8 +220,13 @@ async fn a_blob_that_alone_draws_internal_is_charged_and_holds_nobody_up() {
         status.recent_faults.iter().any(|group| group.charged_count() > 0).then_some(())
     })
     .await;
-    let failures = operator.clone().list_failures(pb::ListFailuresRequest::default()).await.unwrap().into_inner();
-    let failed = failures.failures.into_iter().find(|failed| failed.attempts > Some(1)).unwrap();
+    // It is told before it is recorded, and not listed while it is tried.
+    let failed = until("it is listed", async || {
+        let request = pb::ListFailuresRequest::default();
+        let failures = operator.clone().list_failures(request).await.unwrap().into_inner().failures;
+        failures.into_iter().find(|failed| failed.attempts > Some(1))
+    })
+    .await;
     assert_eq!(failed.r#ref, poison.to_string());
     until("the others are copied", async || (queued(&route(&mut operator.clone()).await) == 1).then_some(())).await;
 }
