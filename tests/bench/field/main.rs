@@ -31,6 +31,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
+/// Bytes that a store may hold.
+const CAPACITY: u64 = 8 << 30;
 /// The longest that one run may take.
 const PATIENCE: Duration = Duration::from_secs(1_800);
 
@@ -138,7 +140,7 @@ struct Served {
 
 impl Served {
     async fn start() -> Result<Self> {
-        let store = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new(Entropy::from_os().name(), 64 << 20))));
+        let store = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new(Entropy::from_os().name(), CAPACITY))));
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let url = format!("http://{}", listener.local_addr()?);
         let app = StoreApp::of(store.clone(), ServeSettings::default());
