@@ -151,6 +151,9 @@ impl Scheduler {
             }
         }
         self.duplicates.saw(duplicates, confirmed);
+        if !again.is_empty() && confirmed == 0 {
+            self.tried(job.feed, true, false);
+        }
         if confirmed > 0 {
             for side in Peers::SIDES {
                 self.succeeded_at(side, job, 0, took, step);
@@ -167,7 +170,14 @@ impl Scheduler {
             }
         }
         for waiter in again.into_iter().rev() {
-            self.line(job.feed).add_first(waiter);
+            self.line_up_again(job.feed, waiter);
+        }
+    }
+
+    /// Puts one back that was started, first in its line; while a breaker is open it is released, as all that was claimed ahead.
+    fn line_up_again(&mut self, feed: Feed, waiter: WaitingClaim) {
+        if !self.was_open {
+            self.line(feed).add_first(waiter);
         }
     }
 
@@ -223,6 +233,10 @@ impl Scheduler {
         error: &CopyError,
         step: &mut Step<'_>,
     ) {
+        if job.is_try[attribution::index(side)] {
+            // It is back, and says how many it takes.
+            step.peers.of(side).succeeded(step.now.monotonic);
+        }
         if refusals <= 2 {
             let width = job.widths[attribution::index(side)];
             let reason = Reason::new(error.kind, error.message.clone());

@@ -64,11 +64,12 @@ struct Go {
     until: f64,
     /// Until the last good one is through.
     good_only: bool,
+    packs: bool,
 }
 
 impl Default for Go {
     fn default() -> Self {
-        Self { workers: 32, policy: Policy::default(), until: 86_400.0, good_only: false }
+        Self { workers: 32, policy: Policy::default(), until: 86_400.0, good_only: false, packs: false }
     }
 }
 
@@ -78,6 +79,7 @@ fn go(seed: u64, world: World, pushes: Vec<(f64, Lane, Vec<Tag>)>, how: Go) -> S
 
 fn go_in(seed: u64, world: impl Fn(f64) -> World + 'static, pushes: Vec<(f64, Lane, Vec<Tag>)>, how: Go) -> Sim {
     let mut sim = Sim::new(world, seed, how.workers, how.policy);
+    sim.packs = how.packs;
     let all: usize = pushes.iter().map(|(_, _, tags)| tags.len()).sum();
     let good: usize = pushes.iter().flat_map(|(_, _, tags)| tags).filter(|tag| **tag != Tag::Bad).count();
     for (time, lane, tags) in pushes {
@@ -241,6 +243,16 @@ fn whole_outages() {
 }
 
 #[test]
+fn a_peer_that_comes_back_overloaded() {
+    let world = |now| World { down: vec![(1.0, 21.0)], admits: Some(if now < 60.0 { |_| 0 } else { |_| 64 }), ..World::well() };
+    let sim = |seed| go_in(seed, world, at_once(many(Tag::Good, 4000)), Go::default());
+    hold("4 20 s down, full for 40 s: tries a second", Most(100.0), |seed| {
+        sim(seed).tries.iter().filter(|at| (21.0..60.0).contains(*at)).count() as f64 / 39.0
+    });
+    hold("4 20 s down, full for 40 s: half the rate after s", Most(15.0), |seed| back(&sim(seed), 60.0));
+}
+
+#[test]
 fn hopeless_entries_at_the_head() {
     for (bad, ending) in [(300, DOUBT), (6000, DOUBT), (300, ANSWER), (6000, ANSWER), (6000, FINAL)] {
         let world = move || World { bad: ending, ..World::well() };
@@ -250,6 +262,12 @@ fn hopeless_entries_at_the_head() {
         });
         hold(&format!("5 {bad} {ending:?} first, 3000 good: rate"), Least(0.5), |seed| {
             rate(&go(seed, world(), at_once(both(bad, 3000)), how()), 1.0, 32, false)
+        });
+    }
+    for (bad, ending) in [(300, DOUBT), (6000, DOUBT), (6000, ANSWER), (6000, FINAL)] {
+        hold(&format!("5 {bad} {ending:?} first, in packs, 3000 good: all after s"), Most(5.0), |seed| {
+            let how = Go { good_only: true, packs: true, ..Go::default() };
+            last(&go(seed, World { bad: ending, ..World::well() }, at_once(both(bad, 3000)), how))
         });
     }
     let good = |_| many(Tag::Good, 1);
