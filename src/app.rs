@@ -41,6 +41,7 @@ pub use watchdog::QueueEnded;
 use crate::announce::{Announcer, Backlog, Gate, Route, RouteTable};
 use crate::clock::from_unix_ms;
 use crate::config::{Config, OnStart, RouteConfig};
+use crate::copy::WaitLimits;
 use crate::grpc::{Calls, ServeSettings, base_routes, method_names, serve};
 use crate::http::{self, MetricsParts};
 use crate::metrics::CallMetrics;
@@ -362,11 +363,15 @@ fn open_workers(
             receive_only: settings.receive_only,
             next: next.collect(),
         };
-        let idle = |name: &str| config.stores.get(name).map(|store| store.idle_timeout);
-        let idle_timeout = [&route.from, &route.to].into_iter().filter_map(|name| idle(name)).max();
-        let mut policy =
-            Policy { backoff: config.retry.backoff(), patience: config.retry.patience(), ..Policy::default() };
-        policy.idle_timeout = idle_timeout.unwrap_or(policy.idle_timeout);
+        let store = |name: &str| config.stores.get(name).context("a route without its store");
+        let (from, to) = (store(&route.from)?, store(&route.to)?);
+        let waits = WaitLimits {
+            idle: [from.idle_timeout, to.idle_timeout],
+            least_rate: [from.min_bytes_per_second, to.min_bytes_per_second],
+            confirm: to.confirm_timeout,
+        };
+        let (backoff, patience) = (config.retry.backoff(), config.retry.patience());
+        let policy = Policy { backoff, patience, waits, ..Policy::default() };
         let deps = Deps {
             queue: parts.queue.clone(),
             clock: parts.clock.clone(),

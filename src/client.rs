@@ -13,7 +13,7 @@ mod story;
 pub mod upload;
 
 use crate::blob::Excerpt;
-use crate::grpc::{Channels, EndpointError, PeerEndpoint, peer_error};
+use crate::grpc::{Channels, EndpointError, PeerChannel, PeerEndpoint, peer_error};
 use crate::pb;
 use crate::pb::v1;
 use crate::store::remote::RemoteStore;
@@ -22,7 +22,6 @@ use futures::stream::{BoxStream, StreamExt as _};
 use http::Uri;
 use std::path::PathBuf;
 use std::time::Duration;
-use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 use v1::replication_service_client::ReplicationServiceClient;
 
@@ -155,8 +154,8 @@ impl Address {
     }
 
     /// A channel that connects when it is first used.
-    fn channel(&self) -> Result<Channel, ClientError> {
-        Ok(Channels::open(&self.endpoint())?.control().into_bare())
+    fn channel(&self) -> Result<PeerChannel, ClientError> {
+        Ok(Channels::open(&self.endpoint())?.control())
     }
 
     /// The store at this address. Connects when it is first used.
@@ -179,7 +178,7 @@ fn request<T>(message: T) -> Request<T> {
 #[derive(Clone)]
 pub struct Replicator {
     url: String,
-    client: ReplicationServiceClient<Channel>,
+    client: ReplicationServiceClient<PeerChannel>,
 }
 
 impl Replicator {

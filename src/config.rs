@@ -86,6 +86,11 @@ pub struct StoreConfig {
     pub request_timeout: Duration,
     /// How long a stream may go without a chunk or message; 1 ms to 1 h. Default 30 s.
     pub idle_timeout: Duration,
+    /// The fewest bytes a second that the store may move of a blob that is copied alone, over 60 s in which it is waited for; a
+    /// slower copy is ended. 0 B to 1 GiB. Default 1 KiB.
+    pub min_bytes_per_second: u64,
+    /// How long the store may take to confirm a blob when it has all of its bytes; 1 ms to 1 h. Default 5 min.
+    pub confirm_timeout: Duration,
 }
 
 impl StoreConfig {
@@ -97,6 +102,8 @@ impl StoreConfig {
             connect_timeout: Duration::from_secs(5),
             request_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(30),
+            min_bytes_per_second: 1024,
+            confirm_timeout: Duration::from_mins(5),
         }
     }
 

@@ -13,7 +13,8 @@
 //! - Copying is idempotent: a copy that was cut or dropped has committed nothing, or the whole blob.
 //! - A panic while copying is caught here and becomes this blob's fault.
 //!
-//! Whoever is waited for without a byte of progress for the idle timeout is at fault.
+//! Whoever is waited for too long is at fault: without a byte of progress, below the least rate, or for the confirmation
+//! ([`WaitLimits`]).
 
 mod error;
 mod packed;
@@ -23,7 +24,7 @@ mod verified;
 
 pub use error::CopyError;
 pub use packed::{PackEnd, PackItem, PackJob, copy_pack};
-pub use progress::{Progress, Stage};
+pub use progress::{Progress, Stage, WaitLimits};
 
 use crate::blob::{BlobRef, Verifier};
 use crate::failpoint::{self, Point};
@@ -33,7 +34,6 @@ use futures::{FutureExt, StreamExt};
 use resumed::resumed;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
 use verified::verified;
 
 /// What is to be copied, and how.
@@ -49,8 +49,8 @@ pub struct CopyJob {
     pub receive_only: bool,
     /// Ask both sides first, and do nothing if the destination holds the blob in the source's size. Ignored for repairs.
     pub ask_first: bool,
-    /// How long either side may be waited for without a byte of progress.
-    pub idle_timeout: Duration,
+    /// How long either side may be waited for.
+    pub waits: WaitLimits,
 }
 
 /// A confirmed copy.
@@ -80,7 +80,7 @@ pub async fn copy_blob(
         tokio::select! {
             biased;
             result = copy(source, destination, job, progress) => result,
-            side = progress.stalled(job.idle_timeout) => Err(CopyError::stalled(side, job.idle_timeout)),
+            overdue = progress.overdue(&job.waits) => Err(CopyError::overdue(overdue)),
         }
     };
     // Nothing that the copy touched is used again after a panic, but for the progress, whose every change is whole.

@@ -50,11 +50,15 @@ pub enum FaultKind {
     DestinationOverloaded = 17,
     /// The connection was cut when some of the blob's bytes had passed.
     ConnectionCut = 18,
+    /// A store moved fewer bytes of the blob in a minute than is asked of it.
+    TooSlow = 19,
+    /// The destination had all bytes, and did not confirm them in time.
+    NotConfirmed = 20,
 }
 
 impl FaultKind {
     /// All kinds, in the order of their numbers.
-    pub const ALL: [FaultKind; 18] = [
+    pub const ALL: [FaultKind; 20] = [
         Self::SourceUnavailable,
         Self::MissingAtSource,
         Self::SourceSizeMismatch,
@@ -73,6 +77,8 @@ impl FaultKind {
         Self::SourceOverloaded,
         Self::DestinationOverloaded,
         Self::ConnectionCut,
+        Self::TooSlow,
+        Self::NotConfirmed,
     ];
 
     /// The stable name, as it stands in logs, metrics and JSON.
@@ -96,6 +102,8 @@ impl FaultKind {
             Self::SourceOverloaded => "source_overloaded",
             Self::DestinationOverloaded => "destination_overloaded",
             Self::ConnectionCut => "connection_cut",
+            Self::TooSlow => "too_slow",
+            Self::NotConfirmed => "not_confirmed",
         }
     }
 
@@ -154,6 +162,8 @@ pub enum FailureClass {
     },
     /// Nothing moved for the idle timeout, or a deadline passed. A peer that hangs with everything says the same.
     TimedOut,
+    /// The peer says that it has not begun with the call: it closes the connection. Says nothing of anybody.
+    NotProcessed,
     /// We panicked on this blob.
     Panicked,
 }

@@ -4,7 +4,7 @@
 //! connections and handshakes, keepalives, flow-control windows, and a drain that ends.
 //!
 //! - `status`: [`Reason`], and errors to and from [`tonic::Status`]. Nothing else makes a status from an error.
-//! - `channel`: [`Channels`] to one peer.
+//! - `connections`: [`Channels`] to one peer, and all that there is to know of its connections.
 //! - `server`: [`serve`] and [`base_routes`].
 //! - `direct`: chunks of blobs past the codec, without copying them.
 //! - `idle`: how long something may stand still.
@@ -20,7 +20,7 @@
 //! - `trace_context`: W3C trace context in and out of headers.
 
 mod calls;
-mod channel;
+mod connections;
 mod counted;
 mod cut;
 mod deadline;
@@ -36,7 +36,7 @@ mod traced;
 mod window;
 
 pub use calls::{CallObserver, Calls, EndedCall, call_trace, is_servers_fault, method_names};
-pub use channel::{Channels, EndpointError, PeerEndpoint};
+pub use connections::{Channels, EndpointError, NotProcessed, OtherStore, PeerEndpoint, STORE_ID};
 pub use deadline::call_deadline;
 pub use direct::{Answering, DirectChannel, DirectService, Incoming, send, want};
 pub use item::{blob_error, item_error, item_trace, numbered};

@@ -189,6 +189,7 @@ impl Peer {
         clock: Arc<dyn Clock>,
         entropy: Arc<Entropy>,
     ) -> Arc<Self> {
+        store.expect_store(expected_store_id.as_deref());
         Arc::new(Self {
             name: name.into(),
             store,
@@ -224,6 +225,7 @@ impl Peer {
 
     /// Expects this id from now on; `None`: whichever the store tells next.
     pub fn adopt_store_id(&self, id: Option<String>) {
+        self.store.expect_store(id.as_deref());
         self.store_id.send_replace(id);
         let now = self.clock.monotonic();
         self.state().expect_another(now);
@@ -384,6 +386,7 @@ impl Peer {
             }
             (None, Some(found)) => {
                 *expected = Some(found.to_owned());
+                self.store.expect_store(Some(found));
                 true
             }
             (Some(_), Some(_)) | (None, None) => false,

@@ -245,6 +245,10 @@ pub trait Store: Send + Sync + 'static {
     /// [`receive_packed`](Self::receive_packed).
     async fn fetch_packed(&self, wants: Vec<Want>, answers: &mut dyn Answers<Packed>) -> Result<(), StoreError>;
 
+    /// From now on only the store with this id is meant, wherever the calls lead; all but [`info`](Self::info) of another fail
+    /// with [`StoreError::OtherStore`]. `None`: any. Means something only to stores behind an address.
+    fn expect_store(&self, _id: Option<&str>) {}
+
     /// Lists a range of refs, in order.
     async fn enumerate(&self, range: EnumerateRange) -> Result<Enumeration, StoreError>;
 }
@@ -298,6 +302,17 @@ pub enum StoreError {
     /// A remote store broke the protocol.
     #[error("the peer broke the protocol: {0}")]
     Protocol(String),
+    /// Another store answers than the one that is meant.
+    #[error("another store answers: its id is {found:?}, and {expected:?} is expected")]
+    OtherStore {
+        /// The id that is expected.
+        expected: Arc<str>,
+        /// The id that was told.
+        found: Arc<str>,
+    },
+    /// The peer closed the connection before it began with the call; it may be made again at once.
+    #[error("the peer closed the connection before it began with the call")]
+    NotProcessed,
 }
 
 impl From<Injected> for StoreError {

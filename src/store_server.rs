@@ -3,6 +3,7 @@
 //! Thin: it decodes strictly, calls the store, and encodes. Every call holds a permit to its very end, also while its
 //! stream is read; no stream may stand still, neither one that comes in nor one that goes out.
 
+mod named;
 mod packed;
 mod spans;
 
@@ -22,6 +23,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
+use http::HeaderValue;
+use named::Named;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -73,6 +76,13 @@ struct ServedStore {
     tasks: TaskTracker,
     // A store that is served does not change while it is.
     info: OnceCell<StoreInfo>,
+    id: OnceCell<Option<HeaderValue>>,
+}
+
+impl ServedStore {
+    async fn info(&self) -> Result<&StoreInfo, StoreError> {
+        self.info.get_or_try_init(|| self.store.info()).await
+    }
 }
 
 impl StoreServer {
@@ -84,7 +94,8 @@ impl StoreServer {
     /// The same, with spans for blobs that come or go packed. Those of calls are the server's.
     pub fn traced(store: Arc<dyn Store>, settings: StoreServerSettings, tracer: Tracer) -> Self {
         let (calls, tasks) = (CallLimit::new(settings.max_calls), TaskTracker::new());
-        Self { shared: Arc::new(ServedStore { store, settings, tracer, calls, tasks, info: OnceCell::new() }) }
+        let (info, id) = (OnceCell::new(), OnceCell::new());
+        Self { shared: Arc::new(ServedStore { store, settings, tracer, calls, tasks, info, id }) }
     }
 
     /// Adds both services to what a server serves.
@@ -95,14 +106,15 @@ impl StoreServer {
         let reader = BlobReaderServiceServer::new(self.clone())
             .max_decoding_message_size(MAX_DECODED_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let receiver = DirectService::requests_of(receiver, "ReceiveBlob");
+        let reader = DirectService::answers_of(reader, "FetchBlob");
         routes
-            .add_service(DirectService::requests_of(receiver, "ReceiveBlob"))
-            .add_service(DirectService::answers_of(reader, "FetchBlob"))
+            .add_service(Named::new(receiver, self.shared.clone()))
+            .add_service(Named::new(reader, self.shared.clone()))
     }
 
     async fn info(&self) -> Result<&StoreInfo, Status> {
-        let info = self.shared.info.get_or_try_init(|| self.shared.store.info()).await;
-        info.map_err(|error| failed(&error, None))
+        self.shared.info().await.map_err(|error| failed(&error, None))
     }
 }
 

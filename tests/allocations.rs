@@ -8,7 +8,7 @@
 mod process;
 
 use blobferry::blob::DigestFunction;
-use blobferry::copy::{CopyJob, Progress, copy_blob};
+use blobferry::copy::{CopyJob, Progress, WaitLimits, copy_blob};
 use blobferry::grpc::PeerEndpoint;
 use blobferry::store::remote::RemoteStore;
 use blobferry::store::{Put, Store};
@@ -18,7 +18,6 @@ use process::Process;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use std::alloc::System;
 use std::sync::Arc;
-use std::time::Duration;
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
@@ -56,7 +55,7 @@ async fn a_copy_allocates_little_more_than_the_bytes_that_come_in() {
             repair: false,
             receive_only: false,
             ask_first: false,
-            idle_timeout: Duration::from_secs(60),
+            waits: WaitLimits::default(),
         };
         let copied = copy_blob(&source, &*destination, &job, &Arc::new(Progress::new(None))).await.expect("copied");
         assert!(copied.copied);

@@ -88,7 +88,12 @@ class Store(receiver_grpc.BlobReceiverServiceServicer, reader_grpc.BlobReaderSer
         self.store_id = name.read_text()
         self.commit = threading.Lock()
 
+    def say_who(self, context):
+        """Every answer says which store gives it: an address may lead to several."""
+        context.send_initial_metadata((("blobferry-store-id", self.store_id),))
+
     def GetPeerInfo(self, request, context):
+        self.say_who(context)
         info = types.PeerInfo(
             store_id=self.store_id,
             kind=types.PEER_KIND_STORE,
@@ -99,6 +104,7 @@ class Store(receiver_grpc.BlobReceiverServiceServicer, reader_grpc.BlobReaderSer
         return receiver.GetPeerInfoResponse(peer_info=info)
 
     def ReceiveBlob(self, requests, context):
+        self.say_who(context)
         first = next(requests, None)
         if first is None or first.WhichOneof("part") != "header":
             fail(context, code_pb2.INVALID_ARGUMENT, "HEADER_MISSING", "the first message must be a header")
@@ -143,6 +149,7 @@ class Store(receiver_grpc.BlobReceiverServiceServicer, reader_grpc.BlobReaderSer
         )
 
     def StatBlobs(self, request, context):
+        self.say_who(context)
         if len(request.refs) > MAX_REFS:
             fail(context, code_pb2.INVALID_ARGUMENT, "TOO_MANY_ITEMS", f"at most {MAX_REFS} refs in one request", "refs")
         found = []
@@ -155,6 +162,7 @@ class Store(receiver_grpc.BlobReceiverServiceServicer, reader_grpc.BlobReaderSer
         return reader.StatBlobsResponse(blobs=found)
 
     def FetchBlob(self, request, context):
+        self.say_who(context)
         digest_function(context, request.ref, "ref")
         try:
             file = open(self.blobs / request.ref, "rb")
@@ -175,6 +183,7 @@ class Store(receiver_grpc.BlobReceiverServiceServicer, reader_grpc.BlobReaderSer
                 yield reader.FetchBlobResponse(chunk=chunk)
 
     def EnumerateBlobs(self, request, context):
+        self.say_who(context)
         for field, bound in (("after", request.after), ("until", request.until)):
             if not bound.isascii() or len(bound) > 1024:
                 fail(context, code_pb2.INVALID_ARGUMENT, "INVALID_FIELD", f"{field} must be at most 1,024 ASCII characters", field)

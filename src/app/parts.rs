@@ -135,5 +135,6 @@ fn endpoint(settings: &StoreConfig) -> PeerEndpoint {
         ca_file: settings.ca_file.clone(),
         connect_timeout: settings.connect_timeout,
         request_timeout: settings.request_timeout,
+        idle_timeout: settings.idle_timeout,
     }
 }

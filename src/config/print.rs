@@ -24,6 +24,8 @@ pub(super) fn to_toml(config: &Config) -> String {
         duration(&mut text, "connect_timeout", store.connect_timeout);
         duration(&mut text, "request_timeout", store.request_timeout);
         duration(&mut text, "idle_timeout", store.idle_timeout);
+        string(&mut text, "min_bytes_per_second", &size_text(store.min_bytes_per_second));
+        duration(&mut text, "confirm_timeout", store.confirm_timeout);
     }
     for (name, route) in &config.routes {
         section(&mut text, &format!("routes.{name}"));

@@ -79,6 +79,12 @@ fn read_store(mut section: Section<'_>) -> Option<StoreConfig> {
             duration(MS..=Duration::from_hours(1)),
         ),
         idle_timeout: section.value("idle_timeout", default.idle_timeout, duration(MS..=Duration::from_hours(1))),
+        min_bytes_per_second: section.value("min_bytes_per_second", default.min_bytes_per_second, size(0..=1 << 30)),
+        confirm_timeout: section.value(
+            "confirm_timeout",
+            default.confirm_timeout,
+            duration(MS..=Duration::from_hours(1)),
+        ),
         endpoint: default.endpoint,
     };
     if uri.is_some() && store.ca_file.is_some() && !store.is_tls() {

@@ -5,21 +5,22 @@
 //! | the blob is missing, corrupt or of a wrong size; the peer refuses it by a reason of `blobferry.v1` that is about the blob | `Answer` |
 //! | ... by a reason that is final for the blob, or the store in this process does | `Answer`, permanent |
 //! | RESOURCE_EXHAUSTED; UNAVAILABLE with a time to try again; no space | `Overloaded` |
-//! | DEADLINE_EXCEEDED; nothing moved for the idle timeout | `TimedOut` |
+//! | DEADLINE_EXCEEDED; nothing moved for the idle timeout; not confirmed in time | `TimedOut` |
 //! | the connection broke when bytes of the blob had passed | `Cut` |
+//! | the peer closed the connection before it began with the call | `NotProcessed` |
 //! | a panic | `Panicked` |
-//! | anything else | `Doubtful` |
+//! | anything else, too few bytes a second and another store among it | `Doubtful` |
 //!
 //! Whatever is said without one of our reasons may have been said by a proxy, a dying server or the connection, about any
 //! blob. A reason that this version does not know is judged by its code.
 
+use super::progress::{Overdue, RATED};
 use crate::blob::{DigestFunction, Mismatch};
 use crate::fault::{FailureClass, Fault, FaultKind, Side};
 use crate::grpc::Reason;
 use crate::store::{PeerError, StoreError, code_name};
 use std::any::Any;
 use std::fmt;
-use std::time::Duration;
 use tonic::Code;
 
 /// The most of a message that is kept, in bytes.
@@ -77,13 +78,29 @@ impl CopyError {
         Self { code: Some(Code::Unimplemented), class: FailureClass::Answer { permanent: true }, ..error }
     }
 
-    /// No byte of progress for too long.
-    pub(super) fn stalled(side: Side, idle: Duration) -> Self {
-        Self {
-            code: Some(Code::DeadlineExceeded),
-            class: FailureClass::TimedOut,
-            ..Self::charged(unavailable(side), side, &format!("no progress for {}", humantime::format_duration(idle)))
-        }
+    /// A side was waited for too long.
+    pub(super) fn overdue(overdue: Overdue) -> Self {
+        let text = humantime::format_duration;
+        let (kind, side, class, message) = match overdue {
+            Overdue::Idle(side, idle) => {
+                let message = format!("no progress for {} (idle_timeout)", text(idle));
+                (unavailable(side), side, FailureClass::TimedOut, message)
+            }
+            Overdue::Confirmation(limit) => {
+                let message =
+                    format!("all bytes were sent, and not confirmed within {} (confirm_timeout)", text(limit));
+                (FaultKind::NotConfirmed, Side::Destination, FailureClass::TimedOut, message)
+            }
+            Overdue::TooSlow { side, moved, least } => {
+                let message = format!(
+                    "{moved} bytes moved in the {} that this store was waited for, fewer than {least} a second \
+                     (min_bytes_per_second)",
+                    text(RATED)
+                );
+                (FaultKind::TooSlow, side, FailureClass::Doubtful, message)
+            }
+        };
+        Self { code: Some(Code::DeadlineExceeded), class, ..Self::charged(kind, side, &message) }
     }
 
     /// A store's error that came when so many of the blob's bytes had passed: a cut, if it is a broken connection's and no
@@ -167,6 +184,8 @@ fn judged(error: &StoreError, side: Side) -> (FaultKind, FailureClass) {
         StoreError::NoSpace(_) => (overloaded(side), FailureClass::Overloaded { retry_after: None }),
         // Nothing that a destination could miss was asked of it.
         StoreError::Missing(_) | StoreError::Protocol(_) => (FaultKind::PeerProtocol, FailureClass::Doubtful),
+        StoreError::OtherStore { .. } => (FaultKind::StoreIdChanged, FailureClass::Doubtful),
+        StoreError::NotProcessed => (unavailable(side), FailureClass::NotProcessed),
         StoreError::Peer(error) => judged_peer(error, side),
         StoreError::Unsupported(_) | StoreError::Io { .. } | StoreError::Input(_) => {
             (unavailable(side), FailureClass::Doubtful)
@@ -209,6 +228,8 @@ fn code_of(error: &StoreError) -> Option<Code> {
         StoreError::Unsupported(_) => Some(Code::Unimplemented),
         StoreError::NoSpace(_) => Some(Code::ResourceExhausted),
         StoreError::Peer(error) => Some(error.code),
+        StoreError::OtherStore { .. } => Some(Code::FailedPrecondition),
+        StoreError::NotProcessed => Some(Code::Unavailable),
         StoreError::Io { .. } | StoreError::Input(_) | StoreError::Protocol(_) => None,
     }
 }

@@ -14,7 +14,7 @@
 //!
 //! [`FailureClass::Cut`]: crate::fault::FailureClass::Cut
 
-use super::{Copied, CopyError, Progress, Stage, at, check_confirmation};
+use super::{Copied, CopyError, Progress, Stage, WaitLimits, at, check_confirmation};
 use crate::blob::{BlobRef, Verifier};
 use crate::failpoint::Point;
 use crate::fault::{FaultKind, Side};
@@ -26,7 +26,6 @@ use futures::FutureExt;
 use std::collections::HashMap;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::time::Duration;
 
 /// A small blob of a pack; no repair.
 #[derive(Clone, Debug)]
@@ -49,7 +48,7 @@ pub struct PackJob {
     /// The largest blob that both sides pack, in bytes.
     pub max_blob_bytes: u64,
     /// How long either side may be waited for without an answer to any blob.
-    pub idle_timeout: Duration,
+    pub waits: WaitLimits,
 }
 
 /// How one blob of a pack came out.
@@ -112,11 +111,11 @@ impl Pack<'_> {
         destination: &dyn Store,
         items: Vec<PackItem>,
     ) -> Result<(), CopyError> {
-        let (progress, idle) = (self.progress, self.job.idle_timeout);
+        let (progress, waits) = (self.progress, self.job.waits);
         let mut items: Vec<OnTheWay> = items.into_iter().enumerate().collect();
         if self.job.ask_first {
             let asked = async { Ok(self.ask(source, destination, items).await) };
-            items = in_time(progress, idle, asked).await?;
+            items = in_time(progress, &waits, asked).await?;
         }
         progress.enter(Stage::Fetching, Side::Source);
         if items.is_empty() {
@@ -133,7 +132,7 @@ impl Pack<'_> {
             max_blob_bytes: job.max_blob_bytes,
             progress,
         };
-        let fetched = in_time(progress, idle, fetch(source, wants, &mut fetches)).await;
+        let fetched = in_time(progress, &waits, fetch(source, wants, &mut fetches)).await;
         let (cargo, manifest) = fetches.end(fetched);
         if cargo.is_empty() {
             return Ok(());
@@ -141,7 +140,7 @@ impl Pack<'_> {
         progress.enter(Stage::Writing, Side::Destination);
         let receive_only = job.receive_only;
         let mut confirmations = Confirmations { manifest, ends, receive_only, progress };
-        in_time(progress, idle, send(destination, cargo, &mut confirmations)).await
+        in_time(progress, &waits, send(destination, cargo, &mut confirmations)).await
     }
 
     /// Gives back what is not held by both sides in the same size. A side that cannot say is no error: the copy will tell.
@@ -180,16 +179,16 @@ impl Pack<'_> {
     }
 }
 
-/// Does a part of the work, unless nothing moves for the idle timeout.
+/// Does a part of the work, unless a side is waited for too long.
 async fn in_time<T>(
     progress: &Progress,
-    idle: Duration,
+    waits: &WaitLimits,
     work: impl Future<Output = Result<T, CopyError>>,
 ) -> Result<T, CopyError> {
     tokio::select! {
         biased;
         done = work => done,
-        side = progress.stalled(idle) => Err(CopyError::stalled(side, idle)),
+        overdue = progress.overdue(waits) => Err(CopyError::overdue(overdue)),
     }
 }
 

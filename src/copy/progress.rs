@@ -10,6 +10,38 @@ use tokio::time::{Instant, sleep_until};
 /// So many bytes on, a destination that still asks for more must have read some: more than what lies in buffers on the way.
 const DESTINATION_READS: u64 = 8 << 20;
 
+/// Over this much time of waiting for a side its rate is looked at.
+pub(super) const RATED: Duration = Duration::from_secs(60);
+
+/// How long the sides of a copy are waited for. In pairs, the source comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WaitLimits {
+    /// Without a byte of progress.
+    pub idle: [Duration; 2],
+    /// The fewest bytes a second that a side may move, over 60 s in which it is waited for; 0: any.
+    pub least_rate: [u64; 2],
+    /// For the destination's confirmation, once it has all bytes; of a pack, for its next answer.
+    pub confirm: Duration,
+}
+
+impl Default for WaitLimits {
+    /// 30 s without progress, 1 KiB/s, 5 min for the confirmation.
+    fn default() -> Self {
+        Self { idle: [Duration::from_secs(30); 2], least_rate: [1024; 2], confirm: Duration::from_mins(5) }
+    }
+}
+
+/// Who was waited for too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Overdue {
+    /// Nothing moved for so long.
+    Idle(Side, Duration),
+    /// All bytes were sent, and not confirmed for so long.
+    Confirmation(Duration),
+    /// Too few bytes moved while this side was waited for.
+    TooSlow { side: Side, moved: u64, least: u64 },
+}
+
 /// Stands for a size that is not known yet.
 const UNKNOWN: u64 = u64::MAX;
 
@@ -217,18 +249,39 @@ impl Progress {
         self.waiting().side
     }
 
-    /// Returns when nothing has moved for so long, with the side that was waited for.
-    pub(super) async fn stalled(&self, idle: Duration) -> Side {
+    /// Returns when a side has been waited for too long.
+    pub(super) async fn overdue(&self, limits: &WaitLimits) -> Overdue {
+        // What each side had been waited for, and what had moved, when its span began.
+        let mut spans = [(Duration::ZERO, 0); 2];
         loop {
-            let (side, since) = {
+            let now = Instant::now();
+            let (side, since, is_confirming, waited) = {
                 let waiting = self.waiting();
-                (waiting.side, waiting.since)
+                (waiting.side, waiting.since, waiting.confirming.is_some(), waiting.until(now))
             };
-            let end = since + idle;
-            if Instant::now() >= end {
-                return side;
+            let at = usize::from(side == Side::Destination);
+            let mut next = since + if is_confirming { limits.confirm } else { limits.idle[at] };
+            if now >= next {
+                return if is_confirming {
+                    Overdue::Confirmation(limits.confirm)
+                } else {
+                    Overdue::Idle(side, limits.idle[at])
+                };
             }
-            sleep_until(end).await;
+            if self.stage() == Stage::Writing && !is_confirming {
+                let (from, had) = spans[at];
+                let span = waited[at].saturating_sub(from);
+                if span >= RATED {
+                    let (moved, least) = (self.bytes().saturating_sub(had), limits.least_rate[at]);
+                    if moved < least.saturating_mul(RATED.as_secs()) {
+                        return Overdue::TooSlow { side, moved, least };
+                    }
+                    spans[at] = (waited[at], self.bytes());
+                    continue;
+                }
+                next = next.min(now + (RATED - span));
+            }
+            sleep_until(next).await;
         }
     }
 

@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use super::{Copied, CopyError, CopyJob, Progress, Stage, copy_blob};
+use super::{Copied, CopyError, CopyJob, Progress, Stage, WaitLimits, copy_blob};
 use crate::blob::{BlobRef, DigestFunction};
 use crate::fault::{FailureClass, FaultKind, Side};
 use crate::grpc::Reason;
@@ -60,7 +60,7 @@ fn job(blob: BlobRef) -> CopyJob {
         repair: false,
         receive_only: false,
         ask_first: false,
-        idle_timeout: Duration::from_secs(30),
+        waits: WaitLimits::default(),
     }
 }
 
@@ -400,6 +400,56 @@ async fn whoever_hangs_is_named_after_the_idle_timeout() {
         store.set(None);
     }
     pair.copy(&job(blob)).await.unwrap();
+}
+
+/// 200 bytes a second for ever, from the source and into the destination: each is given up after a minute, with its own words.
+#[tokio::test(start_paused = true)]
+async fn a_side_that_trickles_is_named_after_a_minute_of_waiting_for_it() {
+    let pair = Pair::new();
+    let blob = pair.put(&[1; 100_000]).await;
+    pair.from.set(Some(Trouble::Trickle(Duration::from_millis(5))));
+    let start = tokio::time::Instant::now();
+    let error = pair.copy(&job(blob)).await.unwrap_err();
+    assert_eq!((error.kind, error.side, error.class), (FaultKind::TooSlow, Side::Source, FailureClass::Doubtful));
+    assert_eq!(start.elapsed().as_secs(), 60);
+    assert!(error.message.contains("min_bytes_per_second"), "{error}");
+    let waits = WaitLimits { least_rate: [0, 1024], ..WaitLimits::default() };
+    pair.copy(&CopyJob { waits, ..job(blob) }).await.unwrap();
+}
+
+/// A little more than 1 KiB for each second of waiting, in bursts, and as long again for the other side now and then.
+#[tokio::test(start_paused = true)]
+async fn the_rate_of_a_side_is_that_of_the_time_in_which_it_is_waited_for() {
+    let progress = Progress::new(None);
+    progress.enter(Stage::Writing, Side::Destination);
+    let limits = WaitLimits::default();
+    let moving = async {
+        loop {
+            progress.destination_asks();
+            tokio::time::sleep(Duration::from_millis(2_500)).await;
+            progress.pass(2_700);
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    };
+    let watched = tokio::time::timeout(Duration::from_hours(1), progress.overdue(&limits));
+    tokio::select! {
+        overdue = watched => assert!(overdue.is_err(), "{overdue:?}"),
+        () = moving => {}
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_confirmation_has_a_limit_of_its_own() {
+    let pair = Pair::new();
+    let blob = pair.put(b"four").await;
+    pair.to.set(Some(Trouble::SlowEnd(Duration::from_mins(4))));
+    pair.copy(&job(blob)).await.unwrap();
+    pair.to.set(Some(Trouble::HangAtEnd));
+    let start = tokio::time::Instant::now();
+    let error = pair.copy(&job(blob)).await.unwrap_err();
+    assert_eq!((error.kind, error.class), (FaultKind::NotConfirmed, FailureClass::TimedOut));
+    assert_eq!(start.elapsed(), Duration::from_mins(5));
+    assert!(error.message.contains("not confirmed within 5m (confirm_timeout)"), "{error}");
 }
 
 #[tokio::test]

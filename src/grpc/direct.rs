@@ -27,6 +27,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
+use tonic::Status;
 use tonic::body::Body;
 use tonic::server::NamedService;
 use tower::Service;
@@ -111,7 +112,7 @@ impl DirectChannel {
 
 impl Service<Request<Body>> for DirectChannel {
     type Response = Response<Body>;
-    type Error = tonic::transport::Error;
+    type Error = Status;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {

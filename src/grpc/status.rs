@@ -11,6 +11,8 @@
 //! | `NoSpace` | RESOURCE_EXHAUSTED | NO_SPACE |
 //! | `Io` | INTERNAL | STORE_FAILED |
 //! | `Protocol` | INTERNAL | INTERNAL |
+//! | `OtherStore` | FAILED_PRECONDITION | STORE_ID_MISMATCH |
+//! | `NotProcessed` | UNAVAILABLE | PEER_UNAVAILABLE |
 //! | `Peer` | as it was | as it was |
 //! | `Input` | that of the error inside | |
 //! | `QueueError::{Write, Read}` | UNAVAILABLE | QUEUE_UNAVAILABLE |
@@ -23,6 +25,7 @@
 //! else stays a [`PeerError`] with its code and reason, and with the time after which the peer wants to be asked again:
 //! `google.rpc.RetryInfo`, or gRPC's own `grpc-retry-pushback-ms` (gRFC A6).
 
+use super::connections::{NotProcessed, OtherStore};
 use crate::blob::{BlobRef, Mismatch, RefError};
 use crate::pb::DOMAIN;
 use crate::queue::QueueError;
@@ -273,6 +276,8 @@ pub fn store_status(error: &StoreError, blob: Option<&BlobRef>) -> Status {
         StoreError::NoSpace(_) => Reason::NoSpace.status(message),
         StoreError::Io { .. } => Reason::StoreFailed.status(message),
         StoreError::Protocol(_) => Reason::Internal.status(message),
+        StoreError::OtherStore { .. } => Reason::StoreIdMismatch.status(message),
+        StoreError::NotProcessed => Reason::PeerUnavailable.status(message),
         StoreError::Input(inner) => store_status(inner, blob),
         StoreError::Peer(PeerError { code, reason, message, retry_after }) => {
             if reason.is_none() && retry_after.is_none() {
@@ -304,6 +309,14 @@ pub fn queue_status(error: &QueueError) -> Status {
 
 /// What a peer's status means to the caller of a store; `blob` is what the call was about, if it was about one.
 pub fn store_error(status: &Status, blob: Option<&BlobRef>) -> StoreError {
+    if let Some(source) = status.source() {
+        if let Some(OtherStore { expected, found }) = source.downcast_ref() {
+            return StoreError::OtherStore { expected: expected.clone(), found: found.clone() };
+        }
+        if source.is::<NotProcessed>() {
+            return StoreError::NotProcessed;
+        }
+    }
     let error = peer_error(status);
     match (error.code, error.reason.as_deref(), blob) {
         (Code::NotFound, Some("BLOB_MISSING"), Some(blob)) => StoreError::Missing(*blob),

@@ -89,14 +89,16 @@ const fn expected(kind: FaultKind) -> [bool; PARTIES] {
         FaultKind::DestinationUnavailable
         | FaultKind::DestinationRejected
         | FaultKind::DestinationConfirmedOther
-        | FaultKind::DestinationOverloaded => [false, true, false],
+        | FaultKind::DestinationOverloaded
+        | FaultKind::NotConfirmed => [false, true, false],
         FaultKind::QueueWriteFailed => [false, false, true],
         FaultKind::Panicked
         | FaultKind::PeerProtocol
         | FaultKind::WrongPeerKind
         | FaultKind::StoreIdChanged
         | FaultKind::UnsupportedDigest
-        | FaultKind::ConnectionCut => [true, true, false],
+        | FaultKind::ConnectionCut
+        | FaultKind::TooSlow => [true, true, false],
     }
 }
 
@@ -109,7 +111,7 @@ mod tests {
     fn failures_are_told_apart_by_kind_and_store() {
         let metrics = CopyMetrics::new("a".into(), "b".into());
         // Each can be seen before it happens.
-        assert_eq!(metrics.failures().count(), 24);
+        assert_eq!(metrics.failures().count(), 27);
         assert!(metrics.failures().all(|(_, _, count)| count == 0));
         for (kind, peer) in [
             (FaultKind::ShortRead, "a"),

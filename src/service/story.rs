@@ -36,7 +36,7 @@ pub(super) async fn wait(
     if parts.gate.is_shut() {
         return Err(shutting_down());
     }
-    let deadline = call_deadline(request.metadata()).map(|deadline| deadline.min(2 * MAX_WAIT));
+    let deadline = call_deadline(request.metadata().as_ref()).map(|deadline| deadline.min(2 * MAX_WAIT));
     let v1::WaitReplicatedRequest { refs, wait_token, source_store, routes, max_wait } = request.into_inner();
     if refs.is_empty() == wait_token.is_empty() {
         return Err(invalid_field("wait_token", "give exactly one of refs and wait_token"));

@@ -36,6 +36,8 @@ pub enum Trouble {
     StatedSize(u64),
     /// Fetch takes this long to begin.
     Slow(Duration),
+    /// A fetched stream comes byte by byte, one each so long.
+    Trickle(Duration),
     /// Fetch says that the blob is missing, and stat leaves it out. For all blobs: the store was emptied.
     Missing,
     /// Receive commits, and confirms another ref.
@@ -50,6 +52,8 @@ pub enum Trouble {
     Reject,
     /// Fetch and receive answer with this code, without a reason.
     Code(Code),
+    /// Receive is not begun with, as where a connection is closed.
+    NotProcessed,
     /// Fetch and receive panic.
     Panic,
     /// Fetch and receive never answer; receive reads nothing.
@@ -58,6 +62,8 @@ pub enum Trouble {
     CutReceive(u64),
     /// Receive reads everything, commits nothing, and never answers.
     HangAtEnd,
+    /// Receive commits, and confirms so much later.
+    SlowEnd(Duration),
     /// A pack breaks off with UNAVAILABLE after so many of its blobs; blobs alone are served.
     CutPack(usize),
     /// A pack is answered no further after so many of its blobs; blobs alone are served.
@@ -257,6 +263,7 @@ fn is_for_fetch(trouble: &Trouble) -> bool {
             trouble,
             Trouble::WrongBytes
                 | Trouble::ShortRead
+                | Trouble::Trickle(_)
                 | Trouble::Cut
                 | Trouble::CutForGood
                 | Trouble::ExtraByte
@@ -318,6 +325,7 @@ impl Store for FaultyStore {
                 Fetched { size, bytes: bytes.chain(extra).boxed() }
             }
             Some(Trouble::StatedSize(size)) => Fetched { size, bytes },
+            Some(Trouble::Trickle(pause)) => Fetched { size, bytes: trickling(bytes, pause) },
             _ => Fetched { size, bytes },
         })
     }
@@ -341,6 +349,12 @@ impl Store for FaultyStore {
                 read(&mut bytes, u64::MAX).await?;
                 std::future::pending().await
             }
+            Some(Trouble::SlowEnd(pause)) => {
+                let received = self.inner.receive(put, bytes).await?;
+                tokio::time::sleep(pause).await;
+                Ok(received)
+            }
+            Some(Trouble::NotProcessed) => Err(StoreError::NotProcessed),
             Some(Trouble::ConfirmUnread) => Ok(confirmed(put.size.unwrap_or(0), Disposition::Stored)),
             Some(Trouble::Code(code)) => Err(failed(code)),
             Some(Trouble::Panic) => std::panic::panic_any("told to panic"),
@@ -391,6 +405,18 @@ async fn read(bytes: &mut ByteStream, enough: u64) -> Result<u64, StoreError> {
         size += chunk.map_err(|error| StoreError::Input(Box::new(error)))?.len() as u64;
     }
     Ok(size)
+}
+
+fn trickling(bytes: ByteStream, pause: Duration) -> ByteStream {
+    let pieces = bytes.flat_map(|chunk| match chunk {
+        Ok(chunk) => stream::iter((0..chunk.len()).map(move |at| Ok(chunk.slice(at..=at)))).boxed(),
+        Err(error) => stream::iter([Err(error)]).boxed(),
+    });
+    let slowly = pieces.then(move |piece| async move {
+        tokio::time::sleep(pause).await;
+        piece
+    });
+    slowly.boxed()
 }
 
 fn flip(chunk: Bytes) -> Bytes {

@@ -49,6 +49,9 @@ const DEADLINE_MARGIN: Duration = Duration::from_millis(500);
 /// What a message needs around its chunk, in bytes, at most.
 const CHUNK_OVERHEAD: usize = 64;
 
+/// How often a call is made again that the peer had not begun with.
+const MADE_AGAIN: usize = 3;
+
 /// The longest store id, in bytes.
 const MAX_STORE_ID: usize = 128;
 
@@ -86,21 +89,37 @@ impl RemoteStore {
         })
     }
 
-    /// Waits for an answer until the deadline.
-    async fn answer<T>(
+    /// Waits for an answer until the deadline. What the peer has not begun with is asked again.
+    async fn answer<T, F: Future<Output = Result<T, Status>> + Send>(
         &self,
         method: &str,
         blob: Option<&BlobRef>,
-        call: impl Future<Output = Result<T, Status>> + Send,
+        mut call: impl FnMut() -> F + Send,
     ) -> Result<T, StoreError> {
-        match timeout(self.request_timeout, guarded(call)).await {
-            Ok(answered) => answered.map_err(|status| store_error(&status, blob)),
-            Err(_) => {
-                let seconds = self.request_timeout.as_secs_f64();
-                let message = format!("{method} was not answered within {seconds} s");
-                Err(PeerError::bare(Code::DeadlineExceeded, message).into())
+        let answered = async {
+            let mut again = 0;
+            loop {
+                let answered = guarded(call()).await.map_err(|status| store_error(&status, blob));
+                if !matches!(answered, Err(StoreError::NotProcessed)) || again == MADE_AGAIN {
+                    return answered;
+                }
+                again += 1;
             }
-        }
+        };
+        self.in_time(method, answered).await
+    }
+
+    /// Waits for an answer until the deadline.
+    async fn in_time<T>(
+        &self,
+        method: &str,
+        answered: impl Future<Output = Result<T, StoreError>> + Send,
+    ) -> Result<T, StoreError> {
+        timeout(self.request_timeout, answered).await.unwrap_or_else(|_| {
+            let seconds = self.request_timeout.as_secs_f64();
+            let message = format!("{method} was not answered within {seconds} s (request_timeout)");
+            Err(PeerError::bare(Code::DeadlineExceeded, message).into())
+        })
     }
 
     fn control_request<T>(&self, message: T) -> Request<T> {
@@ -138,10 +157,13 @@ fn reader(channel: PeerChannel) -> BlobReaderServiceClient<DirectChannel> {
 impl Store for RemoteStore {
     async fn info(&self) -> Result<StoreInfo, StoreError> {
         at(Point::RemoteInfo).await?;
-        let mut client = receiver(self.channels.control());
-        let request = self.control_request(v1::GetPeerInfoRequest {});
         let asked = Instant::now();
-        let answer = self.answer("GetPeerInfo", None, client.get_peer_info(request)).await?;
+        let ask = || {
+            let mut client = receiver(self.channels.question());
+            let request = self.control_request(v1::GetPeerInfoRequest {});
+            async move { client.get_peer_info(request).await }
+        };
+        let answer = self.answer("GetPeerInfo", None, ask).await?;
         self.channels.answered(asked.elapsed());
         let info = peer_info(answer.into_inner())?;
         let largest = info.max_message_bytes.map_or(usize::MAX, |max| usize::try_from(max).unwrap_or(usize::MAX));
@@ -157,11 +179,14 @@ impl Store for RemoteStore {
         at(Point::RemoteStat).await?;
         let mut found = Vec::new();
         for part in blobs.chunks(MAX_ITEMS) {
-            let mut client = reader(self.channels.control());
-            let refs = part.iter().map(ToString::to_string).collect();
-            let request = self.control_request(v1::StatBlobsRequest { refs });
             let asked_at = Instant::now();
-            let answer = self.answer("StatBlobs", None, client.stat_blobs(request)).await?;
+            let ask = || {
+                let mut client = reader(self.channels.control());
+                let refs = part.iter().map(ToString::to_string).collect();
+                let request = self.control_request(v1::StatBlobsRequest { refs });
+                async move { client.stat_blobs(request).await }
+            };
+            let answer = self.answer("StatBlobs", None, ask).await?;
             self.channels.answered(asked_at.elapsed());
             let asked: HashSet<&BlobRef> = part.iter().collect();
             for meta in answer.into_inner().blobs {
@@ -177,14 +202,16 @@ impl Store for RemoteStore {
 
     async fn fetch(&self, blob: BlobRef, range: ByteRange) -> Result<Fetched, StoreError> {
         at(Point::RemoteFetch).await?;
-        let mut client = reader(self.channels.blob());
-        let request = v1::FetchBlobRequest { r#ref: blob.to_string(), offset: range.offset, length: range.length };
-        let opening = async {
-            let mut messages = Incoming::of_response(client.fetch_blob(want(request)).await?);
-            let first = messages.message().await?;
-            Ok((messages, first))
+        let open = || {
+            let mut client = reader(self.channels.blob());
+            let request = v1::FetchBlobRequest { r#ref: blob.to_string(), offset: range.offset, length: range.length };
+            async move {
+                let mut messages = Incoming::of_response(client.fetch_blob(want(request)).await?);
+                let first = messages.message().await?;
+                Ok((messages, first))
+            }
         };
-        let (messages, first) = self.answer("FetchBlob", Some(&blob), opening).await?;
+        let (messages, first) = self.answer("FetchBlob", Some(&blob), open).await?;
         let header = match first.map(|message| message.part) {
             Some(Some(v1::fetch_blob_response::Part::Header(header))) => header,
             Some(_) => return Err(StoreError::Protocol("FetchBlob began without a header".to_owned())),
@@ -251,20 +278,26 @@ impl Store for RemoteStore {
         self.fetch_packs(wants, answers).await
     }
 
+    fn expect_store(&self, id: Option<&str>) {
+        self.channels.expect_store(id);
+    }
+
     async fn enumerate(&self, range: EnumerateRange) -> Result<Enumeration, StoreError> {
         if range.limit == Some(0) {
             // On the wire 0 means all.
             let end = Some(EnumerateEnd { count: 0, complete: false });
             return Ok(stream::iter([Ok(EnumeratePage { end, ..EnumeratePage::default() })]).boxed());
         }
-        let mut client = reader(self.channels.data());
-        let request = v1::EnumerateBlobsRequest {
-            after: range.after.clone(),
-            until: range.until.clone(),
-            limit: range.limit.unwrap_or(0),
+        let open = || {
+            let mut client = reader(self.channels.data());
+            let request = v1::EnumerateBlobsRequest {
+                after: range.after.clone(),
+                until: range.until.clone(),
+                limit: range.limit.unwrap_or(0),
+            };
+            async move { client.enumerate_blobs(request).await }
         };
-        let call = client.enumerate_blobs(Request::new(request));
-        let messages = self.answer("EnumerateBlobs", None, call).await?.into_inner();
+        let messages = self.answer("EnumerateBlobs", None, open).await?.into_inner();
         let listing = RemoteListing { last: range.after.clone(), range, seen: 0, left_out: 0 };
         let pages = stream::unfold(Some((messages, listing)), |state| async {
             let (mut messages, mut listing) = state?;

@@ -135,7 +135,9 @@ impl Attribution {
             FailureClass::Answer { .. } if failed.kind == FaultKind::MissingAtSource => Weight(0),
             FailureClass::Answer { .. } | FailureClass::Panicked => answer(park_after),
             FailureClass::Cut if is_cut_again(failed) => Weight::ONE,
-            FailureClass::Doubtful | FailureClass::Cut | FailureClass::TimedOut => self.doubtful(failed),
+            FailureClass::Doubtful | FailureClass::Cut | FailureClass::TimedOut | FailureClass::NotProcessed => {
+                self.doubtful(failed)
+            }
             FailureClass::Overloaded { .. } => Weight(0),
         }
     }

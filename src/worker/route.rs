@@ -4,6 +4,7 @@ use super::report::{Board, InProgress, Report};
 use crate::backoff::{Backoff, Patience};
 use crate::blob::BlobRef;
 use crate::clock::{Clock, Entropy};
+use crate::copy::WaitLimits;
 use crate::fault::Side;
 use crate::limits::Limits;
 use crate::metrics::CopyMetrics;
@@ -55,19 +56,19 @@ pub struct Policy {
     pub backoff: Backoff,
     /// When they are parked.
     pub patience: Patience,
-    /// How long either side of a copy may be waited for without a byte of progress.
-    pub idle_timeout: Duration,
+    /// How long either side of a copy may be waited for.
+    pub waits: WaitLimits,
     /// How often to look for work without being woken.
     pub poll_interval: Duration,
 }
 
 impl Default for Policy {
-    /// The default backoff and patience, 30 s without progress, a look every second.
+    /// The defaults of each, and a look every second.
     fn default() -> Self {
         Self {
             backoff: Backoff::ENTRY,
             patience: Patience::default(),
-            idle_timeout: Duration::from_secs(30),
+            waits: WaitLimits::default(),
             poll_interval: Duration::from_secs(1),
         }
     }

@@ -17,7 +17,8 @@
 //!   is the number of blobs copied alone at a time, and again the number of packs: neither kind waits for the other, and each
 //!   has half of the route's bytes in flight. So that large blobs which stand first do not hide small ones, some entries are
 //!   claimed ahead. What fails as a pack says nothing of any blob in it: they go in smaller packs next, and alone in the end.
-//! - **Workers.** A copy that only waits for its confirmation is no worker's any more, up to three times `workers`.
+//! - **Workers.** A copy that only waits, for its confirmation or for bytes that trickle, is no worker's any more, up to three
+//!   times `workers`.
 //! - **Pauses.** [`Pause`] says why nothing more is started. Whatever stops copying releases what was claimed ahead.
 //! - **Limits** hold from the next start on, and never touch a copy in flight.
 //!
@@ -67,7 +68,7 @@ struct InFlight {
     /// How wide it is at each peer, and whether it is a try of the open breaker there.
     widths: [usize; 2],
     is_try: [bool; 2],
-    /// Whether it occupies a worker; if not, it only waits for its confirmation.
+    /// Whether it occupies a worker; if not, it only waits.
     works: bool,
     bytes: u64,
     /// How often in a row it was refused.
@@ -123,7 +124,7 @@ pub(super) struct Scheduler {
     /// Workers occupied and bytes held, by kind.
     busy: [usize; 2],
     bytes: [u64; 2],
-    confirming: usize,
+    waiting: usize,
     /// Refused, and to be tried again at this time.
     refused: BTreeMap<(Monotonic, u64), (Feed, WaitingClaim)>,
     /// Concluded, and not yet being settled.
@@ -164,7 +165,7 @@ impl Scheduler {
             last_job: 0,
             busy: [0; 2],
             bytes: [0; 2],
-            confirming: 0,
+            waiting: 0,
             refused: BTreeMap::new(),
             unsettled: Vec::new(),
             settling: false,
@@ -201,7 +202,7 @@ impl Scheduler {
                     step.peers.of(side).succeeded(step.now.monotonic);
                 }
             }
-            Event::Confirming(job) => self.confirming(job, step),
+            Event::Waits { job, holds_bytes } => self.waits(job, holds_bytes, step),
             Event::Settled(result) => {
                 self.settling = false;
                 if let Err(error) = result {
@@ -326,15 +327,16 @@ impl Scheduler {
         self.rest = (why, now.monotonic.saturating_add(REST));
     }
 
-    /// Only its confirmation is awaited: it is no worker's any more.
-    fn confirming(&mut self, id: JobId, step: &mut Step<'_>) {
-        if self.confirming >= 3 * self.workers() {
+    /// It only waits: it is no worker's any more.
+    fn waits(&mut self, id: JobId, holds_bytes: bool, step: &mut Step<'_>) {
+        if self.waiting >= 3 * self.workers() {
             return;
         }
         let Some(job) = self.jobs.get_mut(&id).filter(|job| job.works) else { return };
         job.works = false;
-        let (feed, kind, bytes) = (job.feed, job.kind, std::mem::take(&mut job.bytes));
-        self.confirming += 1;
+        let (feed, kind) = (job.feed, job.kind);
+        let bytes = if holds_bytes { 0 } else { std::mem::take(&mut job.bytes) };
+        self.waiting += 1;
         self.bytes[kind as usize] -= bytes;
         self.release_worker(feed, kind, step);
     }
@@ -354,7 +356,7 @@ impl Scheduler {
         if job.works {
             self.release_worker(job.feed, job.kind, step);
         } else {
-            self.confirming -= 1;
+            self.waiting -= 1;
         }
         for (side, is_try) in Peers::SIDES.into_iter().zip(job.is_try) {
             if is_try {

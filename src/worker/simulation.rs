@@ -236,7 +236,7 @@ impl Sim {
                 self.apply(Event::Queue(self.queue.changes));
             }
             Happening::Ended(job, side, endings, wait) => self.end(job, side, endings, wait),
-            Happening::Confirming(job) => self.apply(Event::Confirming(job)),
+            Happening::Confirming(job) => self.apply(Event::Waits { job, holds_bytes: false }),
             Happening::Identified(side, well) => {
                 let now = self.clock.monotonic();
                 let info = self.info();
@@ -460,7 +460,9 @@ fn failed(side: Side, class: FailureClass, wait: f64) -> CopyError {
         FailureClass::Cut => FaultKind::ConnectionCut,
         FailureClass::Overloaded { .. } => FaultKind::DestinationOverloaded,
         FailureClass::Panicked => FaultKind::Panicked,
-        FailureClass::Doubtful | FailureClass::TimedOut => FaultKind::DestinationUnavailable,
+        FailureClass::Doubtful | FailureClass::TimedOut | FailureClass::NotProcessed => {
+            FaultKind::DestinationUnavailable
+        }
     };
     CopyError { kind, side, code: None, message: "so it is".to_owned(), class }
 }

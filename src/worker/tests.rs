@@ -446,6 +446,29 @@ async fn a_blob_announced_before_it_was_written_arrives() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_peer_has_not_begun_with_is_sent_again_at_once_and_shown_nowhere() {
+    let mut lab = Lab::with(&[("a", "b")], 4, false).await;
+    lab.announce("a", 0..20).await;
+    lab.place("b").faulty.set_times(Trouble::NotProcessed, 60);
+    let start = Instant::now();
+    lab.start();
+    lab.drain().await;
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    assert_eq!(lab.place("b").faulty.receives(), 80);
+    assert!(lab.workers[0].report().errors.is_empty(), "{:?}", lab.workers[0].report().errors);
+
+    // One that never begins with anything is not asked for ever.
+    lab.place("b").faulty.set(Some(Trouble::NotProcessed));
+    lab.announce("a", 20..21).await;
+    lab.until("it is given up for now", |lab| lab.fresh(0).retrying.entries == 1).await;
+    assert_eq!((lab.place("b").faulty.receives() - 80) % 17, 0, "17 calls are one attempt");
+    assert_eq!(lab.workers[0].report().errors[0].charged, 0);
+    lab.place("b").faulty.set(None);
+    lab.drain().await;
+    lab.stopped().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_poison_entry_never_stops_the_others() {
     let poisons = [
         Trouble::Panic,

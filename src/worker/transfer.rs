@@ -21,6 +21,9 @@ use tokio::time::{Instant, sleep_until};
 /// A copy that has waited so long for nothing but its confirmation is told of.
 const CONFIRMING: Duration = Duration::from_secs(1);
 
+/// A copy that has moved less than the least rate for so long is told of.
+const TRICKLES: Duration = Duration::from_secs(5);
+
 /// A copy that has ended.
 pub(super) struct Transferred {
     /// The claims, and how the copy of each ended.
@@ -60,11 +63,12 @@ async fn alone(worker: &Arc<Worker>, job: Job, news: &mpsc::Sender<Event>) -> Op
         repair: entry.repair,
         receive_only: spec.receive_only,
         ask_first,
-        idle_timeout: worker.deps.policy.idle_timeout,
+        waits: worker.deps.policy.waits,
     };
     let span = traced::begin(&worker.deps.tracer, spec, entry, waited(entry, worker.deps.clock.now()));
     let copy = copy_blob(spec.from.store(), &**spec.to.store(), &job, &progress);
-    let told = Told { id, is_try, news, progress: &progress, charge: &mut charge };
+    let least_rate = worker.deps.policy.waits.least_rate.into_iter().max();
+    let told = Told { id, is_try, least_rate, news, progress: &progress, charge: &mut charge };
     let result = traced::carrying(&span, entry.trace.as_ref(), told.telling(copy)).await;
     progress.settling();
     charge.known(Some(progress.bytes()));
@@ -92,16 +96,11 @@ async fn packed(worker: &Arc<Worker>, job: Job, news: &mpsc::Sender<Event>) -> O
         let span = spans.get(at).and_then(Span::context);
         PackItem { blob: *blob, size_hint: *size, trace: span.or_else(|| trace.clone()) }
     });
-    let job = PackJob {
-        receive_only: spec.receive_only,
-        ask_first,
-        max_blob_bytes,
-        idle_timeout: worker.deps.policy.idle_timeout,
-    };
+    let job = PackJob { receive_only: spec.receive_only, ask_first, max_blob_bytes, waits: worker.deps.policy.waits };
     let (source, destination) = (&**spec.from.store(), &**spec.to.store());
     let pack = traced::begin_pack(tracer, spec, &spans, claims.len());
     let copy = copy_pack(source, destination, items.collect(), job, &progress);
-    let told = Told { id, is_try, news, progress: &progress, charge: &mut charge };
+    let told = Told { id, is_try, least_rate: None, news, progress: &progress, charge: &mut charge };
     let ends = pack.within(told.telling(copy)).await;
     traced::end_pack(&pack, &ends);
     progress.settling();
@@ -131,15 +130,19 @@ fn waited(entry: &Entry, now: SystemTime) -> Duration {
 struct Told<'a> {
     id: JobId,
     is_try: bool,
+    /// Fewer bytes a second are no worker's; `None`: it is not looked at.
+    least_rate: Option<u64>,
     news: &'a mpsc::Sender<Event>,
     progress: &'a Progress,
     charge: &'a mut Charge,
 }
 
 impl Told<'_> {
-    /// Makes the copy, and tells when a side that is being tried has answered, and when only the confirmation is awaited.
+    /// Makes the copy, and tells when a side that is being tried has answered, and when it only waits: for the confirmation,
+    /// or for bytes that trickle.
     async fn telling<T>(self, copy: impl Future<Output = T>) -> T {
-        let Self { id, is_try, news, progress, charge } = self;
+        let Self { id, is_try, least_rate, news, progress, charge } = self;
+        let (mut trickles, mut moved) = (least_rate.map(|_| Instant::now() + TRICKLES), 0);
         let mut copy = pin!(copy);
         let mut answered = [!is_try; 2];
         let mut confirming: Option<Instant> = None;
@@ -162,10 +165,20 @@ impl Told<'_> {
                     let now = Instant::now();
                     confirming = progress.confirming_for(now).map(|since| now + CONFIRMING.saturating_sub(since));
                 }
+                () = sleep_until(trickles.unwrap_or_else(Instant::now)), if trickles.is_some() => {
+                    let least = least_rate.unwrap_or_default().saturating_mul(TRICKLES.as_secs());
+                    // What does not move at all hangs, as a peer that is down may make it.
+                    let is_slow = (1..least).contains(&progress.bytes().saturating_sub(moved));
+                    moved = progress.bytes();
+                    trickles = Some(Instant::now() + TRICKLES).filter(|_| !(is_slow && progress.stage() == Stage::Writing));
+                    if trickles.is_none() {
+                        tell(Event::Waits { job: id, holds_bytes: true }).await;
+                    }
+                }
                 () = sleep_until(confirming.unwrap_or_else(Instant::now)), if confirming.is_some() => {
                     confirming = None;
                     if progress.confirming_for(Instant::now()).is_some() {
-                        tell(Event::Confirming(id)).await;
+                        tell(Event::Waits { job: id, holds_bytes: false }).await;
                     }
                 }
             }

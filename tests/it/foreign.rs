@@ -49,9 +49,9 @@ fn the_python_store_is_a_destination() {
 }
 
 #[test]
-fn the_python_store_and_the_disk_store_conform() {
+fn the_stores_of_the_examples_and_the_disk_store_conform() {
     let world = World::new();
-    let stores = [Some(world.store("disk")), world.python_store("python")];
+    let stores = [Some(world.store("disk")), world.python_store("python"), world.go_store("go", &[])];
     for store in stores.into_iter().flatten() {
         let output = Command::new(program()).args(["conformance", "--store", &store.url()]).output().unwrap();
         let said = String::from_utf8_lossy(&output.stdout);

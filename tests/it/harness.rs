@@ -194,6 +194,13 @@ impl World {
         Some(Server::start(&python, &args, 2, &self.path(&format!("{name}.log"))))
     }
 
+    /// The store of `examples/go`, with these arguments, where Go is there.
+    pub(crate) fn go_store(&self, name: &str, more: &[&str]) -> Option<Server> {
+        let program = tool("BLOBFERRY_GO_STORE")?;
+        let args = [&["-listen", "{}"], more].concat();
+        Some(Server::start(&program, &args, 1, &self.path(&format!("{name}.log"))))
+    }
+
     /// A replicator with these stores and routes, each route `from` and `to`.
     pub(crate) fn replicator(&self, stores: &[(&str, &str)], routes: &[(&str, &str)]) -> Server {
         let mut config = String::new();

@@ -5,6 +5,7 @@
 mod architecture;
 mod bounds;
 mod commands;
+mod connections;
 mod deploy;
 #[path = "../bench/diskfull/cycles.rs"]
 mod diskfull;
@@ -24,6 +25,7 @@ mod overrides;
 mod packs;
 #[path = "../bench/powerloss/cycles.rs"]
 mod powerloss;
+mod proxy;
 mod refusals;
 mod rolling;
 mod story;

@@ -237,7 +237,8 @@ async fn lied_to(at_source: bool, lie: Lie) {
     let (rogue, url, _up) = Rogue::start(&if at_source { source.url() } else { destination.url() }).await;
     let (from, to) = if at_source { (url, destination.url()) } else { (source.url(), url) };
     let stores = [("a", from), ("b", to)];
-    let stores = stores.map(|(name, url)| format!("[stores.{name}]\nendpoint = \"{url}\"\nidle_timeout = \"1s\"\n"));
+    let waits = "idle_timeout = \"1s\"\nconfirm_timeout = \"1s\"";
+    let stores = stores.map(|(name, url)| format!("[stores.{name}]\nendpoint = \"{url}\"\n{waits}\n"));
     let config = stores.concat() + "[routes.a_to_b]\nfrom = \"a\"\nto = \"b\"\n";
     let replicator = world.replicator_with("replicator", &config);
     let mut operator: Replication = replication(&replicator).await;

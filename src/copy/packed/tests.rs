@@ -1,6 +1,6 @@
 use super::{PackEnd, PackItem, PackJob, copy_pack};
 use crate::blob::{BlobRef, DigestFunction};
-use crate::copy::{Progress, Stage};
+use crate::copy::{Progress, Stage, WaitLimits};
 use crate::fault::{FailureClass, FaultKind, Side};
 use crate::store::faulty::{FaultyStore, Trouble};
 use crate::store::memory::MemoryStore;
@@ -27,7 +27,12 @@ async fn pair(count: u32) -> Pair {
     let parcels: Vec<Parcel> = (0..count).map(|n| parcel(n.to_le_bytes().to_vec())).collect();
     let blobs = parcels.iter().map(|parcel| parcel.put.blob).collect();
     assert!(receive_all(&*source, parcels).await.iter().all(Result::is_ok));
-    let job = PackJob { receive_only: false, ask_first: false, max_blob_bytes: MAX_PACKED_BYTES, idle_timeout: IDLE };
+    let job = PackJob {
+        receive_only: false,
+        ask_first: false,
+        max_blob_bytes: MAX_PACKED_BYTES,
+        waits: WaitLimits { idle: [IDLE; 2], ..WaitLimits::default() },
+    };
     let (from, to) = (FaultyStore::new(source.clone()), FaultyStore::new(held.clone()));
     Pair { from, to, source, held, blobs, job }
 }
@@ -172,17 +177,22 @@ async fn a_peer_that_is_down_or_mute_is_at_fault_for_all() {
         );
     }
     pair.to.set_down(false);
-    for (store, side) in [(&pair.from, Side::Source), (&pair.to, Side::Destination)] {
+    let confirm = WaitLimits::default().confirm;
+    let sides = [
+        (&pair.from, Side::Source, FaultKind::SourceUnavailable, IDLE),
+        (&pair.to, Side::Destination, FaultKind::NotConfirmed, confirm),
+    ];
+    for (store, side, kind, limit) in sides {
         store.set(Some(Trouble::Hang));
         let start = tokio::time::Instant::now();
         for end in pair.copy().await {
             let PackEnd::Unanswered(error) = end else { panic!("{end:?}") };
             assert_eq!(
-                (error.side, error.class, error.code),
-                (side, FailureClass::TimedOut, Some(Code::DeadlineExceeded))
+                (error.kind, error.side, error.class, error.code),
+                (kind, side, FailureClass::TimedOut, Some(Code::DeadlineExceeded))
             );
         }
-        assert_eq!(start.elapsed(), IDLE);
+        assert_eq!(start.elapsed(), limit);
         store.set(None);
     }
     assert_eq!(pair.held.len(), 0);

@@ -6,7 +6,7 @@
 
 use super::{RemoteStore, disposition, guarded, parse_ref, reader, receiver, stated};
 use crate::blob::{BlobRef, Mismatch};
-use crate::grpc::{item_error, peer_error};
+use crate::grpc::{item_error, peer_error, store_error};
 use crate::pb::v1;
 use crate::store::packed::{
     Answers, MAX_PACKED_BYTES, PACK_BYTES, PACK_ITEMS, Packed, Parcel, Want, fetch_each, packs, receive_each,
@@ -180,7 +180,8 @@ impl RemoteStore {
     ) -> ItemResult<()> {
         let method = open.method;
         let (mut all_sent, mut is_told) = (pin!(all_sent), false);
-        let mut opening = pin!(self.answer(method, None, opening));
+        let opened = async { guarded(opening).await.map_err(|status| store_error(&status, None)) };
+        let mut opening = pin!(self.in_time(method, opened));
         let mut messages = loop {
             tokio::select! {
                 biased;

@@ -96,6 +96,10 @@ impl Scheduler {
                 return;
             }
         }
+        if error.class == FailureClass::NotProcessed && job.refusals < STUBBORN && !job.is_try.contains(&true) {
+            let waiter = WaitingClaim { size: entry.size, claim, fellows: 1, refusals: job.refusals + 1 };
+            return self.line_up_again(job.feed, waiter);
+        }
         self.tried(job.feed, entry.attempts == 0, false);
         self.peer_failed(side, job, doubts(entry) == 0, &error, step);
         self.ask_in_doubt(side, step);
@@ -138,14 +142,20 @@ impl Scheduler {
                     self.fail(at, claim, error, step);
                 }
                 EntryEnd::Failed(error) | EntryEnd::Unanswered(error) => {
-                    let is_refused = matches!(error.class, FailureClass::Overloaded { .. }) && job.refusals < STUBBORN;
-                    let (fellows, refusals) = if is_refused {
+                    let says_nothing =
+                        matches!(error.class, FailureClass::Overloaded { .. } | FailureClass::NotProcessed);
+                    let (fellows, refusals) = if says_nothing && job.refusals < STUBBORN {
                         (job.fellows.max(2), job.refusals + 1)
                     } else {
                         ((job.fellows / FEWER).max(1), 0)
                     };
-                    step.act(Effect::Conclude(told(at, entry, error.clone(), Fate::Kept, Weight(0))));
+                    if refusals == 0 || error.class != FailureClass::NotProcessed {
+                        step.act(Effect::Conclude(told(at, entry, error.clone(), Fate::Kept, Weight(0))));
+                    }
                     again.push(WaitingClaim { size: entry.size, claim, fellows, refusals });
+                    if refusals > 0 && error.class == FailureClass::NotProcessed {
+                        continue;
+                    }
                     failed[attribution::index(error.side)].get_or_insert(error);
                 }
             }
@@ -216,7 +226,7 @@ impl Scheduler {
                 let reason = Reason::new(error.kind, error.message.clone());
                 peer.refused(job.widths[index], Duration::ZERO, reason, step.now.monotonic);
             }
-            FailureClass::Doubtful | FailureClass::Cut => {}
+            FailureClass::Doubtful | FailureClass::Cut | FailureClass::NotProcessed => {}
         }
         let how = if is_first { breaker::FailureWeight::First } else { breaker::FailureWeight::Again };
         let reason = Reason::new(error.kind, error.message.clone());
@@ -400,7 +410,7 @@ fn is_own(class: FailureClass, is_good: bool) -> bool {
     match class {
         FailureClass::Answer { .. } | FailureClass::Panicked => true,
         FailureClass::Doubtful | FailureClass::Cut => is_good,
-        FailureClass::Overloaded { .. } | FailureClass::TimedOut => false,
+        FailureClass::Overloaded { .. } | FailureClass::TimedOut | FailureClass::NotProcessed => false,
     }
 }
 

@@ -154,8 +154,8 @@ pub(in crate::worker) enum Event {
     Lost(JobId),
     /// A side answered a job as a peer should, for the first time.
     Answered(JobId, Side),
-    /// A job has waited for nothing but its confirmation for a while.
-    Confirming(JobId),
+    /// A job has only waited for a while: for its confirmation, or for bytes that trickle.
+    Waits { job: JobId, holds_bytes: bool },
     /// The settlement that was asked for has ended.
     Settled(Result<(), QueueError>),
     /// A peer was asked a small question: whether it answered well, and which blobs of the sample it holds, if it said.

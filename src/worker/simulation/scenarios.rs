@@ -244,7 +244,8 @@ fn whole_outages() {
 
 #[test]
 fn a_peer_that_comes_back_overloaded() {
-    let world = |now| World { down: vec![(1.0, 21.0)], admits: Some(if now < 60.0 { |_| 0 } else { |_| 64 }), ..World::well() };
+    let world =
+        |now| World { down: vec![(1.0, 21.0)], admits: Some(if now < 60.0 { |_| 0 } else { |_| 64 }), ..World::well() };
     let sim = |seed| go_in(seed, world, at_once(many(Tag::Good, 4000)), Go::default());
     hold("4 20 s down, full for 40 s: tries a second", Most(100.0), |seed| {
         sim(seed).tries.iter().filter(|at| (21.0..60.0).contains(*at)).count() as f64 / 39.0

@@ -106,6 +106,7 @@ async fn a_lone_worker_is_not_kept_from_new_entries_by_those_that_are_always_due
 #[tokio::test(start_paused = true)]
 async fn what_the_workers_wait_for_is_told() {
     let mut lab = Lab::with(&[("a", "b")], 10, false).await;
+    lab.set_policy(|policy| policy.waits.confirm = Duration::from_secs(30));
     lab.start();
     let most = async |lab: &Lab, after: u64| {
         for _ in 0..after {

@@ -1,0 +1,186 @@
+//! How a connection to a peer comes about: the name resolved, TCP, TLS, the greeting of HTTP/2.
+//!
+//! The name is resolved for each connection anew, and all of its addresses are tried: those of the other family a moment after
+//! the first, as happy eyeballs have it, and within a family one after the other, each with its part of the time. So a name
+//! that leads elsewhere after an hour is followed, and one dead address of several costs a moment.
+
+use super::{EndpointError, PeerEndpoint};
+use http::Uri;
+use hyper::client::conn::http2::{Builder, SendRequest};
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use std::error::Error;
+use std::future::{Future as _, poll_fn};
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use tonic::body::Body;
+use tower::Service as _;
+
+/// What a peer may send on one connection before we have read it, in bytes: three stalled streams do not block a fourth, and
+/// four connections hold at most 64 MiB. Half of it is also the budget of h2 for unread small frames, beyond which it gives
+/// up the connection.
+const CONNECTION_WINDOW: u32 = 16 << 20;
+
+/// How long a connection is silent before TCP asks for a sign of life, and how often it asks then.
+const KEEPALIVE: Duration = Duration::from_secs(20);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// A connection is dead when what was sent stays unacknowledged for the idle timeout, but not before this: packets are lost
+/// and sent again on any network.
+const LEAST_UNACKNOWLEDGED: Duration = Duration::from_secs(10);
+
+/// Streams that are opened before the peer has said how many it takes: its settings come with the answer to the first.
+const FIRST_STREAMS: usize = 1;
+
+/// What is sent on a connection.
+pub(super) type Sender = SendRequest<Body>;
+
+/// A connection that has come about.
+pub(super) struct Connected {
+    pub(super) sender: Sender,
+    /// How many streams the peer takes at a time, by its settings.
+    pub(super) streams: Arc<AtomicUsize>,
+    /// Takes requests in, as long as this is held; what was taken in goes on.
+    _driver: JoinSet<()>,
+}
+
+/// Makes connections to one peer.
+pub(super) struct Connector {
+    uri: Uri,
+    tcp: HttpConnector,
+    tls: Option<(TlsConnector, ServerName<'static>)>,
+    connect_timeout: Duration,
+}
+
+impl Connector {
+    pub(super) fn new(peer: &PeerEndpoint) -> Result<Self, EndpointError> {
+        let unusable = |message: String| EndpointError::Unusable { uri: peer.uri.clone(), message };
+        let host = peer.uri.host().ok_or_else(|| unusable("it names no host".to_owned()))?;
+        let tls = match peer.uri.scheme_str() {
+            Some("http") => None,
+            Some("https") => {
+                let name = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+                let name = ServerName::try_from(name).map_err(|error| unusable(error.to_string()))?;
+                let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+                    .with_safe_default_protocol_versions()
+                    .map_err(|error| unusable(error.to_string()))?
+                    .with_root_certificates(authorities(peer)?)
+                    .with_no_client_auth();
+                config.alpn_protocols = vec![b"h2".to_vec()];
+                Some((TlsConnector::from(Arc::new(config)), name))
+            }
+            _ => return Err(unusable("it begins with http:// or https://".to_owned())),
+        };
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_connect_timeout(Some(peer.connect_timeout));
+        tcp.set_keepalive(Some(KEEPALIVE));
+        tcp.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
+        #[cfg(target_os = "linux")]
+        tcp.set_tcp_user_timeout(Some(peer.idle_timeout.max(LEAST_UNACKNOWLEDGED)));
+        Ok(Self { uri: peer.uri.clone(), tcp, tls, connect_timeout: peer.connect_timeout })
+    }
+
+    /// A new connection, with this window for each stream. Needs a tokio runtime.
+    pub(super) async fn connect(&self, window: u32) -> Result<Connected, String> {
+        let stream = self.tcp.clone().call(self.uri.clone()).await.map_err(|error| said(&error))?.into_inner();
+        let too_long =
+            |_| format!("the handshake took more than {} s (connect_timeout)", self.connect_timeout.as_secs_f64());
+        let greeted = async {
+            match &self.tls {
+                None => greet(stream, window).await,
+                Some((tls, name)) => {
+                    let stream =
+                        tls.connect(name.clone(), stream).await.map_err(|error| format!("TLS: {}", said(&error)))?;
+                    if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
+                        return Err("TLS: the server does not offer HTTP/2".to_owned());
+                    }
+                    greet(stream, window).await
+                }
+            }
+        };
+        timeout(self.connect_timeout, greeted).await.map_err(too_long)?
+    }
+}
+
+/// Whose certificates are trusted.
+fn authorities(peer: &PeerEndpoint) -> Result<RootCertStore, EndpointError> {
+    let mut roots = RootCertStore::empty();
+    match &peer.ca_file {
+        Some(path) => {
+            let failed = |source| EndpointError::CaFile { path: path.clone(), source };
+            let wrong = |what: String| failed(io::Error::new(io::ErrorKind::InvalidData, what));
+            let pem = std::fs::read(path).map_err(failed)?;
+            for certificate in CertificateDer::pem_slice_iter(&pem) {
+                let certificate = certificate.map_err(|error| wrong(error.to_string()))?;
+                roots.add(certificate).map_err(|error| wrong(error.to_string()))?;
+            }
+            if roots.is_empty() {
+                return Err(wrong("it holds no PEM certificate".to_owned()));
+            }
+        }
+        None => {
+            let found = rustls_native_certs::load_native_certs();
+            found.errors.iter().for_each(|error| tracing::debug!(%error, "a certificate of the system cannot be read"));
+            roots.add_parsable_certificates(found.certs);
+        }
+    }
+    Ok(roots)
+}
+
+/// Speaks HTTP/2 on a stream. Nothing is asked for signs of life there: servers throw out who asks often, and TCP does the
+/// same for the connection.
+async fn greet<T>(stream: T, window: u32) -> Result<Connected, String>
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (sender, mut connection) = Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(window)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_max_send_streams(FIRST_STREAMS)
+        .max_frame_size(crate::grpc::FRAME_BYTES)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| said(&error))?;
+    let streams = Arc::new(AtomicUsize::new(FIRST_STREAMS));
+    let told = streams.clone();
+    let mut driver = JoinSet::new();
+    driver.spawn(async move {
+        let driving = poll_fn(|cx| {
+            let polled = Pin::new(&mut connection).poll(cx);
+            told.store(connection.current_max_send_streams(), Ordering::Relaxed);
+            polled
+        });
+        if let Err(error) = driving.await {
+            tracing::debug!(error = %said(&error), "a connection ended");
+        }
+    });
+    Ok(Connected { sender, streams, _driver: driver })
+}
+
+/// An error with what is behind it, each once.
+pub(super) fn said(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        source = error.source();
+    }
+    text
+}
