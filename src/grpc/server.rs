@@ -137,7 +137,7 @@ pub async fn serve(
     let (to_near, near) = mpsc::channel(1);
     let (to_far, far) = mpsc::channel(1);
     let accepting = async {
-        let incoming = incoming.map(Connection::begun).buffer_unordered(max);
+        let incoming = incoming.map(ServedConnection::begun).buffer_unordered(max);
         let handing_on = incoming.filter_map(std::future::ready).for_each(|(connection, window)| {
             let to = if window == window::NEAR { &to_near } else { &to_far };
             // Where who serves them has stopped, they are closed.
@@ -174,7 +174,7 @@ pub async fn serve(
 /// Serves connections with this window for each stream until `shutdown` is cancelled and the calls in progress have ended.
 async fn serve_connections(
     window: u32,
-    incoming: mpsc::Receiver<io::Result<Connection>>,
+    incoming: mpsc::Receiver<io::Result<ServedConnection>>,
     (routes, calls): (Routes, Calls),
     shutdown: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
@@ -194,7 +194,11 @@ async fn serve_connections(
 }
 
 /// The next connection; `None` only if the cap was closed, which it never is.
-async fn accept(listener: &TcpListener, connections: &Arc<Semaphore>, cut: &CancellationToken) -> Option<Connection> {
+async fn accept(
+    listener: &TcpListener,
+    connections: &Arc<Semaphore>,
+    cut: &CancellationToken,
+) -> Option<ServedConnection> {
     let permit = connections.clone().acquire_owned().await.ok()?;
     loop {
         match listener.accept().await {
@@ -202,7 +206,7 @@ async fn accept(listener: &TcpListener, connections: &Arc<Semaphore>, cut: &Canc
                 if let Err(error) = stream.set_nodelay(true) {
                     tracing::debug!(%error, "TCP_NODELAY could not be set");
                 }
-                return Some(Connection::new(stream, permit, cut));
+                return Some(ServedConnection::new(stream, permit, cut));
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -213,7 +217,7 @@ async fn accept(listener: &TcpListener, connections: &Arc<Semaphore>, cut: &Canc
 }
 
 /// A connection that counts against the cap, must begin in time, and can be cut.
-struct Connection {
+struct ServedConnection {
     stream: TcpStream,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
     // Until the preface has come; with the number of its bytes that are still to come.
@@ -221,7 +225,7 @@ struct Connection {
     _permit: OwnedSemaphorePermit,
 }
 
-impl Connection {
+impl ServedConnection {
     fn new(stream: TcpStream, permit: OwnedSemaphorePermit, cut: &CancellationToken) -> Self {
         Self {
             stream,
@@ -238,7 +242,7 @@ impl Connection {
     }
 }
 
-impl AsyncRead for Connection {
+impl AsyncRead for ServedConnection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         // hyper always has a read pending, so that this wakes every connection.
         if self.cut.as_mut().poll(cx).is_ready() {
@@ -258,7 +262,7 @@ impl AsyncRead for Connection {
     }
 }
 
-impl AsyncWrite for Connection {
+impl AsyncWrite for ServedConnection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
@@ -284,7 +288,7 @@ impl AsyncWrite for Connection {
     }
 }
 
-impl Connected for Connection {
+impl Connected for ServedConnection {
     type ConnectInfo = TcpConnectInfo;
 
     fn connect_info(&self) -> TcpConnectInfo {

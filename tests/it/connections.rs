@@ -302,6 +302,25 @@ async fn a_large_blob_on_connections_that_are_cut_arrives_or_is_parked() {
     }
 }
 
+/// A control connection, four for packs and listings, four for large blobs: no more are made for whom these are enough.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_are_few_and_kept() {
+    let world = World::new();
+    let (source, destination) = (Store::start("source").await, Store::start("destination").await);
+    let (from, to) = (Proxy::to(&[&source.url]).await, Proxy::to(&[&destination.url]).await);
+    let replicator = replicator(&world, from.url(), to.url(), "");
+    let operator = replication(&replicator).await;
+    for seeds in [0..300, 300..600] {
+        for size in [LARGE, SMALL] {
+            let refs = write(&source.url, seeds.clone(), size).await;
+            announce(&mut operator.clone(), "a", &refs).await.unwrap();
+        }
+        all_is_copied(&operator).await;
+    }
+    assert!((5..=9).contains(&from.connections()), "{}", from.connections());
+    assert!((5..=9).contains(&to.connections()), "{}", to.connections());
+}
+
 /// A name with two addresses, one of which nobody listens at.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_dead_address_of_a_name_is_passed_over() {

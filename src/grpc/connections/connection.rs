@@ -37,8 +37,9 @@ impl Connection {
         }
     }
 
-    /// The peer was asked what it is, and gave this id.
-    pub(super) fn identified(&self, store_id: Option<Arc<str>>) {
+    /// The peer was asked what it is, and gave this id; its settings came before.
+    pub(super) async fn identified(&self, store_id: Option<Arc<str>>) {
+        self.connected.refresh().await;
         self.store_id.get_or_init(|| store_id);
     }
 

@@ -10,13 +10,12 @@ use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use std::error::Error;
-use std::future::{Future as _, poll_fn};
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -49,10 +48,22 @@ pub(super) type Sender = SendRequest<Body>;
 /// A connection that has come about.
 pub(super) struct Connected {
     pub(super) sender: Sender,
-    /// How many streams the peer takes at a time, by its settings.
+    /// How many streams the peer takes at a time, by its settings as they were when they were last looked at.
     pub(super) streams: Arc<AtomicUsize>,
+    refresh: mpsc::Sender<oneshot::Sender<()>>,
     /// Takes requests in, as long as this is held; what was taken in goes on.
     _driver: JoinSet<()>,
+}
+
+impl Connected {
+    /// Brings `streams` up to date.
+    pub(super) async fn refresh(&self) {
+        let (done, refreshed) = oneshot::channel();
+        // Where the connection has ended, nothing is to be known.
+        if self.refresh.send(done).await.is_ok() {
+            refreshed.await.ok();
+        }
+    }
 }
 
 /// Makes connections to one peer.
@@ -157,18 +168,24 @@ where
         .map_err(|error| said(&error))?;
     let streams = Arc::new(AtomicUsize::new(FIRST_STREAMS));
     let told = streams.clone();
+    let (refresh, mut asked) = mpsc::channel::<oneshot::Sender<()>>(1);
     let mut driver = JoinSet::new();
     driver.spawn(async move {
-        let driving = poll_fn(|cx| {
-            let polled = Pin::new(&mut connection).poll(cx);
-            told.store(connection.current_max_send_streams(), Ordering::Relaxed);
-            polled
-        });
-        if let Err(error) = driving.await {
+        let ended = loop {
+            tokio::select! {
+                biased;
+                ended = &mut connection => break ended,
+                Some(done) = asked.recv() => {
+                    told.store(connection.current_max_send_streams(), Ordering::Relaxed);
+                    done.send(()).ok();
+                }
+            }
+        };
+        if let Err(error) = ended {
             tracing::debug!(error = %said(&error), "a connection ended");
         }
     });
-    Ok(Connected { sender, streams, _driver: driver })
+    Ok(Connected { sender, streams, refresh, _driver: driver })
 }
 
 /// An error with what is behind it, each once.

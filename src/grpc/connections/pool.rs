@@ -61,7 +61,7 @@ impl Maker {
             Err(status) if status.code() == Code::Unimplemented => None,
             Err(status) => return Err(status),
         };
-        connection.identified(id.map(Arc::from));
+        connection.identified(id.map(Arc::from)).await;
         Ok(Arc::new(connection))
     }
 }
@@ -202,8 +202,9 @@ impl Pool {
         let slot = slots.get_mut(at)?;
         match slot {
             Slot::Open(connection) if connection.is_open() => {}
-            Slot::Making(_) => {}
-            Slot::Empty | Slot::Open(_) => {
+            // One that has failed was not heard of by whoever asked, who had left.
+            Slot::Making(making) if making.peek().is_none_or(Result::is_ok) => {}
+            Slot::Empty | Slot::Making(_) | Slot::Open(_) => {
                 *slot = Slot::Making(self.making());
             }
         }

@@ -1,5 +1,5 @@
 //! `make field`: how fast it copies beside what users report of their stores (load that is shed, a rate of errors, hopeless
-//! entries at the head, an unreadable shard), each beside an undisturbed run of the same round.
+//! entries at the head, an unreadable shard, connections that are aged), each beside an undisturbed run of the same round.
 //!
 //! The stores are this process, so that one of them can have habits; the replicator is the real program. The rate is that
 //! between 10% and 90% of the good blobs.
@@ -17,6 +17,7 @@ use blobferry::pb::v1 as pb;
 use blobferry::store::faulty::{FaultyStore, Trouble};
 use blobferry::store::memory::MemoryStore;
 use blobferry::store::{Put, Store};
+use blobferry::store_server::{StoreServer, StoreServerSettings};
 use clap::Parser;
 use futures::{StreamExt as _, stream};
 use std::path::{Path, PathBuf};
@@ -28,8 +29,11 @@ use support::report::spread;
 use support::{process, run};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
+use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
+use tonic::service::Routes;
+use tonic::transport::Server;
 
 /// Bytes that a store may hold.
 const CAPACITY: u64 = 8 << 30;
@@ -48,6 +52,9 @@ struct Args {
     /// Alternating rounds.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
+    /// Only the sections whose name contains this, and what they are compared with.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    only: String,
     /// Announces so many blobs that the source has lost, then a hundred good ones, and nothing else.
     #[arg(long, value_name = "N")]
     evicted: Option<u64>,
@@ -71,6 +78,8 @@ enum Habit {
     BadFirst(u64, Trouble),
     /// The source cannot read each fourth blob.
     Shard,
+    /// Both stores close their connections after so long.
+    Aged(Duration),
 }
 
 struct Section {
@@ -95,6 +104,7 @@ fn sections() -> Vec<Section> {
         section("6,000 PERMISSION_DENIED first", Habit::BadFirst(6_000, Trouble::Code(Code::PermissionDenied))),
         section("6,000 INTERNAL first", Habit::BadFirst(6_000, Trouble::Code(Code::Internal))),
         section("a quarter INTERNAL at the source", Habit::Shard),
+        section("connections that live 3 s", Habit::Aged(Duration::from_secs(3))),
     ]
 }
 
@@ -113,9 +123,11 @@ async fn measure(args: &Args) -> Result<()> {
         return evict(dir.path(), evicted, args.size).await;
     }
     let sections = sections();
+    let is_wanted = |at: usize| sections[at].name.contains(&args.only);
+    let is_run = |at: usize| is_wanted(at) || (0..sections.len()).any(|of| is_wanted(of) && sections[of].beside == at);
     let mut rates = vec![Vec::new(); sections.len()];
     for round in 0..args.rounds {
-        for (at, section) in sections.iter().enumerate() {
+        for (at, section) in sections.iter().enumerate().filter(|(at, _)| is_run(*at)) {
             let name = format!("run-{round}-{at}");
             let rate = one(dir.path(), &name, section, args).await.with_context(|| section.name)?;
             rates[at].push(rate);
@@ -124,7 +136,7 @@ async fn measure(args: &Args) -> Result<()> {
     println!(
         "blobs/s, and beside the undisturbed run of its round (admits 4: beside workers = 4): median (least to most)"
     );
-    for (at, section) in sections.iter().enumerate() {
+    for (at, section) in sections.iter().enumerate().filter(|(at, _)| is_run(*at)) {
         let ratios: Vec<f64> = rates[at].iter().zip(&rates[section.beside]).map(|(rate, floor)| rate / floor).collect();
         println!("{:34} {:24} {}", section.name, spread(&rates[at]), spread(&ratios));
     }
@@ -139,19 +151,36 @@ struct Served {
 }
 
 impl Served {
-    async fn start() -> Result<Self> {
+    /// Of the production server; one that closes connections after `age`, if that is given.
+    async fn start(age: Option<Duration>) -> Result<Self> {
         let store = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new(Entropy::from_os().name(), CAPACITY))));
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let url = format!("http://{}", listener.local_addr()?);
-        let app = StoreApp::of(store.clone(), ServeSettings::default());
         let mut server = JoinSet::new();
+        let of = store.clone();
         server.spawn(async move {
-            if let Err(error) = app.run(listener, CancellationToken::new()).await {
+            let served = match age {
+                None => StoreApp::of(of, ServeSettings::default()).run(listener, CancellationToken::new()).await,
+                Some(age) => aged(of, listener, age).await,
+            };
+            if let Err(error) = served {
                 eprintln!("a store ended: {error:#}");
             }
         });
         Ok(Self { store, url, _server: server })
     }
+}
+
+/// Serves a store as the production server does, but for the age of connections.
+async fn aged(store: Arc<FaultyStore>, listener: TcpListener, age: Duration) -> Result<()> {
+    let routes = StoreServer::new(store, StoreServerSettings::default()).add_to(Routes::default());
+    let mut server = Server::builder()
+        .tcp_nodelay(true)
+        .max_connection_age(age)
+        .initial_stream_window_size(4 << 20)
+        .initial_connection_window_size(8 << 20)
+        .max_frame_size(256 << 10);
+    Ok(server.add_routes(routes).serve_with_incoming(TcpListenerStream::new(listener)).await?)
 }
 
 /// Writes these to a store, and gives their refs.
@@ -181,7 +210,8 @@ fn confirmed(route: &pb::RouteStatus) -> u64 {
 /// Confirmed blobs a second, between 10% and 90% of the good ones.
 async fn one(dir: &Path, name: &str, section: &Section, args: &Args) -> Result<f64> {
     let (blobs, size) = (args.blobs, args.size);
-    let (source, destination) = (Served::start().await?, Served::start().await?);
+    let age = if let Habit::Aged(age) = section.habit { Some(age) } else { None };
+    let (source, destination) = (Served::start(age).await?, Served::start(age).await?);
     let mut refs = Vec::new();
     let mut good = blobs;
     if let Habit::BadFirst(bad, trouble) = &section.habit {
@@ -197,7 +227,7 @@ async fn one(dir: &Path, name: &str, section: &Section, args: &Args) -> Result<f
             good -= bad.len() as u64;
             bad.into_iter().for_each(|blob| source.store.set_for(*blob, Some(Trouble::Code(Code::Internal))));
         }
-        Habit::None | Habit::BadFirst(..) => {}
+        Habit::None | Habit::BadFirst(..) | Habit::Aged(_) => {}
     }
     let replicator = process::replicator(dir, name, &source.url, &destination.url, section.workers, "")?;
     let mut operator = Replication::new(api::channel(&replicator.url())?);
@@ -220,7 +250,7 @@ async fn one(dir: &Path, name: &str, section: &Section, args: &Args) -> Result<f
 
 /// Announces blobs that the source has lost, and a hundred good ones behind them.
 async fn evict(dir: &Path, evicted: u64, size: usize) -> Result<()> {
-    let (source, destination) = (Served::start().await?, Served::start().await?);
+    let (source, destination) = (Served::start(None).await?, Served::start(None).await?);
     let lost: Vec<BlobRef> = (1_000..1_000 + evicted).map(|number| api::blob(number, size).0).collect();
     let good = fill(&source.store, 0..100, size).await?;
     let more = "[retry]\non_missing = \"discard\"\nmissing_patience = \"10s\"\n";
