@@ -138,7 +138,10 @@ impl Scheduler {
                 }
                 EntryEnd::Failed(error) if is_own(error.class, is_good) => {
                     self.tried(job.feed, true, false);
-                    self.peer_failed(error.side, job, true, &error, step);
+                    // A doubtful one stands amid others that arrived by the same call: that tells nothing against the peer.
+                    if let FailureClass::Answer { .. } = error.class {
+                        self.peer_failed(error.side, job, true, &error, step);
+                    }
                     self.fail(at, claim, error, step);
                 }
                 EntryEnd::Failed(error) | EntryEnd::Unanswered(error) => {

@@ -293,6 +293,11 @@ fn an_unreadable_shard() {
         let how = Go { good_only: true, ..Go::default() };
         rate(&go(seed, World::well(), at_once(mixed(4000, Tag::Bad, 0.25, seed)), how), 1.0, 32, true)
     });
+    hold("6 a quarter bad, mixed, in packs: all good after s", Most(40.0), |seed| {
+        let how = Go { good_only: true, packs: true, ..Go::default() };
+        let sim = go(seed, World::well(), at_once(mixed(40_000, Tag::Bad, 0.25, seed)), how);
+        if sim.openings() > 0 { f64::INFINITY } else { last(&sim) }
+    });
     hold("6 a quarter bad, 9 good a second: parked after s", Most(1800.0), |seed| {
         let tags = mixed(1000, Tag::Bad, 0.25, seed);
         let bad = tags.iter().filter(|tag| **tag == Tag::Bad).count();
