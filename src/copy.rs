@@ -127,7 +127,10 @@ async fn copy(
         return Err(fault);
     }
     let received = answer.map_err(|error| match progress.read_by_destination() {
-        Some(passed) => CopyError::under_way(&error, Side::Destination, passed, stated),
+        Some(passed) => {
+            let took = progress.waited().iter().sum();
+            CopyError::under_way(&error, Side::Destination, (passed, stated), took)
+        }
         None => CopyError::of(&error, Side::Destination),
     })?;
     progress.answered(Side::Destination);

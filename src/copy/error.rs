@@ -21,6 +21,7 @@ use crate::grpc::Reason;
 use crate::store::{PeerError, StoreError, code_name};
 use std::any::Any;
 use std::fmt;
+use std::time::Duration;
 use tonic::Code;
 
 /// The most of a message that is kept, in bytes.
@@ -103,9 +104,9 @@ impl CopyError {
         Self { code: Some(Code::DeadlineExceeded), class, ..Self::charged(kind, side, &message) }
     }
 
-    /// A store's error that came when so many of the blob's bytes had passed: a cut, if it is a broken connection's and no
+    /// A store's error that came after so long, when so many of the blob's bytes had passed: a cut, if it is a broken connection's and no
     /// answer. A server that says why it stopped is believed.
-    pub(super) fn under_way(error: &StoreError, side: Side, passed: u64, size: u64) -> Self {
+    pub(super) fn under_way(error: &StoreError, side: Side, (passed, size): (u64, u64), took: Duration) -> Self {
         let of = Self::of(error, side);
         // What tonic and proxies make of a connection or a stream that breaks.
         let broke = matches!(
@@ -119,7 +120,8 @@ impl CopyError {
         if !broke || of.class != FailureClass::Doubtful {
             return of;
         }
-        let message = format!("cut after {passed} of {size} bytes: {}", of.message);
+        let seconds = took.as_secs_f64();
+        let message = format!("cut after {seconds:.1} s, and {passed} of {size} bytes: {}", of.message);
         Self { kind: FaultKind::ConnectionCut, message: bounded(&message), class: FailureClass::Cut, ..of }
     }
 

@@ -14,6 +14,7 @@ use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// How often a copy goes on, at most; a source that drops more often needs its breaker.
 const MAX_RESUMES: u32 = 8;
@@ -33,7 +34,7 @@ pub(super) type SourceBytes = BoxStream<'static, Result<Bytes, Broken>>;
 
 /// What was fetched, so that a drop in the middle of it is made up for.
 pub(super) fn resumed(source: Arc<dyn Store>, blob: BlobRef, fetched: Fetched) -> SourceBytes {
-    let reading = Reading { source, blob, fetched, at: 0, moved: false, resumes: 0 };
+    let reading = Reading { source, blob, fetched, began: Instant::now(), at: 0, moved: false, resumes: 0 };
     let bytes = stream::unfold(Some(reading), |reading| async move {
         let mut reading = reading?;
         match reading.next().await? {
@@ -49,6 +50,7 @@ struct Reading {
     blob: BlobRef,
     // The size of the whole blob, and what is still to come.
     fetched: Fetched,
+    began: Instant,
     // Bytes that came so far.
     at: u64,
     // Whether any came since the last drop.
@@ -82,7 +84,7 @@ impl Reading {
     /// What an error of the open stream means.
     fn fault(&self, error: &StoreError) -> CopyError {
         if self.moved {
-            CopyError::under_way(error, Side::Source, self.at, self.fetched.size)
+            CopyError::under_way(error, Side::Source, (self.at, self.fetched.size), self.began.elapsed())
         } else {
             CopyError::of(error, Side::Source)
         }

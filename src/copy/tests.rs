@@ -357,9 +357,12 @@ async fn a_destination_that_breaks_off_has_cut_what_it_had_begun_to_read() {
     }
     // A server that says why it stopped is believed.
     let stopping = said(Code::Unavailable, "SHUTTING_DOWN").into();
-    assert_eq!(CopyError::under_way(&stopping, Side::Destination, 1, 2).class, FailureClass::Doubtful);
+    assert_eq!(
+        CopyError::under_way(&stopping, Side::Destination, (1, 2), Duration::ZERO).class,
+        FailureClass::Doubtful
+    );
     let denied = PeerError::bare(Code::PermissionDenied, "").into();
-    assert_eq!(CopyError::under_way(&denied, Side::Destination, 1, 2).class, FailureClass::Doubtful);
+    assert_eq!(CopyError::under_way(&denied, Side::Destination, (1, 2), Duration::ZERO).class, FailureClass::Doubtful);
 }
 
 #[tokio::test(start_paused = true)]

@@ -302,6 +302,34 @@ async fn a_large_blob_on_connections_that_are_cut_arrives_or_is_parked() {
     }
 }
 
+/// A peer that stands still, as a machine does that is suspended, and goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_peer_is_named_and_goes_on_where_it_was() {
+    let world = World::new();
+    let (source, destination) = (world.store("source"), world.store("destination"));
+    let settings = "idle_timeout = \"1s\"\nrequest_timeout = \"1s\"\nconfirm_timeout = \"1s\"";
+    let replicator = replicator(&world, &source.url(), &destination.url(), settings);
+    let operator = replication(&replicator).await;
+    let mut refs = Vec::new();
+    for (name, frozen, seeds) in [("b", &destination, 0..200), ("a", &source, 200..400)] {
+        let more = write(&source.url(), seeds, LARGE).await;
+        frozen.signal(rustix::process::Signal::STOP);
+        announce(&mut operator.clone(), "a", &more).await.unwrap();
+        until("it is named", async || {
+            let status = route(&mut operator.clone()).await;
+            let faults = status.recent_faults.into_iter().filter_map(|group| group.fault);
+            faults.into_iter().any(|fault| fault.peer == name).then_some(())
+        })
+        .await;
+        frozen.signal(rustix::process::Signal::CONT);
+        refs.extend(more);
+        all_is_copied(&operator).await;
+    }
+    assert_eq!(held(&mut reader(&destination).await, &refs).await, refs.len());
+    let status = route(&mut operator.clone()).await;
+    assert!(status.recent_faults.iter().all(|group| group.charged_count() == 0), "{:?}", status.recent_faults);
+}
+
 /// A control connection, four for packs and listings, four for large blobs: no more are made for whom these are enough.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_are_few_and_kept() {
