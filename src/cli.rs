@@ -5,6 +5,7 @@
 
 mod adopt;
 mod blobs;
+mod descriptors;
 mod drop;
 mod explain;
 mod failures;

@@ -60,7 +60,7 @@ pub(crate) struct DemoArgs {
 /// Runs the demo. Whichever way it ends, the servers are stopped and the temporary folder is removed.
 pub(crate) async fn run(args: DemoArgs, stop: CancellationToken) -> Result<Exit, CommandError> {
     // The show is on stdout; the servers' log would talk into it, but for what goes wrong.
-    logging(&LogConfig { level: LogLevel::Error, format: LogFormat::Human })?;
+    let _log = logging(&LogConfig { level: LogLevel::Error, format: LogFormat::Human })?;
     let board = ProgressBoard::new();
     let chosen = files::choose(args.paths).await?;
     let place = DemoFolders::new(args.data)?;

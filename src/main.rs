@@ -16,6 +16,9 @@ use tokio_util::sync::CancellationToken;
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
+/// How long standard error may take the last words.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// How long work on blocking threads may hold up the end of the program.
 const BLOCKING_GRACE: Duration = Duration::from_secs(5);
 
@@ -83,6 +86,14 @@ fn failed(what: &str) -> ExitCode {
 }
 
 fn say(what: &str) {
-    // Nobody can be told where this fails.
-    drop(writeln!(std::io::stderr().lock(), "blobferry: {what}"));
+    let line = format!("blobferry: {what}\n");
+    let (said, heard) = std::sync::mpsc::channel::<()>();
+    // Nobody can be told where this fails, and nobody waits where it hangs.
+    let saying = std::thread::Builder::new().spawn(move || {
+        drop(std::io::stderr().write_all(line.as_bytes()));
+        drop(said);
+    });
+    if saying.is_ok() {
+        heard.recv_timeout(LAST_WORDS).ok();
+    }
 }

@@ -44,6 +44,8 @@ pub struct ReplicatorStatus {
     pub peers: Vec<PeerStatus>,
     /// The queue.
     pub queue: QueueStatus,
+    /// Lines of the log that were lost since this process started.
+    pub log_lines_lost: u64,
 }
 
 /// How a replicator stands; of several, the last holds.

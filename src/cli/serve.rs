@@ -1,5 +1,6 @@
 //! The commands that run a server, and those about configuration and conformance.
 
+use super::descriptors;
 use super::progress::to_stderr;
 use super::{CommandError, Exit, StoreArg, no_store, output};
 use crate::app::store::{DataUrl, StoreApp};
@@ -10,7 +11,7 @@ use crate::grpc::{Calls, ServeSettings};
 use crate::queue::damage::QueueTrouble;
 use crate::store::conformance::{self, RuleOutcome};
 use crate::store::{PeerKind, Store as _};
-use crate::telemetry::{self, Traces};
+use crate::telemetry::{self, LogGuard, Traces};
 use clap::{Args, Subcommand};
 use http::Uri;
 use std::net::SocketAddr;
@@ -177,9 +178,10 @@ pub(super) fn config(command: ConfigCommand) -> Result<Exit, CommandError> {
 }
 
 pub(super) async fn serve(args: ServeArgs, stop: CancellationToken) -> Result<Exit, CommandError> {
-    let config = args.config.load()?;
+    let mut config = args.config.load()?;
     check_routes(&config, &args.config)?;
-    logging(&config.log)?;
+    let _log = logging(&config.log)?;
+    config.server.max_connections = descriptors::raise(config.server.max_connections, config.stores.len());
     let traces = trace(&config.tracing, "blobferry")?;
     let ended = replicate(&config, &traces, stop).await;
     traces.flush().await;
@@ -230,12 +232,13 @@ pub(super) async fn store(args: StoreArgs, stop: CancellationToken) -> Result<Ex
     if let Err(error) = args.data.parse::<DataUrl>() {
         return Err(CommandError::new(Exit::Usage, format!("{error:#}")));
     }
-    logging(&LogConfig::default())?;
+    let _log = logging(&LogConfig::default())?;
     let tracing = TracingConfig { otlp_endpoint: args.otlp, sample_ratio: args.sample_ratio, ..Default::default() };
     let traces = trace(&tracing, "blobferry-store")?;
     let calls = Calls { tracer: traces.tracer(), observer: None };
     let served = async {
-        let settings = ServeSettings { calls, ..ServeSettings::default() };
+        let mut settings = ServeSettings { calls, ..ServeSettings::default() };
+        settings.max_connections = descriptors::raise(settings.max_connections, 1);
         let store = StoreApp::build(&args.data, settings).await.map_err(failed)?;
         let (listener, address) = bind(args.listen, "give another address with --listen").await?;
         let mut said = format!("store at http://{address}");
@@ -257,7 +260,7 @@ pub(super) async fn store(args: StoreArgs, stop: CancellationToken) -> Result<Ex
 }
 
 /// Logs to stderr, as configured. Only the commands that run a server log.
-pub(crate) fn logging(config: &LogConfig) -> Result<(), CommandError> {
+pub(crate) fn logging(config: &LogConfig) -> Result<LogGuard, CommandError> {
     let clock = Arc::new(SystemClock::new());
     telemetry::install(config, clock).map_err(|error| CommandError::new(Exit::Failed, error.to_string()))
 }

@@ -37,6 +37,12 @@ pub trait CallObserver: Send + Sync {
 
     /// It is over, its stream included. Called once for each that began.
     fn ended(&self, call: &EndedCall);
+
+    /// A connection was accepted.
+    fn connected(&self) {}
+
+    /// It is closed. Called once for each that was accepted.
+    fn disconnected(&self) {}
 }
 
 /// A call that is over.

@@ -4,6 +4,14 @@ use super::calls::{CallObserver, EndedCall};
 use crate::metrics::CallMetrics;
 
 impl CallObserver for CallMetrics {
+    fn connected(&self) {
+        Self::connected(self);
+    }
+
+    fn disconnected(&self) {
+        Self::disconnected(self);
+    }
+
     fn began(&self, method: &'static str) {
         Self::began(self, method);
     }

@@ -3,7 +3,7 @@
 //! Connections are accepted here, not by tonic, for three things it does not do: a cap on how many there are, a deadline for
 //! the first bytes of each, and a drain that ends. Beyond the cap connections wait in the kernel's queue.
 
-use super::calls::Calls;
+use super::calls::{CallObserver, Calls};
 use super::cut::notice_cuts;
 use super::window;
 use crate::pb;
@@ -129,11 +129,11 @@ pub async fn serve(
     let guard = cut.clone().drop_guard();
     let max = settings.max_connections.clamp(1, Semaphore::MAX_PERMITS);
     let connections = Arc::new(Semaphore::new(max));
-    let incoming =
-        futures::stream::unfold((listener, connections.clone(), cut), |(listener, connections, cut)| async {
-            let connection = accept(&listener, &connections, &cut).await?;
-            Some((connection, (listener, connections, cut)))
-        });
+    let accepting = (listener, connections.clone(), cut, settings.calls.clone());
+    let incoming = futures::stream::unfold(accepting, |(listener, connections, cut, calls)| async {
+        let connection = accept(&listener, &connections, &cut, &calls).await?;
+        Some((connection, (listener, connections, cut, calls)))
+    });
     let (to_near, near) = mpsc::channel(1);
     let (to_far, far) = mpsc::channel(1);
     let accepting = async {
@@ -198,6 +198,7 @@ async fn accept(
     listener: &TcpListener,
     connections: &Arc<Semaphore>,
     cut: &CancellationToken,
+    calls: &Calls,
 ) -> Option<ServedConnection> {
     let permit = connections.clone().acquire_owned().await.ok()?;
     loop {
@@ -206,7 +207,7 @@ async fn accept(
                 if let Err(error) = stream.set_nodelay(true) {
                     tracing::debug!(%error, "TCP_NODELAY could not be set");
                 }
-                return Some(ServedConnection::new(stream, permit, cut));
+                return Some(ServedConnection::new(stream, permit, cut, OpenConnection::new(calls.observer.clone())));
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -223,15 +224,33 @@ struct ServedConnection {
     // Until the preface has come; with the number of its bytes that are still to come.
     preface: Option<(Pin<Box<Sleep>>, usize)>,
     _permit: OwnedSemaphorePermit,
+    _open: OpenConnection,
+}
+
+/// Tells the observer of a connection, and of its end.
+struct OpenConnection(Option<Arc<dyn CallObserver>>);
+
+impl OpenConnection {
+    fn new(observer: Option<Arc<dyn CallObserver>>) -> Self {
+        observer.iter().for_each(|observer| observer.connected());
+        Self(observer)
+    }
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|observer| observer.disconnected());
+    }
 }
 
 impl ServedConnection {
-    fn new(stream: TcpStream, permit: OwnedSemaphorePermit, cut: &CancellationToken) -> Self {
+    fn new(stream: TcpStream, permit: OwnedSemaphorePermit, cut: &CancellationToken, open: OpenConnection) -> Self {
         Self {
             stream,
             cut: Box::pin(cut.clone().cancelled_owned()),
             preface: Some((Box::pin(tokio::time::sleep(PREFACE_TIMEOUT)), PREFACE_BYTES)),
             _permit: permit,
+            _open: open,
         }
     }
 

@@ -15,6 +15,7 @@ const UNKNOWN: usize = 2;
 #[derive(Debug)]
 pub struct CallMetrics {
     methods: BTreeMap<&'static str, MethodMetrics>,
+    connections: AtomicU64,
 }
 
 /// The calls of one method.
@@ -33,7 +34,22 @@ impl CallMetrics {
             let (seconds, in_flight, ended) = (Histogram::new(&CALL_SECONDS), AtomicU64::new(0), Default::default());
             (method, MethodMetrics { seconds, in_flight, ended })
         };
-        Self { methods: methods.into_iter().map(one).collect() }
+        Self { methods: methods.into_iter().map(one).collect(), connections: AtomicU64::new(0) }
+    }
+
+    /// A connection was accepted.
+    pub fn connected(&self) {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A connection that was accepted is closed.
+    pub fn disconnected(&self) {
+        self.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Connections that are open.
+    pub fn connections(&self) -> u64 {
+        self.connections.load(Ordering::Relaxed)
     }
 
     /// A call begins.

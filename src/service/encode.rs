@@ -71,6 +71,7 @@ pub fn replicator(status: &ReplicatorStatus) -> v1::ReplicatorStatus {
         routes: status.routes.iter().map(route).collect(),
         peers: status.peers.iter().map(peer).collect(),
         queue: Some(queue(&status.queue, status.snapshot_time)),
+        log_lines_lost: Some(status.log_lines_lost),
     }
 }
 

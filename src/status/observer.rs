@@ -2,6 +2,7 @@
 
 use super::queue::{QueueFacts, queue_status};
 use super::sentence::{RouteFacts, overall, peer_status, route_status, route_works};
+use super::words::several;
 use super::{PeerStatus, QueueState, QueueStatus, ReplicatorStatus, Samples};
 use crate::announce::{Announcer, Backlog, Gate, Route};
 use crate::clock::Clock;
@@ -11,6 +12,7 @@ use crate::peer::Peer;
 use crate::queue::damage::QueueTrouble;
 use crate::queue::{Oldest, RouteCounts, WholeQueue};
 use crate::sync::FullSyncs;
+use crate::telemetry::lost_log_lines;
 use crate::worker::Worker;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -159,8 +161,14 @@ impl Observer {
         };
         let peers: Vec<_> = all_peers.into_iter().filter(|peer| touched(&peer.snapshot.name)).collect();
         let queue = self.queue();
-        let (state, summary) = overall(&routes, &peers, &queue, draining);
-        ReplicatorStatus { state, summary, start_time: self.start, snapshot_time: now, routes, peers, queue }
+        let (state, mut summary) = overall(&routes, &peers, &queue, draining);
+        let log_lines_lost = lost_log_lines();
+        if log_lines_lost > 0 {
+            summary
+                .push_str(&format!("; {} lost, standard error did not take them", several(log_lines_lost, "log line")));
+        }
+        let start_time = self.start;
+        ReplicatorStatus { state, summary, start_time, snapshot_time: now, routes, peers, queue, log_lines_lost }
     }
 
     async fn facts<'a>(&'a self, index: usize, watched: &'a WatchedRoute, draining: bool) -> RouteFacts<'a> {

@@ -33,7 +33,9 @@ pub fn subscriber<W>(
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let builder = tracing_subscriber::fmt().with_env_filter(filter(config)).with_writer(writer);
+    // What goes wrong with a line is not said on standard error: that is where it goes wrong.
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter(config)).log_internal_errors(false).with_writer(writer);
     let storms = Mutex::default();
     if human {
         let look = if io::stderr().is_terminal() { Look::Coloured } else { Look::Plain };

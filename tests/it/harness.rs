@@ -32,6 +32,8 @@ pub(crate) struct Server {
     /// Where the address stands among `args`, to start again at the same port.
     listen: usize,
     log: PathBuf,
+    /// Where standard error goes at the next start, if not to the log.
+    stderr: Option<Stdio>,
     child: Option<Child>,
     pub(crate) address: String,
     /// Of the HTTP port, where it has one; another after each start.
@@ -53,12 +55,20 @@ impl Server {
             env: env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
             listen,
             log: log.to_owned(),
+            stderr: None,
             child: None,
             address: "127.0.0.1:0".to_owned(),
             http: None,
         };
         server.again();
         server
+    }
+
+    /// Ends it, and starts it again with this for standard error.
+    pub(crate) fn again_with_stderr(&mut self, stderr: impl Into<Stdio>) {
+        self.kill();
+        self.stderr = Some(stderr.into());
+        self.again();
     }
 
     /// Starts it again after it ended, at the port that it had.
@@ -77,7 +87,10 @@ impl Server {
         assert!(self.child.is_none(), "it still runs");
         let mut args = self.args.clone();
         args[self.listen] = args[self.listen].replace("{}", &self.address);
-        let log = File::options().create(true).append(true).open(&self.log).unwrap();
+        let log = match self.stderr.take() {
+            Some(stderr) => stderr,
+            None => File::options().create(true).append(true).open(&self.log).unwrap().into(),
+        };
         let mut child = Command::new(&self.program)
             .args(&args)
             .env_remove("RUST_LOG")
@@ -211,6 +224,25 @@ impl World {
             config += &format!("[routes.{from}_to_{to}]\nfrom = \"{from}\"\nto = \"{to}\"\n");
         }
         self.replicator_with("replicator", &config)
+    }
+
+    /// The same, started by this command.
+    pub(crate) fn replicator_under(
+        &self,
+        command: &[&str],
+        stores: &[(&str, &str)],
+        routes: &[(&str, &str)],
+    ) -> Server {
+        let mut replicator = self.replicator(stores, routes);
+        replicator.kill();
+        let (first, more) = command.split_first().unwrap();
+        let before: Vec<String> =
+            more.iter().map(|arg| (*arg).to_owned()).chain([replicator.program.clone()]).collect();
+        replicator.listen += before.len();
+        replicator.args.splice(0..0, before);
+        replicator.program = (*first).to_owned();
+        replicator.again();
+        replicator
     }
 
     /// A replicator with this configuration, but for its address and its folder.

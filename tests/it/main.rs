@@ -32,5 +32,6 @@ mod story;
 #[allow(dead_code, reason = "the benchmarks use the rest of it")]
 #[path = "../bench/support/mod.rs"]
 mod support;
+mod surroundings;
 mod tls;
 mod traces;

@@ -574,8 +574,9 @@ async fn a_store_has_probes_and_metrics_of_its_own() {
     let documented = documented();
     for (family, kind) in scrape.types() {
         assert_eq!(documented[family].0, kind, "{family}");
-        let part = ["blobferry_build_info", "blobferry_ready", "blobferry_grpc_", "blobferry_spans_", "process_"];
-        assert!(part.iter().any(|part| family.starts_with(part)), "{family} is not said to be a store's");
+        let part = ["build_info", "ready", "grpc_", "log_", "spans_"].map(|part| format!("blobferry_{part}"));
+        let part = [part.as_slice(), &["process_".to_owned()]].concat();
+        assert!(part.iter().any(|part| family.starts_with(part.as_str())), "{family} is not said to be a store's");
     }
     store.signal(rustix::process::Signal::TERM);
     assert!(store.wait().success(), "{}", store.said());

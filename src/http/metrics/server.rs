@@ -3,7 +3,7 @@
 use crate::metrics::{CallMetrics, MetricKind, Text};
 use crate::status::ReplicatorState;
 use crate::store::code_name;
-use crate::telemetry::SpanTally;
+use crate::telemetry::{SpanTally, lost_log_lines};
 use tonic::Code;
 
 const STATES: [&str; 5] = ["ok", "attention", "degraded", "not_accepting", "draining"];
@@ -36,6 +36,8 @@ pub(super) fn write(text: &mut Text, ready: bool, calls: &CallMetrics, spans: Sp
             requests.sample(&[("method", method), ("code", code_name(Code::from_i32(code)))], count);
         }
     }
+    text.family("blobferry_grpc_connections", MetricKind::Gauge, "Connections to the gRPC port.")
+        .sample(&[], calls.connections());
     let mut in_flight = text.family("blobferry_grpc_requests_in_flight", MetricKind::Gauge, "gRPC calls in progress.");
     for (method, calls) in calls.called() {
         in_flight.sample(&[("method", method)], calls.in_flight());
@@ -45,6 +47,9 @@ pub(super) fn write(text: &mut Text, ready: bool, calls: &CallMetrics, spans: Sp
     for (method, calls) in calls.called() {
         seconds.histogram(&[("method", method)], &calls.seconds().read());
     }
+
+    text.family("blobferry_log_lines_lost", MetricKind::Counter, "Lines of the log that standard error did not take.")
+        .sample(&[], lost_log_lines());
 
     let SpanTally { exported, dropped_queue_full, dropped_export_failed } = spans;
     text.family("blobferry_spans_exported", MetricKind::Counter, "Spans that the collector took.")

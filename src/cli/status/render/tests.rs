@@ -101,6 +101,7 @@ fn status() -> v1::ReplicatorStatus {
             free_bytes: Some(20 << 30),
             ..v1::QueueStatus::default()
         }),
+        log_lines_lost: Some(0),
     }
 }
 
