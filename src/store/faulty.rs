@@ -64,6 +64,8 @@ pub enum Trouble {
     HangAtEnd,
     /// Receive commits, and confirms so much later.
     SlowEnd(Duration),
+    /// Receive reads a chunk, and the next so much later.
+    SlowRead(Duration),
     /// A pack breaks off with UNAVAILABLE after so many of its blobs; blobs alone are served.
     CutPack(usize),
     /// A pack is answered no further after so many of its blobs; blobs alone are served.
@@ -348,6 +350,13 @@ impl Store for FaultyStore {
             Some(Trouble::HangAtEnd) => {
                 read(&mut bytes, u64::MAX).await?;
                 std::future::pending().await
+            }
+            Some(Trouble::SlowRead(pause)) => {
+                let slowly = bytes.then(move |chunk| async move {
+                    tokio::time::sleep(pause).await;
+                    chunk
+                });
+                self.inner.receive(put, slowly.boxed()).await
             }
             Some(Trouble::SlowEnd(pause)) => {
                 let received = self.inner.receive(put, bytes).await?;

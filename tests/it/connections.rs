@@ -193,6 +193,33 @@ async fn blobs_that_trickle_hold_up_nobody() {
     assert_eq!(status.copies.len(), 40, "and none of them was given up");
 }
 
+/// The same at the destination: blobs that are larger than what lies on the way, of which it reads next to nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_destination_that_reads_next_to_nothing_holds_up_nobody() {
+    const LARGEST: usize = 12 << 20;
+    let world = World::new();
+    let (source, destination) = (Store::start("source").await, Store::start("destination").await);
+    // What 5 s bring is less than this asks for, and more than nothing.
+    let settings = "min_bytes_per_second = \"512KiB\"";
+    let stores = [("a", &source.url), ("b", &destination.url)];
+    let stores = stores.map(|(name, url)| format!("[stores.{name}]\nendpoint = \"{url}\"\n{settings}\n")).concat();
+    let config = format!("{stores}[routes.a_to_b]\nfrom = \"a\"\nto = \"b\"\nworkers = 2\n");
+    let replicator = world.replicator_with("replicator", &config);
+    let operator = replication(&replicator).await;
+    let slow = write(&source.url, 0..4, LARGEST).await;
+    slow.iter().for_each(|blob| destination.store.set_for(*blob, Some(Trouble::SlowRead(Duration::from_secs(1)))));
+    announce(&mut operator.clone(), "a", &slow).await.unwrap();
+    until("all workers are busy with them", async || (destination.store.receives() >= 2).then_some(())).await;
+    let good = write(&source.url, 1_000..1_100, LARGE).await;
+    announce(&mut operator.clone(), "a", &good).await.unwrap();
+    let status = until("the others are copied", async || {
+        let status = route(&mut operator.clone()).await;
+        (held_at(&destination.url, &good).await == good.len()).then_some(status)
+    })
+    .await;
+    assert!(status.recent_faults.iter().all(|group| group.charged_count() == 0), "{:?}", status.recent_faults);
+}
+
 /// The confirmation has a limit of its own, which its message names; nothing is sent again before.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_confirmation_is_waited_for_and_one_that_never_comes_is_named() {
@@ -218,6 +245,48 @@ async fn a_slow_confirmation_is_waited_for_and_one_that_never_comes_is_named() {
     let fault = status.recent_faults[0].fault.as_ref().unwrap();
     assert_eq!((fault.kind(), fault.peer.as_str()), (pb::FaultKind::NotConfirmed, "b"));
     assert!(fault.message.contains("confirm_timeout"), "{}", fault.message);
+}
+
+/// grpc-go throws out who pings more often than every five minutes; a confirmation that takes most of a minute arrives all the
+/// same, and nothing is sent again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes a minute; part of make test-slow"]
+async fn nobody_is_pinged_while_a_confirmation_is_awaited() {
+    let world = World::new();
+    let source = Store::start("source").await;
+    let Some(go) = world.go_store("go", &["-confirm-after", "50s"]) else { return };
+    let to = Proxy::to(&[&go.url()]).await;
+    let replicator = replicator(&world, &source.url, to.url(), "");
+    let operator = replication(&replicator).await;
+    let refs = write(&source.url, 0..3, LARGE).await;
+    announce(&mut operator.clone(), "a", &refs).await.unwrap();
+    let status = all_is_copied(&operator).await;
+    assert!(status.recent_faults.is_empty(), "{:?}", status.recent_faults);
+    assert_eq!(source.store.fetches(), 3);
+    assert_eq!(held(&mut reader(&go).await, &refs).await, 3);
+    assert_eq!(to.pings(), 0);
+}
+
+/// A source behind an address that leads to another one then: what that one says is taken for nobody's word.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_store_at_the_sources_address_is_named() {
+    let world = World::new();
+    let (right, wrong) = (Store::start("right").await, Store::start("wrong").await);
+    let destination = Store::start("destination").await;
+    let from = Proxy::to(&[&right.url, &wrong.url]).await;
+    let replicator = replicator(&world, from.url(), &destination.url, "");
+    let operator = replication(&replicator).await;
+    let refs = write(&right.url, 0..50, LARGE).await;
+    announce(&mut operator.clone(), "a", &refs).await.unwrap();
+    let fault = until("it is named", async || {
+        let status = route(&mut operator.clone()).await;
+        let faults = status.recent_faults.into_iter().filter_map(|group| group.fault);
+        faults.into_iter().find(|fault| fault.kind() == pb::FaultKind::StoreIdChanged)
+    })
+    .await;
+    assert_eq!(fault.peer, "a");
+    let failures = operator.clone().list_failures(pb::ListFailuresRequest::default()).await.unwrap().into_inner();
+    assert_eq!(failures.parked_entries, Some(0), "nothing is missing because another store does not hold it");
 }
 
 /// An address that leads to one store at first, and to another then: what the other one takes is confirmed by nobody.
