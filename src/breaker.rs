@@ -9,7 +9,7 @@
 //!
 //! - **It opens when everything fails alike**: after [`ROW`] failures of distinct entries in a row without one success (or
 //!   twice as many as are in flight), after `SOON` failures of any kind without a success for `QUIET`, or after
-//!   `UNIDENTIFIED` identifications in a row that failed. One failure amid successes never opens it. What an entry fails
+//!   `UNIDENTIFIED` identifications in a row that failed, or `SILENT` after a silence. One failure amid successes never opens it. What an entry fails
 //!   again counts `REPEATED` only: a few hopeless entries are no outage.
 //! - **While it is open, one try at a time**, with a gap between them that doubles from `FIRST_GAP` to [`LONGEST_GAP`], or
 //!   to `SHORT_GAP` while the peer answers its canary. A try that hangs does not hold back the next for longer than that.
@@ -40,6 +40,9 @@ const QUIET: Duration = Duration::from_secs(10);
 
 /// Identifications that fail in a row, with no success between, open it.
 const UNIDENTIFIED: f64 = 8.0;
+
+/// The same, where nothing has succeeded for `QUIET`: an answer may take its whole deadline to fail.
+const SILENT: f64 = 2.0;
 
 /// The pause before the first try.
 const FIRST_GAP: Duration = Duration::from_millis(100);
@@ -249,6 +252,7 @@ impl Breaker {
         self.row += match how {
             FailureWeight::First => 1.0,
             FailureWeight::Again => REPEATED,
+            FailureWeight::Identification if now.since(self.last_success) > QUIET => row / SILENT,
             FailureWeight::Identification => row / UNIDENTIFIED,
         };
         let longest = if self.is_well(now) { SHORT_GAP } else { LONGEST_GAP };

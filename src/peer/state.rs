@@ -35,6 +35,8 @@ pub struct PeerState {
     info: Option<(StoreInfo, Monotonic)>,
     last_contact: Option<Monotonic>,
     last_error: Option<(Reason, Monotonic)>,
+    /// When it last did not say what it is.
+    silent: Option<Monotonic>,
     /// It failed since it last said what it is.
     doubted: bool,
     /// Another store was adopted since it last said what it is.
@@ -60,6 +62,7 @@ impl PeerState {
             info: None,
             last_contact: None,
             last_error: None,
+            silent: None,
             doubted: false,
             adopted: false,
             identifying: None,
@@ -100,10 +103,12 @@ impl PeerState {
         self.last_error.as_ref()
     }
 
-    /// Whether it answers small questions, or did half a minute ago, though its breaker may be open.
+    /// Whether it answers small questions, or did half a minute ago and was not asked in vain since, though its breaker may be
+    /// open.
     pub fn answers(&self, now: Monotonic) -> bool {
         let told = self.info_time().max(self.breaker.last_canary());
-        told.is_some_and(|told| now.since(told) <= ANSWERS) && !self.breaker.snapshot().latched
+        let is_true = |told: Monotonic| now.since(told) <= ANSWERS && self.silent.is_none_or(|silent| silent < told);
+        told.is_some_and(is_true) && !self.breaker.snapshot().latched
     }
 
     /// What is expected of the peer has changed: it is asked what it is at once, whatever is known.
@@ -171,6 +176,7 @@ impl PeerState {
     pub fn not_identified(&mut self, reason: Reason, now: Monotonic, jitter: f64) {
         self.end_identification();
         self.next_identification = now.saturating_add(PAUSE);
+        self.silent = Some(now);
         let is_try = self.breaker.is_open();
         self.fail(FailureWeight::Identification, is_try, reason, now, jitter);
     }
