@@ -38,7 +38,7 @@ test: ## Run the tests, in ten minutes. Checks whose tools are missing are skipp
 	@. "$(TARGET)/tools.sh"; $(PROTO_LINT)
 
 test-slow: ## Run what is a matter of size, a little of each (KILLS=, POWER_CUTS=, FULL_DISKS=, SYNC_BLOBS=, MODEL_OPS=, HISTORIES=).
-	@$(CARGO) test --test it -- --ignored
+	@$(WITH_TOOLS) $(CARGO) test --test it -- --ignored
 	@$(MAKE) --no-print-directory kill N=$(KILLS)
 	@$(MAKE) --no-print-directory powerloss N=$(POWER_CUTS)
 	@$(MAKE) --no-print-directory diskfull N=$(FULL_DISKS)
