@@ -100,6 +100,14 @@ async fn all_is_copied(operator: &Replication) -> pb::RouteStatus {
     .await
 }
 
+async fn another_store_is_named(operator: &Replication) -> pb::Fault {
+    until("it is named", async || {
+        let faults = route(&mut operator.clone()).await.recent_faults.into_iter().filter_map(|group| group.fault);
+        faults.into_iter().find(|fault| fault.kind() == pb::FaultKind::StoreIdChanged)
+    })
+    .await
+}
+
 async fn openings(operator: &Replication) -> Vec<u64> {
     let status = operator.clone().status(pb::StatusRequest::default()).await.unwrap().into_inner().status.unwrap();
     status.peers.iter().map(|peer| peer.breaker.as_ref().unwrap().openings).collect()
@@ -196,7 +204,7 @@ async fn blobs_that_trickle_hold_up_nobody() {
 /// The same at the destination: blobs that are larger than what lies on the way, of which it reads next to nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_destination_that_reads_next_to_nothing_holds_up_nobody() {
-    const LARGEST: usize = 12 << 20;
+    const LARGEST: usize = 24 << 20;
     let world = World::new();
     let (source, destination) = (Store::start("source").await, Store::start("destination").await);
     // What 5 s bring is less than this asks for, and more than nothing.
@@ -209,7 +217,12 @@ async fn a_destination_that_reads_next_to_nothing_holds_up_nobody() {
     let slow = write(&source.url, 0..4, LARGEST).await;
     slow.iter().for_each(|blob| destination.store.set_for(*blob, Some(Trouble::SlowRead(Duration::from_secs(1)))));
     announce(&mut operator.clone(), "a", &slow).await.unwrap();
-    until("all workers are busy with them", async || (destination.store.receives() >= 2).then_some(())).await;
+    // More than there are workers, and not one of them has all bytes on the way.
+    until("all four are written at a time", async || {
+        let copies = route(&mut operator.clone()).await.copies;
+        (copies.iter().filter(|copy| copy.stage() == pb::CopyStage::Streaming).count() == 4).then_some(())
+    })
+    .await;
     let good = write(&source.url, 1_000..1_100, LARGE).await;
     announce(&mut operator.clone(), "a", &good).await.unwrap();
     let status = until("the others are copied", async || {
@@ -278,12 +291,7 @@ async fn another_store_at_the_sources_address_is_named() {
     let operator = replication(&replicator).await;
     let refs = write(&right.url, 0..50, LARGE).await;
     announce(&mut operator.clone(), "a", &refs).await.unwrap();
-    let fault = until("it is named", async || {
-        let status = route(&mut operator.clone()).await;
-        let faults = status.recent_faults.into_iter().filter_map(|group| group.fault);
-        faults.into_iter().find(|fault| fault.kind() == pb::FaultKind::StoreIdChanged)
-    })
-    .await;
+    let fault = another_store_is_named(&operator).await;
     assert_eq!(fault.peer, "a");
     let failures = operator.clone().list_failures(pb::ListFailuresRequest::default()).await.unwrap().into_inner();
     assert_eq!(failures.parked_entries, Some(0), "nothing is missing because another store does not hold it");
@@ -301,12 +309,7 @@ async fn two_stores_behind_one_address_confirm_nothing_for_each_other() {
         let operator = replication(&replicator).await;
         let refs = write(&source.url, 0..120, size).await;
         announce(&mut operator.clone(), "a", &refs).await.unwrap();
-        let fault = until("it is named", async || {
-            let status = route(&mut operator.clone()).await;
-            let faults = status.recent_faults.into_iter().filter_map(|group| group.fault);
-            faults.into_iter().find(|fault| fault.kind() == pb::FaultKind::StoreIdChanged)
-        })
-        .await;
+        let fault = another_store_is_named(&operator).await;
         assert_eq!(fault.peer, "b");
         assert!(fault.message.contains("right") && fault.message.contains("wrong"), "{}", fault.message);
         let status = route(&mut operator.clone()).await;

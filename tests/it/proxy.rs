@@ -96,8 +96,10 @@ async fn pass(client: TcpStream, shared: Arc<Shared>) {
             copy(server_read, client_write, cut_after, None)
         )
     };
+    // Held also when it is frozen: what is dropped is closed, and both ends would hear of that.
+    let mut both = std::pin::pin!(both);
     tokio::select! {
-        _ = both => {}
+        _ = &mut both => {}
         _ = frozen.changed() => std::future::pending().await,
     }
 }
