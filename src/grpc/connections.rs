@@ -32,8 +32,8 @@ use std::time::Duration;
 /// Connections for blobs, to each peer; as many again to a neighbour.
 const DATA_CHANNELS: usize = 4;
 
-/// A call that is left without an answer retires its connection, if nothing has come there for so long, or for the idle timeout
-/// where that is shorter.
+/// A call that is left without an answer retires its connection, if nothing has come there for so long; or for half of the
+/// shorter timeout: who leaves when a timeout ends has been on the connection for a little less.
 const SILENCE: Duration = Duration::from_secs(10);
 
 /// Where a peer is, and how patient to be with it.
@@ -106,7 +106,7 @@ impl Channels {
             expected: ExpectedStore::default(),
             uri: peer.uri.clone(),
             request_timeout: peer.request_timeout,
-            silence: peer.idle_timeout.min(SILENCE),
+            silence: SILENCE.min(peer.idle_timeout.min(peer.request_timeout) / 2),
         });
         let pool = |size, window| Arc::new(Pool::new(&maker, size, window));
         Ok(Self {
