@@ -1,5 +1,6 @@
 //! Cycles of load, power cut and restart, and the reckoning.
 
+use crate::support::api::{self, Replication};
 use crate::support::check::{self, Tally};
 use crate::support::disk::{Cut, Disk, Keeps};
 use crate::support::load::{self, Addresses, Pressure};
@@ -12,6 +13,11 @@ use tokio::runtime::Runtime;
 
 /// A test is not to wait for the backoff that a real outage calls for.
 const SETTINGS: &str = "[retry]\ninitial = \"50ms\"\nmax = \"1s\"\n";
+/// Acks that are in the queue alone, and blobs that the destination confirmed since it started: so many are at stake in two of
+/// ten cuts, the first of them, however slow the machine is. All that chance cuts may find nothing that could be lost.
+const STAKE: u64 = 300;
+/// How long the stake may take to come together.
+const STAKE_PATIENCE: Duration = Duration::from_secs(120);
 /// How often a line tells how far it is.
 const PROGRESS: Duration = Duration::from_secs(10);
 
@@ -60,6 +66,22 @@ impl World {
         Addresses { source: self.source.url(), destination: self.destination.url(), replicator: self.replicator.url() }
     }
 
+    /// Blobs that the destination has confirmed, as the replicator counts them.
+    async fn confirmed(&self) -> Result<u64> {
+        let mut replication = Replication::new(api::channel(&self.replicator.url())?);
+        let totals = api::route(&mut replication).await?.all_time.unwrap_or_default();
+        Ok(totals.confirmed_blobs.unwrap_or_default())
+    }
+
+    fn wait_for_stake(&self, what: &str, is_enough: impl Fn() -> Result<bool>) -> Result<()> {
+        let deadline = Instant::now() + STAKE_PATIENCE;
+        while !is_enough()? {
+            ensure!(Instant::now() < deadline, "{STAKE} {what} did not come together: {}", self.said());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
     /// Cuts the power of these, and starts them again.
     fn cut(&mut self, which: [bool; 2], random: &mut SmallRng, keeps: Keeps) -> Result<[Cut; 2]> {
         let mut did = [Cut::default(); 2];
@@ -104,9 +126,26 @@ pub(crate) fn run(plan: &Plan, shim: &Path, dir: &Path, stop: impl Fn() -> bool)
             if stop() {
                 break;
             }
-            // From the first milliseconds after the start to the full swing, each order of magnitude alike.
-            std::thread::sleep(Duration::from_secs_f64(10_f64.powf(random.random_range(-2.0..0.2))));
-            let which = [[true, false], [false, true], [true, true]][random.random_range(0..3)];
+            let which = match cycle % 10 {
+                0 => {
+                    // Nothing is copied from here on.
+                    world.destination.kill()?;
+                    let enough = load.acks() + STAKE;
+                    world.wait_for_stake("acks", || Ok(load.acks() >= enough))?;
+                    [true, true]
+                }
+                1 => {
+                    let confirmed = || runtime.block_on(world.confirmed());
+                    let enough = confirmed()? + STAKE;
+                    world.wait_for_stake("confirmed blobs", || Ok(confirmed()? >= enough))?;
+                    [false, true]
+                }
+                _ => {
+                    // From the first milliseconds after the start to the full swing, each order of magnitude alike.
+                    std::thread::sleep(Duration::from_secs_f64(10_f64.powf(random.random_range(-2.0..0.2))));
+                    [[true, false], [false, true], [true, true]][random.random_range(0..3)]
+                }
+            };
             let did = world.cut(which, &mut random, Keeps::Chance).with_context(|| world.said())?;
             cycle += 1;
             for number in 0..2 {
