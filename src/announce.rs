@@ -89,7 +89,7 @@ impl Backlog {
         for lane in [&counts.fresh, &counts.backfill] {
             for part in [lane.ready, lane.claimed, lane.retrying] {
                 tally.entries += part.entries;
-                tally.bytes += part.bytes;
+                tally.bytes = tally.bytes.saturating_add(part.bytes);
                 tally.unknown_size += part.unknown_size;
             }
         }
@@ -282,6 +282,9 @@ impl RouteTable {
     }
 }
 
+/// How large a blob of a store can be, in bytes, where it has told.
+type LargestBlobs = Box<dyn Fn(&str) -> Option<u64> + Send + Sync>;
+
 /// Takes announcements.
 pub struct Announcer {
     queue: Arc<dyn Queue>,
@@ -289,6 +292,7 @@ pub struct Announcer {
     clock: Arc<dyn Clock>,
     gate: Arc<Gate>,
     tracer: Tracer,
+    largest: LargestBlobs,
     // Why the last durable write failed, if it did.
     trouble: Mutex<Option<String>>,
     // When each route's oldest entry was asked for, and when that was pushed.
@@ -302,7 +306,15 @@ impl Announcer {
     /// An announcer for these routes.
     pub fn new(queue: Arc<dyn Queue>, routes: Arc<RouteTable>, clock: Arc<dyn Clock>, gate: Arc<Gate>) -> Self {
         let (trouble, oldest) = (Mutex::default(), Mutex::default());
-        Self { queue, routes, clock, gate, tracer: Tracer::off(), trouble, oldest }
+        let largest = Box::new(|_: &str| None);
+        Self { queue, routes, clock, gate, tracer: Tracer::off(), largest, trouble, oldest }
+    }
+
+    /// The same; an announced size that the store cannot hold is taken for unknown.
+    #[must_use]
+    pub fn with_largest_blobs(mut self, largest: impl Fn(&str) -> Option<u64> + Send + Sync + 'static) -> Self {
+        self.largest = Box::new(largest);
+        self
     }
 
     /// The same, traced.
@@ -345,11 +357,13 @@ impl Announcer {
         let routes = self.routes.resolve(source_store)?;
         let mut pushes = Vec::with_capacity(items.len() * routes.len());
         let mut sends = Sends::default();
+        let largest = routes.first().and_then(|route| (self.largest)(&route.from)).unwrap_or(u64::MAX);
         for item in &items {
+            let size = item.size.filter(|size| *size <= largest);
             pushes.extend(routes.iter().map(|route| Push {
                 route: route.id,
                 blob: item.blob,
-                size: item.size,
+                size,
                 lane: Lane::Fresh,
                 trace: sends.begin(&self.tracer, route, item),
                 visited: vec![route.from.clone()],

@@ -31,6 +31,7 @@
 mod crew;
 mod drain;
 mod parts;
+mod retention;
 pub mod store;
 mod watchdog;
 
@@ -57,6 +58,7 @@ use crate::worker::{Deps, NextHop, Policy, RouteSpec, Worker};
 use anyhow::{Context, Result};
 use crew::Crew;
 use drain::Running;
+use retention::Retention;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -88,6 +90,7 @@ pub struct App {
     observer: Arc<Observer>,
     service: Service,
     start_syncs: Vec<StartSync>,
+    retention: Option<Retention>,
     http: Option<TcpListener>,
     calls: Arc<CallMetrics>,
 }
@@ -106,7 +109,9 @@ impl App {
         let workers = open_workers(config, &parts, &routes, &peers, &overrides)?;
         let syncs = open_syncs(config, &parts, &routes, &peers).await?;
         let announcer = Announcer::new(parts.queue.clone(), routes.clone(), parts.clock.clone(), gate.clone());
-        let announcer = Arc::new(announcer.with_tracer(parts.tracer.clone()));
+        let told = peers.clone();
+        let largest = move |store: &str| told.get(store).and_then(|peer| peer.info()?.max_blob_bytes);
+        let announcer = Arc::new(announcer.with_tracer(parts.tracer.clone()).with_largest_blobs(largest));
         let observer = Arc::new(Observer::new(ObserverParts {
             queue: parts.queue.clone(),
             announcer: announcer.clone(),
@@ -117,6 +122,7 @@ impl App {
             routes: watched_routes(config, &routes, &workers),
             peers: peers.iter().map(|(name, peer)| watched_peer(config, name, peer)).collect(),
             max_entries: config.queue.max_entries,
+            max_parked: config.queue.max_parked(),
             reserve_bytes: config.queue.reserve_bytes,
         }));
         let story = Story::open(StoryParts {
@@ -159,6 +165,10 @@ impl App {
             entropy: parts.entropy.clone(),
         });
         let start_syncs = start_syncs.collect();
+        let retention = config
+            .retry
+            .discard_parked_after
+            .map(|after| Retention::new(parts.queue.clone(), parts.clock.clone(), routes.all().to_vec(), after));
         Ok(Self {
             parts,
             serve,
@@ -174,6 +184,7 @@ impl App {
             observer,
             service,
             start_syncs,
+            retention,
             http: None,
             calls,
         })
@@ -235,6 +246,13 @@ impl App {
             background.spawn(&format!("store id of {}", peer.name()), record);
         }
         background.spawn("queue", watch_queue(self.parts.queue_ended.clone(), stop.clone()));
+        if let Some(retention) = self.retention.take() {
+            let stopped = stop.clone();
+            background.spawn("retention of parked entries", async move {
+                stopped.run_until_cancelled(retention.run()).await;
+                Ok(())
+            });
+        }
         for start_sync in std::mem::take(&mut self.start_syncs) {
             let name = format!("start sync of {}", start_sync.route);
             let run = start_sync.run(self.draining.clone());

@@ -206,6 +206,8 @@ pub struct RetryConfig {
     pub missing_patience: Duration,
     /// What becomes of its entry then. Default `park`.
     pub on_missing: OnMissing,
+    /// How long after its last failure a parked entry is discarded; 1 s to 10 years. Default: never.
+    pub discard_parked_after: Option<Duration>,
 }
 
 impl RetryConfig {
@@ -229,22 +231,33 @@ impl Default for RetryConfig {
             park_after: patience.park_after,
             missing_patience: patience.missing,
             on_missing: patience.on_missing,
+            discard_parked_after: None,
         }
     }
 }
 
-/// `[queue]`. Announcements are refused with RESOURCE_EXHAUSTED before either limit is reached; settling goes on.
+/// `[queue]`. Announcements are refused with RESOURCE_EXHAUSTED before either of the first two limits is reached; settling
+/// goes on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QueueConfig {
-    /// The most entries, over all routes; at least 1. Default 100,000,000.
+    /// The most entries, over all routes, parked ones aside; at least 1. Default 100,000,000.
     pub max_entries: u64,
     /// Bytes of the queue's disk that announcements leave free; up to 1 PiB. Default 1 GiB.
     pub reserve_bytes: u64,
+    /// From which part of `max_entries` on parked entries raise an alarm; 0 to 1. They refuse nothing. Default 0.01.
+    pub parked_max_share: Share,
+}
+
+impl QueueConfig {
+    /// More parked entries than these raise an alarm.
+    pub fn max_parked(&self) -> u64 {
+        self.parked_max_share.of(self.max_entries)
+    }
 }
 
 impl Default for QueueConfig {
     fn default() -> Self {
-        Self { max_entries: 100_000_000, reserve_bytes: 1 << 30 }
+        Self { max_entries: 100_000_000, reserve_bytes: 1 << 30, parked_max_share: Share(10_000) }
     }
 }
 
@@ -319,16 +332,16 @@ pub struct TracingConfig {
     /// The collector: OTLP over gRPC, at `http://HOST:PORT` or `https://HOST:PORT`. Default: no traces.
     pub otlp_endpoint: Option<Uri>,
     /// How many of the traces that begin here are recorded; whoever calls within a trace decides for that. Default: all.
-    pub sample_ratio: Option<SampleRatio>,
+    pub sample_ratio: Option<Share>,
     /// How a copy is joined to its announcement. Default `link`.
     pub copy_parent: CopyParent,
 }
 
-/// A share of all traces, in millionths: 0 to 1.
+/// A share of something, in millionths: 0 to 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SampleRatio(u32);
+pub struct Share(u32);
 
-impl SampleRatio {
+impl Share {
     /// This share; `None` where it is not one.
     pub fn new(share: f64) -> Option<Self> {
         if !(0.0..=1.0).contains(&share) {
@@ -342,9 +355,14 @@ impl SampleRatio {
     pub fn share(self) -> f64 {
         f64::from(self.0) / 1e6
     }
+
+    /// This share of a number, rounded down.
+    pub fn of(self, number: u64) -> u64 {
+        u64::try_from(u128::from(number) * u128::from(self.0) / 1_000_000).unwrap_or(number)
+    }
 }
 
-impl fmt::Display for SampleRatio {
+impl fmt::Display for Share {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.share().fmt(f)
     }

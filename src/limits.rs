@@ -221,6 +221,8 @@ impl Bucket {
 struct Buckets {
     bytes: Option<Bucket>,
     blobs: Option<Bucket>,
+    /// Less was charged in the end than when somebody was last told to come again.
+    gave_back: bool,
 }
 
 impl Buckets {
@@ -263,6 +265,7 @@ impl Throttle {
     pub fn begin(self: &Arc<Self>, size: Option<u64>) -> Result<Charge, Monotonic> {
         let mut buckets = self.buckets();
         if let Some(until) = buckets.pay() {
+            buckets.gave_back = false;
             return Err(until);
         }
         if let Some(blobs) = &mut buckets.blobs {
@@ -276,6 +279,11 @@ impl Throttle {
         Ok(Charge { throttle: self.clone(), charged })
     }
 
+    /// Whether something was given back since a copy was last held up: it is not to be waited for any longer.
+    pub fn gave_back(&self) -> bool {
+        self.buckets().gave_back
+    }
+
     /// Whether a rate is in force; and whether one of bytes is.
     pub fn rates(&self) -> (bool, bool) {
         let buckets = self.buckets();
@@ -283,7 +291,9 @@ impl Throttle {
     }
 
     fn correct(&self, from: u64, to: u64) {
-        if let Some(bytes) = &mut self.buckets().bytes {
+        let mut buckets = self.buckets();
+        buckets.gave_back |= to < from;
+        if let Some(bytes) = &mut buckets.bytes {
             bytes.charge(i128::from(to) - i128::from(from));
         }
     }
@@ -313,14 +323,12 @@ impl Charge {
         self.charged = self.charged.saturating_add(other.charged);
     }
 
-    /// The blob's size is known now, or known better; in the end, how many bytes have passed.
-    pub fn known(&mut self, size: Option<u64>) {
-        if let Some(size) = size
-            && size != self.charged
-        {
-            self.throttle.correct(self.charged, size);
-            self.charged = size;
-        }
+    /// The blob's size is known now, or known better; in the end, how many bytes have passed. Whether something was given
+    /// back, so that others may begin at once.
+    pub fn known(&mut self, size: Option<u64>) -> bool {
+        let Some(size) = size.filter(|size| *size != self.charged) else { return false };
+        self.throttle.correct(self.charged, size);
+        std::mem::replace(&mut self.charged, size) > size
     }
 }
 

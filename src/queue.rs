@@ -1,8 +1,9 @@
 //! The queue port: entries, what can happen to them, and who may hold them.
 //!
-//! An entry is *ready*, *claimed*, *retrying* or *parked*. It leaves the queue only by [`Queue::settle`], or by an operator's
-//! [`Discard`](failures::Remedy::Discard) or [drop](drop::DropEntries) of a whole route. Every change is one durable, atomic write: when a method returns `Ok`, it is on disk, synced. Claims live in memory: after a restart, what
-//! was claimed is ready again.
+//! An entry is *ready*, *claimed*, *retrying* or *parked*. It leaves the queue only by [`Queue::settle`], by an operator's
+//! [`Discard`](failures::Remedy::Discard) or [drop](drop::DropEntries) of a whole route, or parked for so long that it
+//! [expires](failures::Remedy::Expire). Every change is one durable, atomic write: when a method returns `Ok`, it is on disk,
+//! synced. Claims live in memory: after a restart, what was claimed is ready again.
 //!
 //! What a [`Push`] does to an entry of the same route and ref that is there already:
 //!
@@ -14,7 +15,11 @@
 //! | claimed | one successor, claimable only when the first has ended | takes the sync's id; a successor only for a repair |
 //!
 //! A repair flags the entry that it meets, or the successor, never a claimed one. Where a first entry retries or parks, its
-//! successor is merged into it in the same write (repair flag, sync ids, freshest lane), due now.
+//! successor is merged into it in the same write (repair flag, sync id, freshest lane), due now.
+//!
+//! One sync of a route runs at a time: the id that an entry takes replaces that of a sync before it, which has ended.
+//!
+//! Parked entries do not count against `max_entries`: what was given up never keeps new blobs out.
 
 pub mod damage;
 pub mod drop;
@@ -172,7 +177,7 @@ pub struct Entry {
     pub trace: Option<TraceContext>,
     /// The configured names of the stores that this chain has visited, the route's `from` included.
     pub visited: Vec<Arc<str>>,
-    /// The syncs that wait for it.
+    /// The sync that waits for it. More only in entries of former versions, which kept the ids of ended ones.
     pub syncs: Vec<SyncId>,
     /// Whether the destination's bytes were proven wrong and are to be replaced.
     pub repair: bool,
@@ -195,6 +200,13 @@ impl Entry {
         self.weight = self.weight + weight;
     }
 
+    /// This sync waits for it. Those before it have ended, as only one of a route runs at a time.
+    pub fn awaited_by(&mut self, sync: SyncId) {
+        if self.syncs != [sync] {
+            self.syncs = vec![sync];
+        }
+    }
+
     /// Its failed attempts are forgiven, as when it is revived; its history stays.
     pub fn forgive(&mut self) {
         self.attempts = 0;
@@ -203,10 +215,13 @@ impl Entry {
     }
 }
 
+/// The largest size in bytes that is believed: 256 TiB. What claims to be larger has no known size.
+pub const LARGEST_SIZE: u64 = 1 << 48;
+
 /// Who pushes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// A writer, by an announcement. Counts against `max_entries`.
+    /// A writer, by an announcement. Refused where `max_entries` are queued, parked ones aside.
     Announced,
     /// A copy confirmed at the store where the route starts. Exempt from `max_entries`.
     Chained,
@@ -221,7 +236,7 @@ pub struct Push {
     pub route: RouteId,
     /// The blob.
     pub blob: BlobRef,
-    /// Its size in bytes, where known.
+    /// Its size in bytes, where known; above [`LARGEST_SIZE`] it is taken for unknown.
     pub size: Option<u64>,
     /// The lane. A sync's is backfill.
     pub lane: Lane,
@@ -400,7 +415,7 @@ impl Changes {
 pub struct Tally {
     /// Entries.
     pub entries: u64,
-    /// The sum of the known sizes, in bytes.
+    /// The sum of the known sizes, in bytes; modulo 2^64, so that what is taken away again leaves it right.
     pub bytes: u64,
     /// Entries among them whose size is unknown.
     pub unknown_size: u64,
@@ -537,7 +552,7 @@ pub enum QueueError {
     #[error("the queue could not be read: {0}")]
     Read(String),
     /// `queue.max_entries` is reached.
-    #[error("the queue holds its {limit} entries; retry when some are copied")]
+    #[error("the queue holds its {limit} entries, parked ones aside; retry when some are copied")]
     Full {
         /// The limit, in entries.
         limit: u64,

@@ -233,8 +233,12 @@ pub struct QueueStatus {
     pub reason: String,
     /// Entries of all routes in all states.
     pub entries: u64,
-    /// The limit from which announcements are refused.
+    /// Those among them that are parked.
+    pub parked: u64,
+    /// The number of entries that are not parked from which announcements are refused.
     pub max_entries: u64,
+    /// More parked ones than these raise an alarm.
+    pub max_parked: u64,
     /// Free bytes on its disk, where known.
     pub free_bytes: Option<u64>,
     /// Free bytes below which announcements are refused.

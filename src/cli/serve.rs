@@ -6,7 +6,7 @@ use super::{CommandError, Exit, StoreArg, no_store, output};
 use crate::app::store::{DataUrl, StoreApp};
 use crate::app::{App, Parts, QueueEnded};
 use crate::clock::{Entropy, SystemClock};
-use crate::config::{Config, LogConfig, SampleRatio, TracingConfig};
+use crate::config::{Config, LogConfig, Share, TracingConfig};
 use crate::grpc::{Calls, ServeSettings};
 use crate::queue::damage::QueueTrouble;
 use crate::store::conformance::{self, RuleOutcome};
@@ -118,7 +118,7 @@ pub(super) struct StoreArgs {
     otlp: Option<Uri>,
     /// How many of the traces that begin here are recorded, 0 to 1; whoever calls within a trace decides for that.
     #[arg(long, value_name = "RATIO", value_parser = sample_ratio)]
-    sample_ratio: Option<SampleRatio>,
+    sample_ratio: Option<Share>,
 }
 
 /// The address of a collector.
@@ -126,8 +126,8 @@ pub(crate) fn collector(text: &str) -> Result<Uri, String> {
     crate::config::endpoint_of(text)
 }
 
-fn sample_ratio(text: &str) -> Result<SampleRatio, String> {
-    let ratio = text.parse().ok().and_then(SampleRatio::new);
+fn sample_ratio(text: &str) -> Result<Share, String> {
+    let ratio = text.parse().ok().and_then(Share::new);
     ratio.ok_or_else(|| "give a number from 0 to 1, such as 0.01".to_owned())
 }
 

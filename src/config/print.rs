@@ -49,9 +49,13 @@ pub(super) fn to_toml(config: &Config) -> String {
     plain(&mut text, "park_after", config.retry.park_after);
     duration(&mut text, "missing_patience", config.retry.missing_patience);
     string(&mut text, "on_missing", config.retry.on_missing.as_str());
+    if let Some(after) = config.retry.discard_parked_after {
+        duration(&mut text, "discard_parked_after", after);
+    }
     section(&mut text, "queue");
     plain(&mut text, "max_entries", config.queue.max_entries);
     string(&mut text, "reserve_bytes", &size_text(config.queue.reserve_bytes));
+    plain(&mut text, "parked_max_share", config.queue.parked_max_share);
     section(&mut text, "log");
     string(&mut text, "level", config.log.level.as_str());
     string(&mut text, "format", config.log.format.as_str());

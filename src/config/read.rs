@@ -1,7 +1,7 @@
 //! Reads the merged tree by type, and collects what is wrong with it.
 
 use super::tree::{Leaf, Node, Scalar, Tree, ValueOrigin, ValueTable};
-use super::{Problem, SampleRatio};
+use super::{Problem, Share};
 use crate::limits::BlobRate;
 use http::Uri;
 use std::collections::BTreeSet;
@@ -235,9 +235,9 @@ pub(super) fn blob_rate(value: &Scalar) -> Result<BlobRate, Wrong> {
     number(value, BlobRate::new, "set a number from 0.001 to 1000000, such as 50 or 0.5")
 }
 
-/// A share of traces.
-pub(super) fn ratio(value: &Scalar) -> Result<SampleRatio, Wrong> {
-    number(value, SampleRatio::new, "set a number from 0 to 1, such as 0.01")
+/// A share of something.
+pub(super) fn ratio(value: &Scalar) -> Result<Share, Wrong> {
+    number(value, Share::new, "set a number from 0 to 1, such as 0.01")
 }
 
 fn number<T>(value: &Scalar, make: impl FnOnce(f64) -> Option<T>, advice: &str) -> Result<T, Wrong> {

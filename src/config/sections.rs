@@ -176,6 +176,8 @@ fn read_retry(mut section: Section<'_>) -> RetryConfig {
             duration(Duration::ZERO..=Duration::from_hours(365 * 24)),
         ),
         on_missing: section.value("on_missing", default.on_missing, choice(&OnMissing::ALL, OnMissing::as_str)),
+        discard_parked_after: section
+            .optional("discard_parked_after", duration(Duration::from_secs(1)..=Duration::from_hours(10 * 365 * 24))),
     };
     if retry.initial > retry.max {
         section.report(
@@ -196,6 +198,7 @@ fn read_queue(mut section: Section<'_>) -> QueueConfig {
         // TOML's integers end where i64 does; what is printed must load again.
         max_entries: section.value("max_entries", default.max_entries, integer(1..=i64::MAX.unsigned_abs())),
         reserve_bytes: section.value("reserve_bytes", default.reserve_bytes, size(0..=1 << 50)),
+        parked_max_share: section.value("parked_max_share", default.parked_max_share, ratio),
     };
     section.finish();
     queue

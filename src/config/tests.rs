@@ -2,7 +2,7 @@
 
 use super::read::{size, size_text};
 use super::tree::Scalar;
-use super::{Config, ConfigError, CopyParent, LogFormat, LogLevel, RouteConfig, SampleRatio, TracingConfig};
+use super::{Config, ConfigError, CopyParent, LogFormat, LogLevel, RouteConfig, Share, TracingConfig};
 use crate::limits::BlobRate;
 use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
 use std::path::Path;
@@ -291,7 +291,7 @@ fn endpoints_are_a_scheme_a_host_and_a_port() {
 fn traces_go_where_they_are_told_and_a_share_is_one() {
     let tracing = load(EXAMPLE, &[("BLOBFERRY__TRACING__SAMPLE_RATIO", "1")], &[]).unwrap().tracing;
     assert_eq!(tracing.otlp_endpoint.unwrap().to_string(), "http://jaeger:4317/");
-    assert_eq!((tracing.sample_ratio, tracing.copy_parent), (SampleRatio::new(1.0), CopyParent::Child));
+    assert_eq!((tracing.sample_ratio, tracing.copy_parent), (Share::new(1.0), CopyParent::Child));
     assert_eq!(load("", &[], &[]).unwrap().tracing, TracingConfig::default());
     for (key, value, wrong) in [
         ("sample_ratio", "1.01", "1.01 is out of range (set a number from 0 to 1"),

@@ -29,7 +29,7 @@ fn run(clock: &ManualClock, throttle: &Arc<Throttle>, seconds: u64, size: impl F
         let (stated, actual) = size(begun);
         match throttle.begin(stated) {
             Ok(mut charge) => {
-                charge.known(Some(actual));
+                _ = charge.known(Some(actual));
                 begun += 1;
             }
             Err(until) => {
@@ -91,7 +91,7 @@ fn a_blob_larger_than_the_burst_goes_and_the_next_waits_for_its_time() {
     let mut large = throttle.begin(Some(60_000)).unwrap();
     let until = throttle.begin(Some(1)).unwrap_err();
     assert!(until > clock.monotonic());
-    large.known(Some(60_000));
+    _ = large.known(Some(60_000));
     let start = clock.monotonic();
     assert_eq!(run(&clock, &throttle, 59, |_| (Some(1), 1)), 0);
     clock.advance(Duration::from_secs(61).saturating_sub(clock.monotonic().since(start)));
@@ -104,13 +104,13 @@ fn bytes_are_charged_when_they_are_known_and_given_back_when_they_did_not_flow()
     let (clock, throttle) = lab(bytes(1000));
     let mut unknown = throttle.begin(None).unwrap();
     let mut other = throttle.begin(None).unwrap();
-    unknown.known(None);
+    _ = unknown.known(None);
     assert!(throttle.begin(None).is_ok());
-    unknown.known(Some(10_000));
+    _ = unknown.known(Some(10_000));
     assert!(throttle.begin(None).is_err());
     // The destination had it already.
-    unknown.known(Some(0));
-    other.known(Some(0));
+    _ = unknown.known(Some(0));
+    _ = other.known(Some(0));
     assert!(throttle.begin(None).is_ok());
     // What flowed counts, not what was announced.
     assert_eq!(run(&clock, &throttle, 1000, |_| (Some(1), 1000)) / 10, 100);
@@ -118,11 +118,25 @@ fn bytes_are_charged_when_they_are_known_and_given_back_when_they_did_not_flow()
 }
 
 #[test]
+fn nobody_waits_for_what_a_hint_that_lied_was_charged() {
+    let (clock, throttle) = lab(bytes(1000));
+    let mut lies = throttle.begin(Some(u64::MAX)).unwrap();
+    assert!(throttle.begin(Some(1)).is_err() && !throttle.gave_back());
+    assert!(lies.known(Some(100)), "it gives back");
+    assert!(throttle.gave_back());
+    // A thousand such cost what their bytes do.
+    assert!(run(&clock, &throttle, 10, |_| (Some(u64::MAX), 100)) >= 99);
+    let (_, throttle) = lab(bytes(1000));
+    let mut honest = throttle.begin(Some(100)).unwrap();
+    assert!(!honest.known(Some(100)) && !honest.known(Some(700)));
+}
+
+#[test]
 fn what_was_paid_for_nothing_is_not_saved_up() {
     let (_, throttle) = lab(bytes(1000));
     for _ in 0..100 {
         if let Ok(mut charge) = throttle.begin(Some(400)) {
-            charge.known(Some(0));
+            _ = charge.known(Some(0));
         }
     }
     let sent = (0..100).filter_map(|_| throttle.begin(Some(100)).ok()).count();

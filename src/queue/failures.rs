@@ -66,13 +66,15 @@ pub struct FailurePage {
     pub time: SystemTime,
 }
 
-/// What an operator does to failed entries.
+/// What is done to failed entries, by an operator or as configured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Remedy {
     /// Due now, attempts 0, history and lane kept.
     Revive,
-    /// Removed without being copied; counted as discarded in the route and in the syncs that wait for it.
+    /// Removed without being copied; counted as discarded in the route and in the sync that waits for it.
     Discard,
+    /// The same as configured, for those that are parked and last failed at this time or before.
+    Expire(SystemTime),
 }
 
 /// Failed entries, and what can be done about them.

@@ -188,7 +188,7 @@ impl ModelInner {
 
 fn add(tally: &mut Tally, entry: &Entry) {
     tally.entries += 1;
-    tally.bytes += entry.size.unwrap_or(0);
+    tally.bytes = tally.bytes.wrapping_add(entry.size.unwrap_or(0));
     tally.unknown_size += u64::from(entry.size.is_none());
 }
 

@@ -12,7 +12,7 @@ pub(crate) use dropped::{
 };
 pub(crate) use failures::{
     a_discarded_entry_makes_way_for_its_successor, all_failures, claimed_and_ready_entries_are_no_failures,
-    failures_are_discarded, failures_are_listed_in_pages, failures_are_revived,
+    failures_are_discarded, failures_are_listed_in_pages, failures_are_revived, old_parked_entries_expire,
 };
 
 pub(crate) use lookup::{
@@ -24,8 +24,8 @@ use crate::clock::{Clock, Monotonic, SystemClock};
 use crate::fault::FaultKind;
 use crate::queue::damage::SYNC_NEEDED;
 use crate::queue::{
-    Claim, ClaimOrder, ClaimRequest, Failure, Lane, Misses, Oldest, Origin, Outcome, Push, Pushed, Queue, QueueError,
-    RouteCounts, RouteId, Seq, StateWrite, SyncId, SyncTally, Tally, Weight, WholeQueue,
+    Claim, ClaimOrder, ClaimRequest, Failure, LARGEST_SIZE, Lane, Misses, Oldest, Origin, Outcome, Push, Pushed, Queue,
+    QueueError, RouteCounts, RouteId, Seq, StateWrite, SyncId, SyncTally, Tally, Weight, WholeQueue,
 };
 use async_trait::async_trait;
 use std::sync::Arc;
@@ -99,10 +99,11 @@ macro_rules! conformance {
             misses_are_served_not_elapsed,
             clock_going_back_changes_no_order, far_due_times_are_due, counts_follow_every_state,
             sync_tallies_follow_every_state, state_is_written_with_the_push, settling_pushes_the_next_hops,
-            full_queue_refuses_announcements_whole, one_ref_twice_in_a_push, routes_are_apart,
+            full_queue_refuses_announcements_whole, parked_entries_keep_nothing_out,
+            sizes_that_lie_leave_the_sums_right, ids_of_ended_syncs_leave_the_entry, one_ref_twice_in_a_push, routes_are_apart,
             routes_keep_their_stores, subscribers_are_woken, failures_keep_their_history, oldest_is_told,
             sequences_are_never_used_twice, unknown_routes_are_refused_whole,
-            failures_are_listed_in_pages, failures_are_revived, failures_are_discarded,
+            failures_are_listed_in_pages, failures_are_revived, failures_are_discarded, old_parked_entries_expire,
             claimed_and_ready_entries_are_no_failures, a_discarded_entry_makes_way_for_its_successor,
             a_dropped_route_is_empty_and_works_again, a_route_half_dropped_is_whole,
             claimed_entries_outlive_the_drop_of_their_route, blobs_are_looked_up_in_every_state,
@@ -302,7 +303,8 @@ pub(crate) async fn retrying_is_hastened(make: Make) {
     let claim = bench.claim(Lane::Fresh).await;
     assert_eq!(claim.entry().attempts, 1);
     assert_eq!(claim.entry().due_time, bench.clock.now());
-    assert_eq!(claim.entry().syncs, [SyncId(7), SyncId(8)]);
+    assert_eq!(claim.entry().syncs, [SyncId(8)], "the one before has ended");
+    assert_eq!((bench.tally(7), bench.tally(8).pending), (SyncTally::default(), 1));
 
     // Due already: it keeps its place.
     bench.retry_in(claim, 60).await;
@@ -401,7 +403,7 @@ pub(crate) async fn retry_merges_the_successor(make: Make) {
     assert_eq!(merged.entry().seq, seq);
     assert!(merged.entry().repair);
     assert_eq!(merged.entry().attempts, 1);
-    assert_eq!(merged.entry().syncs, [SyncId(7), SyncId(8)]);
+    assert_eq!(merged.entry().syncs, [SyncId(8)]);
     assert_eq!(merged.entry().due_time, bench.clock.now());
     bench.settle(merged, confirmed()).await;
     assert_eq!(bench.states(), [0; 4]);
@@ -669,8 +671,9 @@ pub(crate) async fn sync_tallies_follow_every_state(make: Make) {
     assert_eq!(bench.tally(7), SyncTally { pending: 2, confirmed: 1, parked: 1, discarded: 1 });
     bench.subject.restart().await;
     assert_eq!(bench.tally(7), SyncTally { pending: 2, confirmed: 1, parked: 1, discarded: 1 });
+    // The next sync takes it over.
     assert_eq!(bench.find(3, 8, false).await, Pushed::Revived);
-    assert_eq!(bench.tally(7), SyncTally { pending: 3, confirmed: 1, parked: 0, discarded: 1 });
+    assert_eq!(bench.tally(7), SyncTally { pending: 2, confirmed: 1, parked: 0, discarded: 1 });
     assert_eq!(bench.tally(8).pending, 1);
 }
 
@@ -741,6 +744,64 @@ pub(crate) async fn full_queue_refuses_announcements_whole(make: Make) {
     assert_eq!(bench.announce(6).await, Pushed::Added);
 }
 
+pub(crate) async fn parked_entries_keep_nothing_out(make: Make) {
+    let mut bench = Bench::with_limit(make, 2).await;
+    for number in [1, 2, 3] {
+        assert_eq!(bench.announce(number).await, Pushed::Added);
+        bench.park(bench.claim(Lane::Fresh).await).await;
+    }
+    bench.subject.restart().await;
+    let route = bench.route;
+    assert_eq!(bench.announce(4).await, Pushed::Added);
+    // One that is revived counts again, and is not refused for it.
+    assert_eq!(bench.announce(1).await, Pushed::Revived);
+    assert_eq!(bench.announce(2).await, Pushed::Revived);
+    assert!(matches!(bench.queue().push(vec![announced(route, 5)], vec![]).await, Err(QueueError::Full { limit: 2 })));
+    for _ in 0..2 {
+        bench.park(claim_any(bench.queue(), route, Lane::Fresh, 1, bench.clock.now()).await.unwrap().remove(0)).await;
+    }
+    assert_eq!(bench.states(), [1, 0, 0, 3]);
+    assert_eq!(bench.announce(5).await, Pushed::Added);
+    assert!(matches!(bench.queue().push(vec![announced(route, 6)], vec![]).await, Err(QueueError::Full { limit: 2 })));
+}
+
+pub(crate) async fn sizes_that_lie_leave_the_sums_right(make: Make) {
+    let mut bench = Bench::new(make).await;
+    let route = bench.route;
+    let sized = |number, size| Push { size: Some(size), ..announced(route, number) };
+    let pushes = vec![sized(1, u64::MAX), sized(2, u64::MAX), sized(3, 100), sized(4, LARGEST_SIZE)];
+    bench.queue().push(pushes, vec![]).await.unwrap();
+    let ready = Tally { entries: 4, bytes: 100 + LARGEST_SIZE, unknown_size: 2 };
+    assert_eq!(bench.counts().fresh.ready, ready);
+    bench.subject.restart().await;
+    for left in [ready.bytes, ready.bytes, LARGEST_SIZE, 0] {
+        bench.settle(bench.claim(Lane::Fresh).await, confirmed()).await;
+        assert_eq!(bench.counts().fresh.ready.bytes, left);
+    }
+}
+
+pub(crate) async fn ids_of_ended_syncs_leave_the_entry(make: Make) {
+    let mut bench = Bench::new(make).await;
+    for sync in 1..=20 {
+        bench.find(1, sync, false).await;
+        bench.park(bench.claim(Lane::Backfill).await).await;
+    }
+    bench.subject.restart().await;
+    for sync in 1..20 {
+        assert_eq!(bench.tally(sync), SyncTally::default(), "{sync}");
+    }
+    assert_eq!(bench.tally(20), SyncTally { parked: 1, ..SyncTally::default() });
+    bench.announce(1).await;
+    let claim = bench.claim(Lane::Fresh).await;
+    assert_eq!(claim.entry().syncs, [SyncId(20)]);
+    // Of two that become one, the newest counts.
+    bench.find(1, 21, true).await;
+    bench.retry_in(claim, 0).await;
+    assert_eq!((bench.tally(20), bench.tally(21).pending), (SyncTally::default(), 1));
+    bench.settle(bench.claim(Lane::Fresh).await, confirmed()).await;
+    assert_eq!(bench.tally(21), SyncTally { confirmed: 1, ..SyncTally::default() });
+}
+
 pub(crate) async fn one_ref_twice_in_a_push(make: Make) {
     let mut bench = Bench::new(make).await;
     let route = bench.route;
@@ -751,7 +812,7 @@ pub(crate) async fn one_ref_twice_in_a_push(make: Make) {
     bench.subject.restart().await;
     let claims = bench.claims(Lane::Fresh, 9).await;
     assert_eq!(claims.len(), 2);
-    assert_eq!(claims[0].entry().syncs, [SyncId(7), SyncId(8)]);
+    assert_eq!(claims[0].entry().syncs, [SyncId(8)]);
     assert!(claims[0].entry().repair);
     // And with the settlement that ends it.
     let chained = Push { origin: Origin::Chained, ..announced(route, 1) };

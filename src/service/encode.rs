@@ -321,6 +321,8 @@ fn queue(status: &QueueStatus, now: SystemTime) -> v1::QueueStatus {
         reason: status.reason.clone(),
         entries: Some(status.entries),
         max_entries: Some(status.max_entries),
+        parked_entries: Some(status.parked),
+        max_parked_entries: Some(status.max_parked),
         free_bytes: status.free_bytes,
         reserve_bytes: Some(status.reserve_bytes),
         incidents: status.incidents.iter().map(|incident| self::incident(incident, now)).collect(),

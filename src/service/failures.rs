@@ -232,12 +232,9 @@ impl Walk {
         let (parts, route, remedy, caller) = (self.parts.clone(), self.route.clone(), self.remedy, self.caller.clone());
         let work = async move {
             let changed = parts.queue.remedy(route.id, seqs, remedy).await?;
-            let what = match remedy {
-                Remedy::Revive => "failed entries are due again, as an operator asked",
-                Remedy::Discard => "failed entries are discarded, as an operator asked",
-            };
             if changed > 0 {
-                tracing::info!(route = %route.name, entries = changed, caller, "{what}");
+                let are = if remedy == Remedy::Revive { "due again" } else { "discarded" };
+                tracing::info!(route = %route.name, entries = changed, caller, "failed entries are {are}, as an operator asked");
             }
             Ok::<u64, QueueError>(changed)
         };

@@ -61,6 +61,8 @@ pub struct ObserverParts {
     pub peers: Vec<WatchedPeer>,
     /// `queue.max_entries`.
     pub max_entries: u64,
+    /// What `queue.parked_max_share` makes of it.
+    pub max_parked: u64,
     /// `queue.reserve_bytes`.
     pub reserve_bytes: u64,
 }
@@ -227,8 +229,12 @@ impl Observer {
     }
 
     fn queue(&self) -> QueueStatus {
-        let routes = self.parts.routes.iter();
-        let entries = routes.map(|watched| Backlog::with_parked(&self.parts.queue.counts(watched.route.id)));
+        let (mut entries, mut parked) = (0, 0);
+        for watched in &self.parts.routes {
+            let counts = self.parts.queue.counts(watched.route.id);
+            entries += Backlog::with_parked(&counts);
+            parked += counts.fresh.parked.entries + counts.backfill.parked.entries;
+        }
         let free = Some(self.free_bytes.load(Ordering::Relaxed)).filter(|free| *free != UNKNOWN);
         let (max_entries, reserve) = (self.parts.max_entries, self.parts.reserve_bytes);
         let (trouble, damage) = match self.parts.queue.trouble() {
@@ -237,8 +243,10 @@ impl Observer {
             Some(QueueTrouble::Reopening(why) | QueueTrouble::Ended(why)) => (Some(why), String::new()),
         };
         let facts = QueueFacts {
-            entries: entries.sum(),
+            entries,
+            parked,
             max_entries,
+            max_parked: self.parts.max_parked,
             free_bytes: free,
             reserve_bytes: reserve,
             trouble: trouble.or_else(|| self.parts.announcer.trouble()),

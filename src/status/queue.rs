@@ -10,8 +10,12 @@ use std::time::SystemTime;
 pub struct QueueFacts {
     /// Entries of all routes.
     pub entries: u64,
-    /// From which number on announcements are refused.
+    /// Those among them that are parked.
+    pub parked: u64,
+    /// From which number of entries that are not parked on announcements are refused.
     pub max_entries: u64,
+    /// More parked ones than these are too many.
+    pub max_parked: u64,
     /// Free bytes on its disk, where known.
     pub free_bytes: Option<u64>,
     /// Free bytes below which announcements are refused.
@@ -26,11 +30,13 @@ pub struct QueueFacts {
 
 /// The picture of the queue.
 pub fn queue_status(facts: QueueFacts, now: SystemTime) -> QueueStatus {
-    let QueueFacts { entries, max_entries, free_bytes, reserve_bytes, trouble, incidents, damage } = facts;
+    let QueueFacts { entries, parked, max_entries, max_parked, free_bytes, reserve_bytes, trouble, incidents, damage } =
+        facts;
     let (state, reason) = match (trouble, free_bytes) {
         (Some(trouble), _) => (QueueState::Failing, trouble),
-        (None, _) if entries >= max_entries => {
-            (QueueState::Full, format!("it holds its {} entries; copying makes room", number(max_entries)))
+        (None, _) if entries.saturating_sub(parked) >= max_entries => {
+            let aside = if parked > 0 { ", parked ones aside" } else { "" };
+            (QueueState::Full, format!("it holds its {} entries{aside}; copying makes room", number(max_entries)))
         }
         (None, Some(free)) if free < reserve_bytes => {
             let (free, reserve) = (bytes(free), bytes(reserve_bytes));
@@ -47,10 +53,29 @@ pub fn queue_status(facts: QueueFacts, now: SystemTime) -> QueueStatus {
         QueueState::Full => format!("full: {held}, announcements are refused: {reason}"),
         QueueState::Failing => format!("failing: {held}, announcements are refused: {reason}"),
     };
+    if parked > max_parked {
+        summary.push_str(&format!(
+            "; {} are parked, more than queue.parked_max_share allows ({}); retry or discard them",
+            number(parked),
+            number(max_parked)
+        ));
+    }
     if !damage.is_empty() {
         summary.push_str(&format!("; damaged, restart to have it mended: {damage}"));
     }
-    QueueStatus { state, summary, reason, entries, max_entries, free_bytes, reserve_bytes, incidents, damage }
+    QueueStatus {
+        state,
+        summary,
+        reason,
+        entries,
+        parked,
+        max_entries,
+        max_parked,
+        free_bytes,
+        reserve_bytes,
+        incidents,
+        damage,
+    }
 }
 
 /// What was lost, in one sentence.

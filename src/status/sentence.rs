@@ -489,7 +489,7 @@ pub fn overall(
     if queue.state == QueueState::Degraded {
         return (ReplicatorState::Degraded, format!("the queue is {}", queue.summary));
     }
-    if !queue.damage.is_empty() {
+    if !queue.damage.is_empty() || queue.parked > queue.max_parked {
         return (ReplicatorState::Attention, format!("attention: the queue: {}", queue.summary));
     }
     let needs_eye = |route: &&RouteStatus| {
@@ -524,7 +524,7 @@ pub fn overall(
             let mut behind = Tally::default();
             for route in many {
                 behind.entries += route.backlog.tally.entries;
-                behind.bytes += route.backlog.tally.bytes;
+                behind.bytes = behind.bytes.saturating_add(route.backlog.tally.bytes);
                 behind.unknown_size += route.backlog.tally.unknown_size;
             }
             match behind.entries {

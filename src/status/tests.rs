@@ -212,6 +212,28 @@ fn a_full_sync_that_failed_is_told_until_another_starts() {
 }
 
 #[test]
+fn parked_entries_fill_no_queue_and_raise_an_alarm_in_the_end() {
+    let facts = QueueFacts { entries: 120, parked: 21, max_entries: 100, max_parked: 20, ..QueueFacts::default() };
+    let many = queue_status(facts.clone(), now());
+    assert_eq!(many.state, QueueState::Ok);
+    assert_eq!(
+        many.summary,
+        "ok: 120 entries, accepting announcements; 21 are parked, more than queue.parked_max_share allows (20); retry or \
+         discard them"
+    );
+    assert_eq!(overall(&[], &[], &many, false).0, ReplicatorState::Attention);
+    let some = queue_status(QueueFacts { parked: 20, ..facts.clone() }, now());
+    assert_eq!((some.state, overall(&[], &[], &some, false).0), (QueueState::Full, ReplicatorState::NotAccepting));
+    assert!(
+        some.summary.ends_with("it holds its 100 entries, parked ones aside; copying makes room"),
+        "{}",
+        some.summary
+    );
+    let few = queue_status(QueueFacts { entries: 119, parked: 20, ..facts }, now());
+    assert_eq!((few.state, overall(&[], &[], &few, false).0), (QueueState::Ok, ReplicatorState::Ok));
+}
+
+#[test]
 fn a_queue_that_refuses_outweighs_its_routes_and_the_drain_outweighs_all() {
     let full = queue_of(100, 100, None, 0, None);
     assert_eq!(

@@ -165,7 +165,7 @@ fn propagates(env: &impl Fn(&str) -> Option<String>, warnings: &mut Vec<String>)
 #[cfg(test)]
 mod tests {
     use super::{QUEUE, Settings, settings};
-    use crate::config::{SampleRatio, TracingConfig};
+    use crate::config::{Share, TracingConfig};
     use std::time::Duration;
 
     fn with(config: &TracingConfig, env: &[(&str, &str)]) -> (Option<Settings>, Vec<String>) {
@@ -223,7 +223,7 @@ mod tests {
         let ratio = [("OTEL_TRACES_SAMPLER", "parentbased_traceidratio"), ("OTEL_TRACES_SAMPLER_ARG", "0.25")];
         assert_eq!(sampler(&ratio, &none), ("ParentBased(TraceIdRatioBased(0.25))".to_owned(), true));
         assert_eq!(sampler(&[("OTEL_TRACES_SAMPLER", "always_off")], &none), ("AlwaysOff".to_owned(), false));
-        let configured = TracingConfig { sample_ratio: SampleRatio::new(0.01), ..none };
+        let configured = TracingConfig { sample_ratio: Share::new(0.01), ..none };
         assert_eq!(sampler(&ratio, &configured), ("ParentBased(TraceIdRatioBased(0.01))".to_owned(), true));
     }
 

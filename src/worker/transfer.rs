@@ -71,7 +71,7 @@ async fn alone(worker: &Arc<Worker>, job: Job, news: &mpsc::Sender<Event>) -> Op
     let told = Told { id, is_try, least_rate, news, progress: &progress, charge: &mut charge };
     let result = traced::carrying(&span, entry.trace.as_ref(), told.telling(copy)).await;
     progress.settling();
-    charge.known(Some(progress.bytes()));
+    _ = charge.known(Some(progress.bytes()));
     let end = match result {
         Ok(copied) => EntryEnd::Copied(copied),
         Err(error) => EntryEnd::Failed(error),
@@ -104,7 +104,7 @@ async fn packed(worker: &Arc<Worker>, job: Job, news: &mpsc::Sender<Event>) -> O
     let ends = pack.within(told.telling(copy)).await;
     traced::end_pack(&pack, &ends);
     progress.settling();
-    charge.known(Some(progress.bytes()));
+    _ = charge.known(Some(progress.bytes()));
     let ends = ends.into_iter().enumerate().map(|(at, end)| match end {
         PackEnd::Ended(Ok(copied)) => EntryEnd::Copied(copied),
         PackEnd::Ended(Err(error)) => EntryEnd::Failed(error),
@@ -153,7 +153,10 @@ impl Told<'_> {
                 biased;
                 done = &mut copy => return done,
                 () = progress.news() => {
-                    charge.known(progress.size());
+                    if charge.known(progress.size()) {
+                        // A hint was too large: nobody waits for what was charged by it.
+                        tell(Event::Look).await;
+                    }
                     // An answer to a question shows too little.
                     let asking = progress.stage() == Stage::Asking;
                     for (told, side) in answered.iter_mut().zip([Side::Source, Side::Destination]) {

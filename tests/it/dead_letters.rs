@@ -49,7 +49,7 @@ async fn parked_entries_shut_no_door_and_go_when_their_time_is_over() {
         until("they are parked", async || (parked(&operator).await == wanted).then_some(())).await;
     }
     let told = status(&operator).await;
-    let queue = told.queue.unwrap();
+    let queue = told.queue.clone().unwrap();
     assert_eq!(told.state(), pb::ReplicatorState::Attention);
     assert_eq!(queue.state(), pb::QueueState::Ok, "{}", queue.summary);
     assert_eq!((queue.entries(), queue.max_entries(), queue.max_parked_entries()), (100, 50, 25));

@@ -71,6 +71,11 @@ impl Server {
         self.again();
     }
 
+    /// Sets an environment variable for the next starts.
+    pub(crate) fn set_env(&mut self, name: &str, value: &str) {
+        self.env.push((name.to_owned(), value.to_owned()));
+    }
+
     /// Starts it again after it ended, at the port that it had.
     pub(crate) fn again(&mut self) {
         let deadline = Instant::now() + PATIENCE;

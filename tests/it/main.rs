@@ -6,6 +6,7 @@ mod architecture;
 mod bounds;
 mod commands;
 mod connections;
+mod dead_letters;
 mod deploy;
 #[path = "../bench/diskfull/cycles.rs"]
 mod diskfull;

@@ -26,7 +26,11 @@ pub(super) fn write(text: &mut Text, queue: &QueueStatus, storage: Option<&Stora
         }
     };
     gauge("blobferry_queue_entries", "Entries of all routes, in all states.", Some(queue.entries));
-    gauge("blobferry_queue_max_entries", "Entries from which announcements are refused.", Some(queue.max_entries));
+    let help = "Entries, parked ones aside, from which announcements are refused.";
+    gauge("blobferry_queue_max_entries", help, Some(queue.max_entries));
+    gauge("blobferry_queue_parked_entries", "Parked entries of all routes.", Some(queue.parked));
+    let help = "More parked entries than these raise an alarm; they refuse nothing.";
+    gauge("blobferry_queue_max_parked_entries", help, Some(queue.max_parked));
     gauge("blobferry_queue_disk_free_bytes", "Free bytes on the disk of server.data_dir.", queue.free_bytes);
     gauge(
         "blobferry_queue_disk_reserve_bytes",

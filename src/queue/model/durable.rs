@@ -3,7 +3,9 @@
 use super::{Durable, ModelItem, ModelLine};
 use crate::blob::BlobRef;
 use crate::queue::lookup::{Completion, DiscardedBy, Ending};
-use crate::queue::{Entry, Lane, Misses, Origin, Outcome, Push, Pushed, QueueError, RouteId, Seq, StateWrite, Weight};
+use crate::queue::{
+    Entry, LARGEST_SIZE, Lane, Misses, Origin, Outcome, Push, Pushed, QueueError, RouteId, Seq, StateWrite, Weight,
+};
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
@@ -27,7 +29,7 @@ impl Durable {
             seq: Seq(seq),
             route: push.route,
             blob: push.blob,
-            size: push.size,
+            size: push.size.filter(|size| *size <= LARGEST_SIZE),
             lane: push.lane,
             enqueue_time: now,
             due_time: now,
@@ -75,7 +77,8 @@ impl Durable {
         let only_adopts = sync.is_some() && !push.repair;
         let adds = queued.is_empty() || (first_is_claimed && queued.len() == 1 && !only_adopts);
         if adds {
-            let full = u64::try_from(self.items.len()).is_ok_and(|entries| entries >= max_entries);
+            let unparked = self.items.values().filter(|item| item.line != ModelLine::Parked).count();
+            let full = u64::try_from(unparked).is_ok_and(|entries| entries >= max_entries);
             if push.origin == Origin::Announced && full {
                 return Err(QueueError::Full { limit: max_entries });
             }
@@ -90,10 +93,8 @@ impl Durable {
 
         let target = if first_is_claimed && !only_adopts { queued.last() } else { queued.first() };
         let Some(item) = target.and_then(|seq| self.items.get_mut(seq)) else { return Ok(Pushed::AlreadyQueued) };
-        if let Some(id) = sync
-            && !item.entry.syncs.contains(&id)
-        {
-            item.entry.syncs.push(id);
+        if let Some(id) = sync {
+            item.entry.awaited_by(id);
         }
         if first_is_claimed && only_adopts {
             return Ok(Pushed::AlreadyQueued);
@@ -192,10 +193,8 @@ impl Durable {
             item.entry.due_time = now;
             item.entry.repair |= next.entry.repair;
             item.entry.lane = item.entry.lane.min(next.entry.lane);
-            for sync in next.entry.syncs {
-                if !item.entry.syncs.contains(&sync) {
-                    item.entry.syncs.push(sync);
-                }
+            if let Some(newest) = item.entry.syncs.iter().chain(&next.entry.syncs).max() {
+                item.entry.awaited_by(*newest);
             }
         }
         self.by_ref.entry((route, item.entry.blob)).or_default().insert(seq);

@@ -29,9 +29,20 @@ impl Durable {
     fn remedy(&mut self, seq: u64, remedy: Remedy, now: SystemTime) -> bool {
         let Some(item) = self.items.get_mut(&seq) else { return false };
         let Some((_, FailedEntry { state, .. })) = item.failed() else { return false };
-        if remedy == Remedy::Discard {
-            self.settle(seq, &Outcome::Discard, DiscardedBy::Operator, now, Duration::ZERO);
-            return true;
+        match remedy {
+            Remedy::Revive => {}
+            Remedy::Discard => {
+                self.settle(seq, &Outcome::Discard, DiscardedBy::Operator, now, Duration::ZERO);
+                return true;
+            }
+            Remedy::Expire(last) => {
+                let is_old = item.entry.failure.as_ref().is_some_and(|failure| failure.last <= last);
+                let expires = state == FailedState::Parked && is_old;
+                if expires {
+                    self.settle(seq, &Outcome::Discard, DiscardedBy::Configuration, now, Duration::ZERO);
+                }
+                return expires;
+            }
         }
         let due = match state {
             FailedState::Retrying => item.entry.due_time.min(now),
@@ -83,7 +94,7 @@ impl Failures for ModelQueue {
             let of_route = inner.durable.items.get(&seq).is_some_and(|item| item.entry.route == route);
             if of_route && !inner.claimed.contains(&seq) && inner.durable.remedy(seq, remedy, now) {
                 changed += 1;
-                if remedy == Remedy::Discard {
+                if remedy != Remedy::Revive {
                     inner.released.remove(&seq);
                 }
             }

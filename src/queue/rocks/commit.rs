@@ -44,8 +44,8 @@ pub(super) struct Committer {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) write: WriteFn,
     pub(super) next_seq: u64,
-    /// Entries of all routes.
-    pub(super) total: u64,
+    /// Entries of all routes that are not parked.
+    pub(super) unparked: u64,
     pub(super) space: Space,
     pub(super) gather: Gather,
     /// Claims that are to be answered.
@@ -112,7 +112,7 @@ impl Committer {
     fn resume(&mut self, Reopened { db, loaded }: Reopened) {
         // Sequences of failed batches stay used.
         self.next_seq = self.next_seq.max(loaded.next_seq);
-        self.total = loaded.figures.total();
+        self.unparked = loaded.figures.unparked();
         self.reopening = None;
         self.full_since = None;
         self.reopened = self.reopened.saturating_add(1);
@@ -154,7 +154,7 @@ impl Committer {
             Err(error) => return waiting.into_iter().for_each(|request| request.refuse(&error)),
         };
         let now = self.clock.now();
-        let mut txn = Txn::new(&db, &shared, now, self.options.max_entries, self.next_seq, self.total);
+        let mut txn = Txn::new(&db, &shared, now, self.options.max_entries, self.next_seq, self.unparked);
         let mut decided = Vec::with_capacity(waiting.len());
         let (mut weight, mut patience) = (0, self.gather.patience());
         while !waiting.is_empty() {
@@ -183,7 +183,7 @@ impl Committer {
         });
         match written {
             Ok(effects) => {
-                self.total = effects.total;
+                self.unparked = effects.unparked;
                 self.reopened = 0;
                 self.full_since = None;
                 apply(&shared, effects, &moves, &decided);

@@ -5,7 +5,7 @@ use super::keys::Seqs;
 use super::row::{Place, Stored};
 use super::txn::Txn;
 use crate::queue::lookup::{DiscardedBy, Ending};
-use crate::queue::{Entry, Lane, Misses, Origin, Outcome, Push, Pushed, QueueError, Seq, Weight};
+use crate::queue::{Entry, LARGEST_SIZE, Lane, Misses, Origin, Outcome, Push, Pushed, QueueError, Seq, Weight};
 use std::cmp::min;
 use std::sync::Arc;
 
@@ -40,8 +40,8 @@ impl Txn<'_> {
             if let Some(id) = sync
                 && !push.repair
             {
-                if !first.entry.syncs.contains(&id) {
-                    first.entry.syncs.push(id);
+                if first.entry.syncs != [id] {
+                    first.entry.awaited_by(id);
                     self.put(first);
                 }
                 return Ok(Pushed::AlreadyQueued);
@@ -77,7 +77,7 @@ impl Txn<'_> {
 
     /// Adds an entry and gives its sequence.
     fn add(&mut self, push: Push, place: Place) -> Result<u64, QueueError> {
-        if push.origin == Origin::Announced && self.total >= self.max_entries {
+        if push.origin == Origin::Announced && self.unparked >= self.max_entries {
             return Err(QueueError::Full { limit: self.max_entries });
         }
         let seq = self.take_seq();
@@ -85,7 +85,7 @@ impl Txn<'_> {
             seq: Seq(seq),
             route: push.route,
             blob: push.blob,
-            size: push.size,
+            size: push.size.filter(|size| *size <= LARGEST_SIZE),
             lane: push.lane,
             enqueue_time: self.now,
             due_time: self.now,
@@ -109,10 +109,8 @@ impl Txn<'_> {
     fn meet(&self, push: &Push, stored: &mut Stored) {
         let entry = &mut stored.entry;
         entry.repair |= push.repair;
-        if let Origin::Sync(id) = push.origin
-            && !entry.syncs.contains(&id)
-        {
-            entry.syncs.push(id);
+        if let Origin::Sync(id) = push.origin {
+            entry.awaited_by(id);
         }
         if push.lane == Lane::Fresh && entry.lane == Lane::Backfill {
             entry.lane = Lane::Fresh;
@@ -178,14 +176,14 @@ impl Txn<'_> {
     }
 
     /// Removes an entry that nobody has claimed.
-    pub(super) fn discard(&mut self, stored: Stored) -> Result<(), QueueError> {
+    pub(super) fn discard(&mut self, stored: Stored, by: DiscardedBy) -> Result<(), QueueError> {
         let Entry { route, seq, .. } = stored.entry;
         let refs = self.refs_of(&stored)?;
         let successor = match refs {
             Seqs::Two(first, second) if first == seq.0 => self.entry(route, second)?,
             _ => None,
         };
-        self.count_discard(&stored.entry, DiscardedBy::Operator);
+        self.count_discard(&stored.entry, by);
         self.end(&stored.entry, successor, refs)
     }
 
@@ -225,10 +223,8 @@ impl Txn<'_> {
             let entry = &mut stored.entry;
             entry.repair |= successor.entry.repair;
             entry.lane = min(entry.lane, successor.entry.lane);
-            for sync in successor.entry.syncs {
-                if !entry.syncs.contains(&sync) {
-                    entry.syncs.push(sync);
-                }
+            if let Some(newest) = entry.syncs.iter().chain(&successor.entry.syncs).max() {
+                entry.awaited_by(*newest);
             }
             self.make_due(&mut stored);
         }

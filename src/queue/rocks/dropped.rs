@@ -2,13 +2,14 @@
 //! own rows are deleted as one range a step, so that no step walks over what those before it deleted. When no entry is left,
 //! one range a family sweeps up rows that belong to none.
 
-use super::figures::queued;
+use super::figures::unparked;
 use super::handle::RocksQueue;
 use super::keys::{self, family};
 use super::request::Request;
 use super::row;
 use super::txn::Txn;
 use crate::queue::drop::{DropEntries, Dropped};
+use crate::queue::lookup::DiscardedBy;
 use crate::queue::{QueueError, RouteId, Tally};
 use async_trait::async_trait;
 use rocksdb::{Direction, IteratorMode, ReadOptions};
@@ -48,9 +49,9 @@ impl Txn<'_> {
                 }
                 let one = row::tally(stored.entry.size);
                 tally.entries += one.entries;
-                tally.bytes = tally.bytes.saturating_add(one.bytes);
+                tally.bytes = tally.bytes.wrapping_add(one.bytes);
                 tally.unknown_size += one.unknown_size;
-                self.discard(Arc::unwrap_or_clone(stored))?;
+                self.discard(Arc::unwrap_or_clone(stored), DiscardedBy::Operator)?;
             }
             seqs = Some((seqs.map_or(seq, |(first, _)| first), seq));
         }
@@ -63,8 +64,8 @@ impl Txn<'_> {
         // What this batch has touched is not in the database yet: the next step will see it.
         let done = looks == 0 && !self.touches(route);
         if done && self.dropped.swept.insert(route) {
-            let stray = queued(&self.shared.figures().counts(route));
-            self.total = self.total.saturating_sub(stray);
+            let stray = unparked(&self.shared.figures().counts(route));
+            self.unparked = self.unparked.saturating_sub(stray);
         }
         Ok(Dropped { tally, done })
     }

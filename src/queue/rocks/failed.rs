@@ -10,6 +10,7 @@ use super::txn::Txn;
 use crate::blob::BlobRef;
 use crate::failpoint::{self, Point};
 use crate::queue::failures::{FailedEntry, FailedState, FailureCursor, FailureFilter, FailurePage, Failures, Remedy};
+use crate::queue::lookup::DiscardedBy;
 use crate::queue::{Lane, LaneCounts, QueueError, RouteId, Seq, Tally};
 use async_trait::async_trait;
 use std::cmp::min;
@@ -208,7 +209,14 @@ impl Txn<'_> {
             return Ok(false);
         }
         match (remedy, state) {
-            (Remedy::Discard, _) => self.discard(stored)?,
+            (Remedy::Discard, _) => self.discard(stored, DiscardedBy::Operator)?,
+            (Remedy::Expire(last), _) => {
+                let is_old = stored.entry.failure.as_ref().is_some_and(|failure| failure.last <= last);
+                if state != FailedState::Parked || !is_old {
+                    return Ok(false);
+                }
+                self.discard(stored, DiscardedBy::Configuration)?;
+            }
             (Remedy::Revive, FailedState::Parked) => {
                 stored.entry.forgive();
                 self.make_due(&mut stored);

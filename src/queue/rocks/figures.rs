@@ -81,22 +81,46 @@ impl Figures {
         *self = Self { claimed, ..loaded };
     }
 
-    /// Entries in all routes.
-    pub(super) fn total(&self) -> u64 {
-        self.counts.values().map(queued).sum()
+    /// Entries of all routes that are not parked.
+    pub(super) fn unparked(&self) -> u64 {
+        self.counts.values().map(unparked).sum()
     }
 }
 
-/// Entries that are counted as queued.
-pub(super) fn queued(counts: &RouteCounts) -> u64 {
-    let lanes = [counts.fresh, counts.backfill];
-    lanes.map(|lane| lane.ready.entries + lane.retrying.entries + lane.parked.entries).into_iter().sum()
+/// A route's entries that are not parked.
+pub(super) fn unparked(counts: &RouteCounts) -> u64 {
+    [counts.fresh, counts.backfill].map(|lane| lane.ready.entries + lane.retrying.entries).into_iter().sum()
 }
 
 /// Adds to a counter, or subtracts from it.
 pub(super) fn add(to: &mut Tally, tally: Tally, adds: bool) {
     let change = |number: u64, by: u64| if adds { number.saturating_add(by) } else { number.saturating_sub(by) };
     to.entries = change(to.entries, tally.entries);
-    to.bytes = change(to.bytes, tally.bytes);
+    // A sum that stopped at its end would be wrong for ever.
+    to.bytes = if adds { to.bytes.wrapping_add(tally.bytes) } else { to.bytes.wrapping_sub(tally.bytes) };
     to.unknown_size = change(to.unknown_size, tally.unknown_size);
+    if to.entries == 0 {
+        // Former versions have left sums behind that are not exact.
+        *to = Tally::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::add;
+    use crate::queue::{LARGEST_SIZE, Tally};
+
+    #[test]
+    fn a_sum_beyond_its_end_comes_back_right() {
+        let (mut sum, many) = (Tally::default(), u64::MAX / LARGEST_SIZE);
+        let large = Tally { entries: 1, bytes: LARGEST_SIZE, unknown_size: 0 };
+        let small = Tally { entries: 1, bytes: 7, unknown_size: 1 };
+        add(&mut sum, small, true);
+        (0..=many).for_each(|_| add(&mut sum, large, true));
+        (0..=many).for_each(|_| add(&mut sum, large, false));
+        assert_eq!(sum, small);
+        // What a former version left of a sum that had stopped at its end goes with the last entry.
+        add(&mut sum, Tally { bytes: 3, ..small }, false);
+        assert_eq!(sum, Tally::default());
+    }
 }

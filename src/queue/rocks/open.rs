@@ -39,7 +39,7 @@ pub(super) fn open(
     failpoint::hit(Point::QueueOpen)?;
     let (db, loaded) = open_mended(dir, &options, clock.now())?;
     let next_seq = loaded.next_seq;
-    let total = loaded.figures.total();
+    let unparked = loaded.figures.unparked();
     let shared = Arc::new(Shared::new(dir, db, loaded, options.max_backoff));
 
     let (sender, receiver) = tokio::sync::mpsc::channel(CHANNEL);
@@ -51,7 +51,7 @@ pub(super) fn open(
         clock: Arc::clone(&clock),
         write,
         next_seq,
-        total,
+        unparked,
         gather: Gather::new(Arc::clone(&clock)),
         claims: VecDeque::new(),
         full_since: None,

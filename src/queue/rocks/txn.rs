@@ -51,7 +51,7 @@ pub(super) struct EndedCounts {
 /// A point to return to when a request fails.
 #[derive(Debug)]
 pub(super) struct Savepoint {
-    total: u64,
+    unparked: u64,
     ended: BTreeMap<RouteId, EndedCounts>,
     ended_syncs: BTreeMap<SyncId, EndedCounts>,
     state: usize,
@@ -64,8 +64,8 @@ pub(super) struct Txn<'a> {
     pub(super) shared: &'a Shared,
     pub(super) now: SystemTime,
     pub(super) max_entries: u64,
-    /// Entries of all routes.
-    pub(super) total: u64,
+    /// Entries of all routes that are not parked.
+    pub(super) unparked: u64,
     pub(super) next_seq: u64,
     /// Counters by route and by sync of what ended in this batch.
     pub(super) ended: BTreeMap<RouteId, EndedCounts>,
@@ -102,14 +102,14 @@ impl<'a> Txn<'a> {
         now: SystemTime,
         max_entries: u64,
         next_seq: u64,
-        total: u64,
+        unparked: u64,
     ) -> Self {
         Self {
             db,
             shared,
             now,
             max_entries,
-            total,
+            unparked,
             next_seq,
             ended: BTreeMap::new(),
             ended_syncs: BTreeMap::new(),
@@ -138,7 +138,7 @@ impl<'a> Txn<'a> {
     pub(super) fn savepoint(&mut self) -> Savepoint {
         self.undo.clear();
         Savepoint {
-            total: self.total,
+            unparked: self.unparked,
             ended: self.ended.clone(),
             ended_syncs: self.ended_syncs.clone(),
             state: self.state.len(),
@@ -165,7 +165,7 @@ impl<'a> Txn<'a> {
                 }
             }
         }
-        self.total = savepoint.total;
+        self.unparked = savepoint.unparked;
         self.ended = savepoint.ended;
         self.ended_syncs = savepoint.ended_syncs;
         self.state.truncate(savepoint.state);
@@ -292,9 +292,10 @@ impl<'a> Txn<'a> {
 
     fn set(&mut self, key: (RouteId, u64), stored: Option<Arc<Stored>>) {
         let slot = self.entries.entry(key).or_insert(Overlay { before: None, after: None });
-        match (&slot.after, &stored) {
-            (None, Some(_)) => self.total += 1,
-            (Some(_), None) => self.total = self.total.saturating_sub(1),
+        let counts = |stored: &Option<Arc<Stored>>| stored.as_ref().is_some_and(|stored| !stored.parked());
+        match (counts(&slot.after), counts(&stored)) {
+            (false, true) => self.unparked += 1,
+            (true, false) => self.unparked = self.unparked.saturating_sub(1),
             _ => {}
         }
         self.undo.push(Undo::Entry(key, std::mem::replace(&mut slot.after, stored)));

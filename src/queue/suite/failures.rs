@@ -161,6 +161,29 @@ pub(crate) async fn failures_are_discarded(make: Make) {
     assert_eq!(bench.states(), [0; 4]);
 }
 
+pub(crate) async fn old_parked_entries_expire(make: Make) {
+    let mut bench = Bench::new(make).await;
+    bench.announce(1).await;
+    bench.retry_in(bench.claim(Lane::Fresh).await, 60).await;
+    for number in [2, 3] {
+        bench.find(number, 7, false).await;
+        bench.park(bench.claim(Lane::Backfill).await).await;
+        bench.clock.advance(10);
+    }
+    let seqs = bench.seqs().await;
+    // Parked 20 and 10 seconds ago: only the older one's time is over, and what will be tried again has none.
+    let last = bench.clock.now() - Duration::from_secs(15);
+    assert_eq!(bench.remedy(&seqs, Remedy::Expire(last)).await, 1);
+    assert_eq!(bench.remedy(&seqs, Remedy::Expire(last)).await, 0);
+    bench.subject.restart().await;
+    assert_eq!(bench.states(), [0, 0, 1, 1]);
+    assert_eq!((bench.counts().discarded, bench.tally(7).discarded), (1, 1));
+    // One that was revived in the meantime is no more to be discarded.
+    assert_eq!(bench.announce(3).await, Pushed::Revived);
+    assert_eq!(bench.remedy(&seqs, Remedy::Expire(bench.clock.now())).await, 0);
+    assert_eq!(bench.states(), [0, 0, 2, 0]);
+}
+
 pub(crate) async fn claimed_and_ready_entries_are_no_failures(make: Make) {
     let bench = Bench::new(make).await;
     bench.announce(1).await;

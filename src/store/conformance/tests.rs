@@ -83,7 +83,7 @@ impl Store for Faulty {
     async fn fetch(&self, blob: BlobRef, mut range: ByteRange) -> Result<Fetched, StoreError> {
         let size = self.inner.stat(&[blob]).await?.first().map_or(0, |meta| meta.size);
         match self.fault {
-            Fault::ReadsBehind => range.offset += 1,
+            Fault::ReadsBehind => range.offset = range.offset.saturating_add(1),
             Fault::ClampsOffsets => range.offset = range.offset.min(size),
             Fault::MissingIsEmpty if size == 0 => return Ok(Fetched { size: 0, bytes: stream::empty().boxed() }),
             _ => {}

@@ -66,7 +66,7 @@ impl Scheduler {
         self.wake_for_retries(step.now);
         self.ready = [step.counts.fresh.ready.entries, step.counts.backfill.ready.entries];
         let has_work = self.has_work(step);
-        let is_rated = step.now.monotonic < self.rate_rests_until;
+        let is_rated = step.now.monotonic < self.rate_rests_until && !self.throttle.gave_back();
         let room = match (is_rated, has_work || !self.jobs.is_empty()) {
             (false, true) => self.room(step),
             _ => Room::None,

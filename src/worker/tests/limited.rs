@@ -2,7 +2,7 @@
 
 use super::Lab;
 use crate::limits::{BlobRate, Limits};
-use crate::queue::Lane;
+use crate::queue::{Lane, Push, Queue as _};
 use crate::store::faulty::Trouble;
 use crate::worker::Activity;
 use std::time::Duration;
@@ -101,6 +101,26 @@ async fn a_rate_of_bytes_holds_in_sum_and_starves_no_large_blob() {
     assert!((31.0..36.0).contains(&took), "{took}");
     lab.stopped().await;
     assert_eq!(lab.place("b").memory.len(), 51);
+}
+
+/// Each takes as long as the answer that tells its size, and not until what its hint claimed is paid.
+#[tokio::test(start_paused = true)]
+async fn hints_that_lie_hold_up_nobody() {
+    let mut lab = Lab::new(&[("a", "b")]).await;
+    lab.limits.send_modify(|limits| limits.bytes_per_second = Some(1_000_000));
+    let mut pushes = Vec::new();
+    for number in 0..300u16 {
+        let blob = lab.put("a", &number.to_be_bytes()).await;
+        let size = if number < 200 { 1 << 40 } else { 2 };
+        pushes.push(Push { size: Some(size), ..lab.a_push(blob) });
+    }
+    lab.queue.push(pushes, vec![]).await.unwrap();
+    lab.start();
+    let start = Instant::now();
+    lab.drain().await;
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    lab.stopped().await;
+    assert_eq!(lab.place("b").memory.len(), 300);
 }
 
 #[tokio::test(start_paused = true)]

@@ -340,7 +340,11 @@ impl Pair {
         };
         let of_real = chosen(&real, self.claims.iter().take(2).map(|(claim, _)| claim.entry().seq).collect());
         let of_model = chosen(&model, self.claims.iter().take(2).map(|(_, claim)| claim.entry().seq).collect());
-        let remedy = if self.rng.random_bool(0.7) { Remedy::Revive } else { Remedy::Discard };
+        let remedy = match self.rng.random_range(0..10) {
+            0..7 => Remedy::Revive,
+            7..9 => Remedy::Discard,
+            _ => Remedy::Expire(self.clock.now() - Duration::from_secs(self.rng.random_range(0..600))),
+        };
         self.doom(fails);
         let changed = self.rocks.queue().remedy(route, of_real, remedy).await;
         if !self.spare() && matches!(changed, Err(QueueError::Write(_))) {

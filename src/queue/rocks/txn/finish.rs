@@ -31,7 +31,7 @@ pub(in crate::queue::rocks) struct Effects {
     pub(in crate::queue::rocks) old_syncs: Vec<SyncId>,
     pub(in crate::queue::rocks) routes: Vec<(RouteId, RouteRow)>,
     pub(in crate::queue::rocks) aside_total: u64,
-    pub(in crate::queue::rocks) total: u64,
+    pub(in crate::queue::rocks) unparked: u64,
     pub(in crate::queue::rocks) done: Option<Begun>,
 }
 
@@ -123,7 +123,7 @@ impl Txn<'_> {
             old_syncs,
             routes: std::mem::take(&mut self.routes),
             aside_total: aside,
-            total: self.total.saturating_sub(lost),
+            unparked: self.unparked.saturating_sub(lost),
             done,
         };
         Ok(Finished { batch, effects })
