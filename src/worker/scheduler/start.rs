@@ -52,9 +52,17 @@ impl Scheduler {
         let able = || feeds.iter().copied().flatten();
         // Who is about to have something keeps its share.
         let is_coming = |class: Class| self.classes[class.index()].claiming.contains(&true);
-        let of = Class::ALL.into_iter().zip(feeds).filter(|(class, feed)| feed.is_some() || is_coming(*class));
-        let total: usize = of.map(|(class, _)| class.weight()).sum();
+        let has_work = |class: Class| feeds[class.index()].is_some() || is_coming(class);
+        // Retries go alone, and share peers and processors with the packs of what was never tried.
+        let has_packs = |class: Class| {
+            let state = &self.classes[class.index()];
+            let waits = !state.head.of(Kind::Packed).is_empty() || !state.scouted.of(Kind::Packed).is_empty();
+            kind == Kind::Alone && !class.retry && (waits || state.busy[Kind::Packed as usize] > 0)
+        };
+        let packs_at_work = Class::ALL.into_iter().any(has_packs);
         let is_within = |class: Class| {
+            let of = Class::ALL.into_iter().filter(|of| has_work(*of) || (class.retry && has_packs(*of)));
+            let total: usize = of.map(Class::weight).sum();
             let share = (width * class.weight()).div_ceil(total.max(1));
             self.classes[class.index()].busy[kind as usize] < share
         };
@@ -66,7 +74,8 @@ impl Scheduler {
                 served(one).total_cmp(&served(other))
             })
         };
-        least(&mut able().filter(within)).or_else(|| if is_awaited { None } else { least(&mut able()) })
+        let more = |feed: &Feed| !is_awaited && !(feed.class.retry && packs_at_work);
+        least(&mut able().filter(within)).or_else(|| least(&mut able().filter(more)))
     }
 
     /// Where the next of a class is taken from, if one may start.

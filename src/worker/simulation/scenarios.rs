@@ -373,6 +373,16 @@ fn retries_have_no_more_than_their_share() {
 }
 
 #[test]
+fn retries_leave_the_packs_their_share() {
+    hold("11 6,000 bad beside packs, of four workers for single ones: busy with retries", Most(1.3), |seed| {
+        let how = Go { good_only: true, packs: true, workers: 4, ..Go::default() };
+        let sim = go(seed, World { bad: DOUBT, ..World::well() }, at_once(both(6000, 60_000)), how);
+        let took = last(&sim);
+        if took > 2.0 { sim.seconds[1] / took } else { f64::INFINITY }
+    });
+}
+
+#[test]
 fn a_lost_copy_is_begun_again_after_a_rest() {
     let mut sim = Sim::new(|_| World::well(), 1, 1, Policy::default());
     sim.push_at(0.0, Lane::Fresh, many(Tag::Good, 1));
