@@ -19,18 +19,20 @@
 //!
 //! The rows are those of the database, as the header of `queue::rocks` lists them for `queue_format`: entries with all they
 //! have (attempts, failure, trace, visited stores, syncs), the operators' state, the history of syncs, the counters. An
-//! importing version brings an older `queue_format` up to date when it opens the queue, and refuses a newer one.
+//! importing version brings an older `queue_format` up to date when it opens the queue, and refuses a newer one. What a row
+//! of a ref says follows from the entries, and the import makes these rows anew.
 //!
 //! A file that was cut or changed is refused whole: what is imported stands in a folder of its own, which becomes the queue
 //! by a rename when the end was read and matched.
 
 use super::database::{FORMAT, Log, folder, open_database, open_loaded, sync_folder};
 use super::error::OpenError;
-use super::keys;
+use super::keys::{self, Seqs};
 use super::open::lock;
 use super::options::RocksOptions;
 use super::row;
 use crate::clock::to_unix_ms;
+use crate::queue::RouteId;
 use crate::queue::damage::{REASON_IMPORTED, sync_needed};
 use prost::Message;
 use rocksdb::{DB, IteratorMode, Options, ReadOptions, WriteBatch, WriteOptions};
@@ -105,6 +107,17 @@ pub enum TransferError {
     /// The file is no export, or was cut or changed.
     #[error("the file is no whole export of a queue: {0}; nothing was imported")]
     Invalid(String),
+    /// A newer version wrote the file.
+    #[error(
+        "the file is an export of version {found}, and this version knows version {known}; use the newer version; \
+         nothing was imported"
+    )]
+    Version {
+        /// The version found.
+        found: u32,
+        /// The newest version known here.
+        known: u32,
+    },
     /// There is a queue where one should be imported.
     #[error("there is a queue in {0} already; an import needs a folder without one")]
     NotEmpty(PathBuf),
@@ -164,6 +177,8 @@ pub fn export(
         let Some(handle) = db.cf_handle(&family) else { continue };
         let mut reading = ReadOptions::default();
         reading.fill_cache(false);
+        // Rows of refs that only the log has are kept by hash in memory, and in no order without this.
+        reading.set_total_order_seek(true);
         for row in db.iterator_cf_opt(handle, reading, IteratorMode::Start) {
             let (key, value) = row?;
             done.count(&family, &key);
@@ -227,6 +242,9 @@ fn fill(
         return Err(invalid("it does not begin like one"));
     }
     let header = next(&mut input)?.header.ok_or_else(|| invalid("it has no header"))?;
+    if header.version > VERSION {
+        return Err(TransferError::Version { found: header.version, known: VERSION });
+    }
     if header.version != VERSION {
         return Err(invalid(&format!("its version is {}, and this program knows {VERSION}", header.version)));
     }
@@ -253,7 +271,9 @@ fn fill(
                     db.create_cf(&row.family, &Options::default())?;
                 }
                 let family = db.cf_handle(&row.family).ok_or_else(|| invalid("a family of rows cannot be made"))?;
-                batch.put_cf(family, &row.key, &row.value);
+                if row.family != keys::REF {
+                    batch.put_cf(family, &row.key, &row.value);
+                }
                 if batch.len() >= BATCH {
                     db.write_opt(std::mem::take(&mut batch), &writing)?;
                 }
@@ -281,6 +301,7 @@ fn fill(
         }
     }
     db.write_opt(batch, &writing)?;
+    fill_refs(&db, &writing)?;
     for family in DB::list_cf(&Options::default(), folder(dir))? {
         if let Some(family) = db.cf_handle(&family) {
             db.flush_cf(family)?;
@@ -291,6 +312,32 @@ fn fill(
     open_loaded(dir, options, Log::Whole, false).map(drop)?;
     sync_folder(&folder(dir))?;
     Ok(done)
+}
+
+/// Makes the rows of refs from those of their entries. Files of versions that did not read refs in order lack some, and have
+/// some of entries that are gone: what is announced again would be queued twice, and a successor would never be claimed.
+fn fill_refs(db: &DB, writing: &WriteOptions) -> Result<(), TransferError> {
+    let missing = |what: &str| TransferError::Invalid(format!("it has no {what}"));
+    let entries = db.cf_handle(keys::ENTRY).ok_or_else(|| missing("entries"))?;
+    let refs = db.cf_handle(keys::REF).ok_or_else(|| missing("refs"))?;
+    for found in db.iterator_cf(entries, IteratorMode::Start) {
+        let (key, value) = found?;
+        // What cannot be read is set aside when the queue meets it.
+        let Some((route, seq)) = key.split_first_chunk::<4>() else { continue };
+        let (route, Some(seq)) = (RouteId(u32::from_be_bytes(*route)), keys::number(seq)) else { continue };
+        let Ok(stored) = row::decode_entry(route, seq, &value) else { continue };
+        let key = keys::reference(route, &stored.entry.blob);
+        // Sequences ascend: what is there already is what this one succeeds.
+        let seqs = match db.get_cf(refs, &key)?.as_deref().and_then(Seqs::from_row) {
+            None => Seqs::One(seq),
+            Some(Seqs::One(first)) => Seqs::Two(first, seq),
+            Some(_) => continue,
+        };
+        let mut row = Vec::new();
+        seqs.put_row(&mut row);
+        db.put_cf_opt(refs, &key, row, writing)?;
+    }
+    Ok(())
 }
 
 fn put(out: &mut dyn Write, part: &ExportPart) -> io::Result<()> {

@@ -4,7 +4,7 @@ use super::{one_route, options};
 use crate::queue::damage::{REASON_IMPORTED, SYNC_NEEDED};
 use crate::queue::rocks::{RocksQueue, TransferError, export, import, keys};
 use crate::queue::suite::{announced, blob, claim_any, confirmed, failure, found};
-use crate::queue::{Lane, Outcome, Queue, State, StateWrite, SyncId, Weight};
+use crate::queue::{Lane, Outcome, Pushed, Queue, State, StateWrite, SyncId, Weight};
 use rocksdb::{DB, Options};
 
 #[tokio::test]
@@ -20,12 +20,14 @@ async fn an_exported_queue_is_imported_whole_or_not_at_all() {
     let mut file = Vec::new();
     let refused = export(dir.path(), &options(), clock.now(), &mut file, &mut |_| ());
     assert!(matches!(refused, Err(TransferError::Open(_))), "it is in use: {refused:?}");
+    let again = queue.push(vec![announced(route, 2)], vec![]).await.unwrap();
+    assert_eq!(again, [Pushed::Succeeds], "it is claimed");
     drop(claims);
     let before = counts(&queue);
     queue.close().await;
     file.clear();
     let exported = export(dir.path(), &options(), clock.now(), &mut file, &mut |_| ()).unwrap();
-    assert_eq!((exported.routes, exported.entries), (1, 5000));
+    assert_eq!((exported.routes, exported.entries), (1, 5001));
 
     let target = tempfile::tempdir().unwrap();
     let bring = |bytes: &[u8]| import(target.path(), &options(), &mut &*bytes, &mut |_| ());
@@ -49,10 +51,18 @@ async fn an_exported_queue_is_imported_whole_or_not_at_all() {
     assert_eq!(queue.get("override/a").await.unwrap(), Some(vec![1]));
     let needed = queue.get(&format!("{SYNC_NEEDED}a_to_b")).await.unwrap().unwrap();
     assert_eq!(needed, REASON_IMPORTED.as_bytes());
+    // Each is known by its ref, also where the log alone had that when it was exported.
+    for number in [2, 3, 4999] {
+        let again = queue.push(vec![announced(route, number)], vec![]).await.unwrap();
+        assert_eq!(again, [Pushed::AlreadyQueued], "{number}");
+    }
     let claims = claim_any(&queue, route, Lane::Fresh, 9999, clock.now()).await.unwrap();
     assert_eq!((claims.len(), claims[0].entry().blob), (4998, blob(2)));
     queue.settle(claims.into_iter().map(|claim| (claim, confirmed())).collect()).await.unwrap();
-    assert_eq!(queue.counts(route).confirmed, 4999);
+    let claims = claim_any(&queue, route, Lane::Fresh, 9999, clock.now()).await.unwrap();
+    assert_eq!((claims.len(), claims[0].entry().blob), (1, blob(2)), "the successor's turn");
+    queue.settle(claims.into_iter().map(|claim| (claim, confirmed())).collect()).await.unwrap();
+    assert_eq!(queue.counts(route).confirmed, 5000);
 }
 
 /// Rows as the first release of format 1 wrote them, byte by byte: they open and drain in every later one.
