@@ -207,7 +207,7 @@ fn open(folder: &Path, entropy: &Arc<Entropy>) -> Result<(String, DiskShared), S
         Some(format) => {
             let format = crate::blob::Excerpt::of(format);
             return Err(StoreError::Invalid(format!(
-                "{} holds a store of the format {format}; this release reads {FORMAT:?}",
+                "{} holds a store of the format {format}, and this version knows {FORMAT:?}; use the version that wrote it",
                 folder.display()
             )));
         }

@@ -16,7 +16,8 @@ use rocksdb::{
     WriteBatch, WriteOptions,
 };
 use std::collections::BTreeSet;
-use std::fs::File;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -174,15 +175,49 @@ pub(super) fn sync_folder(dir: &Path) -> Result<(), OpenError> {
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(OpenError::folder(dir))
 }
 
-/// The file that says that there was a queue in this folder: an empty place where one was is no new queue.
+/// The file that says that there was a queue in this folder: an empty place where one was is no new queue. It names the
+/// format.
 pub(super) fn made_path(dir: &Path) -> PathBuf {
     dir.join("made")
+}
+
+/// What the file says before the format's number. Commits before this line left it empty.
+const MADE: &str = "blobferry-queue ";
+
+/// Refuses a queue of a newer format before RocksDB is asked for it: what a newer RocksDB wrote would look like damage to
+/// this one, and be moved aside.
+fn check_made(dir: &Path) -> Result<(), OpenError> {
+    let path = made_path(dir);
+    let text = match fs::read(&path) {
+        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(OpenError::folder(&path)(error)),
+    };
+    match text.trim_end().strip_prefix(MADE).and_then(|number| number.parse().ok()) {
+        Some(found) if found > FORMAT => Err(OpenError::Format { found, known: FORMAT }),
+        _ => Ok(()),
+    }
+}
+
+/// Writes down that there is a queue, and its format. Whole or not at all, also at a power loss.
+pub(super) fn write_made(dir: &Path) -> Result<(), OpenError> {
+    let (path, draft) = (made_path(dir), dir.join("made.new"));
+    let text = format!("{MADE}{FORMAT}\n");
+    if fs::read(&path).is_ok_and(|bytes| bytes == text.as_bytes()) {
+        return Ok(());
+    }
+    let written = File::create(&draft).and_then(|mut file| {
+        file.write_all(text.as_bytes())?;
+        file.sync_all()
+    });
+    written.and_then(|()| fs::rename(&draft, &path)).map_err(OpenError::folder(&path))?;
+    sync_folder(dir)
 }
 
 /// Whether there is a log.
 fn holds_log(path: &Path) -> Result<bool, OpenError> {
     let failed = OpenError::folder(path);
-    for file in std::fs::read_dir(path).map_err(&failed)? {
+    for file in fs::read_dir(path).map_err(&failed)? {
         if Path::new(&file.map_err(&failed)?.file_name()).extension().is_some_and(|ending| ending == "log") {
             return Ok(true);
         }
@@ -196,7 +231,7 @@ fn holds_data(path: &Path) -> Result<bool, OpenError> {
         return Ok(false);
     }
     let failed = OpenError::folder(path);
-    for file in std::fs::read_dir(path).map_err(&failed)? {
+    for file in fs::read_dir(path).map_err(&failed)? {
         let file = file.map_err(&failed)?;
         let name = file.file_name();
         let is_data = Path::new(&name).extension().is_some_and(|ending| ending == "sst" || ending == "log");
@@ -251,11 +286,12 @@ pub(super) fn open_loaded(
     log: Log,
     verify: bool,
 ) -> Result<(DB, Loaded), OpenError> {
+    check_made(dir)?;
     let db = open_database(dir, options, log)?;
     if verify {
         read_all(&db)?;
     }
-    check_format(&db, log)?;
+    check_format(dir, &db, log)?;
     failpoint::hit(Point::QueueLoad)?;
     let loaded = load(&db, options)?;
     Ok((db, loaded))
@@ -280,7 +316,7 @@ fn damaged(what: &str) -> OpenError {
 }
 
 /// Reads the format's version before anything else, refuses a newer one, and brings an older one up to date step by step.
-fn check_format(db: &DB, log: Log) -> Result<(), OpenError> {
+fn check_format(dir: &Path, db: &DB, log: Log) -> Result<(), OpenError> {
     let meta = db.cf_handle(keys::META).ok_or_else(|| damaged("column family meta"))?;
     let Some(found) = db.get_cf(meta, keys::META_FORMAT)? else {
         if !log.is_read_only() {
@@ -296,7 +332,9 @@ fn check_format(db: &DB, log: Log) -> Result<(), OpenError> {
     }
     let done = usize::try_from(found).ok().and_then(|found| found.checked_sub(1));
     let done = done.ok_or_else(|| damaged("format version"))?;
-    if !log.is_read_only() {
+    if found < FORMAT && !log.is_read_only() {
+        // Before the first step: an older version is to open nothing that is half new.
+        write_made(dir)?;
         for step in STEPS.iter().skip(done) {
             tracing::info!(from = found, to = FORMAT, "the queue's format is brought up to date");
             step(db)?;

@@ -18,9 +18,12 @@
 //! Tables are never changed once they are written, so they are linked where the file system can.
 //!
 //! The file `made` stands where a queue was made: where its database is gone altogether, that is damage, and no new queue.
+//! It names the format, so that what a newer version wrote is refused before it is taken for damage.
 //! The file `check` asks for a start that reads everything: damage was met while the queue ran.
 
-use super::database::{Loaded, Log, folder, made_path, newest_time, open_loaded, sync_folder, write_synced};
+use super::database::{
+    Loaded, Log, folder, made_path, newest_time, open_loaded, sync_folder, write_made, write_synced,
+};
 use super::error::OpenError;
 use super::keys;
 use super::options::RocksOptions;
@@ -76,11 +79,7 @@ pub(super) fn open_mended(dir: &Path, options: &RocksOptions, now: SystemTime) -
         Err(error) => return Err(error),
     };
     record(dir, &db, &loaded)?;
-    let made = made_path(dir);
-    if !made.exists() {
-        File::create(&made).and_then(|file| file.sync_all()).map_err(OpenError::folder(&made))?;
-        sync_folder(dir)?;
-    }
+    write_made(dir)?;
     if verify {
         remove(&check)?;
         sync_folder(dir)?;

@@ -128,6 +128,21 @@ async fn a_newer_format_is_refused() {
     assert!(matches!(opened, Err(OpenError::Format { found: 2, known: 1 })));
 }
 
+/// What a newer RocksDB wrote may look like damage to this one.
+#[tokio::test]
+async fn a_newer_format_is_refused_before_it_is_taken_for_damage() {
+    let (dir, clock, queue, _) = one_route().await;
+    drop(queue);
+    let made = dir.path().join("made");
+    assert_eq!(std::fs::read_to_string(&made).unwrap(), "blobferry-queue 1\n");
+    std::fs::write(&made, "blobferry-queue 2\n").unwrap();
+    std::fs::write(dir.path().join("db").join("CURRENT"), "MANIFEST-of-tomorrow").unwrap();
+    let opened = RocksQueue::open(dir.path(), options(), clock.clock());
+    assert!(matches!(opened, Err(OpenError::Format { found: 2, known: 1 })));
+    let names: HashSet<_> = std::fs::read_dir(dir.path()).unwrap().map(|file| file.unwrap().file_name()).collect();
+    assert_eq!(names, HashSet::from(["db", "lock", "made"].map(Into::into)), "nothing was moved aside");
+}
+
 #[tokio::test]
 async fn an_unknown_family_is_left_alone() {
     let (dir, clock, queue, route) = one_route().await;
