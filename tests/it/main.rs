@@ -36,3 +36,4 @@ mod support;
 mod surroundings;
 mod tls;
 mod traces;
+mod yesterday;
