@@ -82,10 +82,10 @@ async fn announced_sizes_that_lie_are_not_believed() {
     let server = world.replicator_with("replicator", &config(&a, &b, "bytes_per_second = \"1MiB\"\n"));
     let operator = replication(&server).await;
     let (mut items, mut blobs) = (Vec::new(), Vec::new());
-    for seed in 0..60 {
+    let lies = [u64::MAX, u64::MAX / 2, 1 << 47, 1, 0, 100];
+    for (seed, lie) in (0..60).zip(lies.into_iter().cycle()) {
         let (blob, bytes) = blob(seed, 100);
         send(&mut receiver(&a).await, blob, &bytes).await.unwrap();
-        let lie = [u64::MAX, u64::MAX / 2, 1 << 47, 1, 0, 100][seed as usize % 6];
         items.push(pb::EnqueueItem { r#ref: blob.to_string(), size_bytes: Some(lie), ..Default::default() });
         blobs.push(blob);
     }

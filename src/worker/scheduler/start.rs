@@ -74,7 +74,7 @@ impl Scheduler {
                 served(one).total_cmp(&served(other))
             })
         };
-        let more = |feed: &Feed| !is_awaited && !(feed.class.retry && packs_at_work);
+        let more = |feed: &Feed| !is_awaited && (!feed.class.retry || !packs_at_work);
         least(&mut able().filter(within)).or_else(|| least(&mut able().filter(more)))
     }
 
