@@ -10,7 +10,7 @@ mod drop;
 mod explain;
 mod failures;
 mod limits;
-mod output;
+pub(crate) mod output;
 pub(crate) mod progress;
 mod put;
 mod queue;
@@ -55,6 +55,8 @@ pub enum Exit {
     Restart = 6,
     /// Ctrl-C or SIGTERM came before it was done.
     Interrupted = 130,
+    /// Whoever read its output went away before the end; as shells show the end by SIGPIPE.
+    Unread = 141,
 }
 
 impl From<Exit> for ExitCode {
@@ -223,6 +225,7 @@ impl From<crate::pb::JsonError> for CommandError {
   5    the full sync completed, or the wait ended, but some blobs were given up
   6    the queue failed, and is mended when the replicator is started again
   130  interrupted before the end; servers that were told to stop end with 0
+  141  nobody reads the output any more, as in `blobferry ls | head`
 
 Start here:
   blobferry demo                                   see it work, on real files
@@ -330,6 +333,20 @@ impl StoreArg {
     fn address(&self) -> Result<Address, CommandError> {
         Ok(Address::new(&self.store, self.ca_file.clone())?)
     }
+}
+
+/// Says what came of arguments that name no command to run: what is wrong with them, or the help or version that they ask for.
+///
+/// # Errors
+/// Where help or version cannot be printed.
+pub fn answer(arguments: &clap::Error) -> Result<Exit, CommandError> {
+    if arguments.use_stderr() {
+        // Nobody can be told where that fails.
+        drop(arguments.print());
+        return Ok(Exit::Usage);
+    }
+    output::help(arguments)?;
+    Ok(Exit::Ok)
 }
 
 /// Runs a command to its end. `stop` is cancelled by Ctrl-C or SIGTERM.

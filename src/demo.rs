@@ -15,7 +15,7 @@ mod servers;
 mod stage;
 
 use crate::cli::progress::ProgressBoard;
-use crate::cli::{CommandError, Exit, collector, logging};
+use crate::cli::{CommandError, Exit, collector, logging, output};
 use crate::config::{LogConfig, LogFormat, LogLevel};
 use clap::Args;
 use files::{Chosen, DemoFolders};
@@ -23,7 +23,6 @@ use http::Uri;
 use report::DemoReport;
 use servers::{Addresses, Servers};
 use stage::DemoStage;
-use std::io::Write as _;
 use std::path::PathBuf;
 use tokio_util::sync::CancellationToken;
 
@@ -125,10 +124,6 @@ async fn act(
 }
 
 fn say(what: &str) -> Result<(), CommandError> {
-    let mut out = std::io::stdout().lock();
     // The show goes on without an audience.
-    match out.write_all(what.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
-        _ => Ok(()),
-    }
+    output::write(what.as_bytes()).or_else(|failure| if failure.exit == Exit::Unread { Ok(()) } else { Err(failure) })
 }

@@ -2,7 +2,7 @@
 //!
 //! No TLS provider is installed here: ring is the only one that is built in, and rustls and tonic pick it themselves.
 
-use blobferry::cli::{self, Cli, Exit};
+use blobferry::cli::{self, Cli, CommandError, Exit};
 use blobferry::failpoint;
 use clap::Parser as _;
 use std::io::Write as _;
@@ -25,11 +25,7 @@ const BLOCKING_GRACE: Duration = Duration::from_secs(5);
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => {
-            // Help and version come this way too, to stdout and with 0. Nobody can be told where printing fails.
-            drop(error.print());
-            return if error.exit_code() == 0 { Exit::Ok.into() } else { Exit::Usage.into() };
-        }
+        Err(arguments) => return ended(cli::answer(&arguments)),
     };
     if let Ok(rules) = std::env::var(failpoint::VARIABLE)
         && let Err(error) = failpoint::arm(&rules)
@@ -42,13 +38,7 @@ fn main() -> ExitCode {
         Err(error) => return failed(&format!("the runtime cannot be started: {error}")),
     };
     let exit = match runtime.block_on(run(cli)) {
-        Ok(Ok(exit)) => exit.into(),
-        // Whoever read the output went away: that is no failure.
-        Ok(Err(failure)) if failure.exit == Exit::Ok => Exit::Ok.into(),
-        Ok(Err(failure)) => {
-            say(&failure.to_string());
-            failure.exit.into()
-        }
+        Ok(result) => ended(result),
         Err(error) => failed(&format!("signals cannot be received: {error}")),
     };
     runtime.shutdown_timeout(BLOCKING_GRACE);
@@ -56,7 +46,7 @@ fn main() -> ExitCode {
 }
 
 /// Runs the command. The first SIGINT or SIGTERM tells it to stop, the second ends it where it stands.
-async fn run(cli: Cli) -> std::io::Result<Result<Exit, cli::CommandError>> {
+async fn run(cli: Cli) -> std::io::Result<Result<Exit, CommandError>> {
     let stop = CancellationToken::new();
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -78,6 +68,18 @@ async fn run(cli: Cli) -> std::io::Result<Result<Exit, cli::CommandError>> {
             Ok(Exit::Interrupted)
         }
     })
+}
+
+fn ended(result: Result<Exit, CommandError>) -> ExitCode {
+    let failure = match result {
+        Ok(exit) => return exit.into(),
+        Err(failure) => failure,
+    };
+    // Who cut the pipe knows.
+    if failure.exit != Exit::Unread {
+        say(&failure.to_string());
+    }
+    failure.exit.into()
 }
 
 fn failed(what: &str) -> ExitCode {

@@ -1,7 +1,7 @@
 //! `blobferry queue`: a queue as a file. Offline: the folder must not be in use.
 
 use super::progress::ProgressBoard;
-use super::{CommandError, Exit, text};
+use super::{CommandError, Exit, output, text};
 use crate::clock::{Clock as _, SystemClock};
 use crate::queue::rocks::{OpenError, RocksOptions, TransferCounts, TransferError, export, import};
 use clap::{Args, Subcommand};
@@ -63,7 +63,10 @@ fn export_to(args: &TransferArgs) -> Result<String, CommandError> {
         export(&dir, &RocksOptions::default(), SystemClock::new().now(), &mut out, &mut progress)
     };
     let done = if is_standard(&args.file) {
-        run(&mut io::stdout().lock()).map_err(failed)?
+        run(&mut io::stdout().lock()).map_err(|error| match error {
+            TransferError::File(error) => output::failed(&error),
+            other => failed(other),
+        })?
     } else {
         let file = &args.file;
         if file.exists() {

@@ -200,7 +200,7 @@ async fn replicate(config: &Config, traces: &Traces, stop: CancellationToken) ->
             app.with_http(listener)
         }
     };
-    output::line(&said)?;
+    tell(&said);
     app.run(listener, stop).await.map_err(failed)?;
     Ok(Exit::Ok)
 }
@@ -250,7 +250,7 @@ pub(super) async fn store(args: StoreArgs, stop: CancellationToken) -> Result<Ex
                 store.with_http(listener)
             }
         };
-        output::line(&said)?;
+        tell(&said);
         store.run(listener, stop).await.map_err(failed)?;
         Ok(Exit::Ok)
     };
@@ -263,6 +263,14 @@ pub(super) async fn store(args: StoreArgs, stop: CancellationToken) -> Result<Ex
 pub(crate) fn logging(config: &LogConfig) -> Result<LogGuard, CommandError> {
     let clock = Arc::new(SystemClock::new());
     telemetry::install(config, clock).map_err(|error| CommandError::new(Exit::Failed, error.to_string()))
+}
+
+/// Says where a server listens, in the first line on stdout. That is not what a server is for: where stdout does not take it,
+/// the server serves all the same, and the log says where.
+fn tell(said: &str) {
+    if let Err(error) = output::line(said) {
+        tracing::warn!(%error, said, "stdout was not told where this listens");
+    }
 }
 
 /// Listens, and tells where. The first line on stdout then says it, for people and scripts that asked for port 0.

@@ -29,6 +29,7 @@ mod powerloss;
 mod proxy;
 mod refusals;
 mod rolling;
+mod stdout;
 mod story;
 #[allow(dead_code, reason = "the benchmarks use the rest of it")]
 #[path = "../bench/support/mod.rs"]
