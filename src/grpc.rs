@@ -29,6 +29,7 @@ mod idle;
 mod item;
 mod pump;
 mod receive;
+mod refused;
 mod server;
 mod status;
 mod trace_context;

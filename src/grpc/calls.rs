@@ -43,6 +43,9 @@ pub trait CallObserver: Send + Sync {
 
     /// It is closed. Called once for each that was accepted.
     fn disconnected(&self) {}
+
+    /// A connection was refused: there are as many as are served at a time.
+    fn refused(&self) {}
 }
 
 /// A call that is over.

@@ -12,6 +12,10 @@ impl CallObserver for CallMetrics {
         Self::disconnected(self);
     }
 
+    fn refused(&self) {
+        Self::refused(self);
+    }
+
     fn began(&self, method: &'static str) {
         Self::began(self, method);
     }

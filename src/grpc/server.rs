@@ -1,14 +1,17 @@
 //! The server that all services run in. Bind outside, run inside.
 //!
 //! Connections are accepted here, not by tonic, for three things it does not do: a cap on how many there are, a deadline for
-//! the first bytes of each, and a drain that ends. Beyond the cap connections wait in the kernel's queue.
+//! the first bytes of each, and a drain that ends. Beyond the cap connections are told so, and closed: whoever waits in the
+//! kernel's queue would wait for as long as others stay, and never know why.
 
 use super::calls::{CallObserver, Calls};
 use super::cut::notice_cuts;
+use super::refused::{REFUSALS, refuse};
 use super::window;
 use crate::pb;
 use futures::{FutureExt as _, StreamExt as _};
 use http::Request;
+use std::fs::File;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -129,15 +132,16 @@ pub async fn serve(
     let guard = cut.clone().drop_guard();
     let max = settings.max_connections.clamp(1, Semaphore::MAX_PERMITS);
     let connections = Arc::new(Semaphore::new(max));
-    let accepting = (listener, connections.clone(), cut, settings.calls.clone());
-    let incoming = futures::stream::unfold(accepting, |(listener, connections, cut, calls)| async {
-        let connection = accept(&listener, &connections, &cut, &calls).await?;
-        Some((connection, (listener, connections, cut, calls)))
+    let (refusals, calls) = (Arc::new(Semaphore::new(REFUSALS)), settings.calls.clone());
+    let acceptor = Acceptor { listener, connections: connections.clone(), refusals, cut, calls, spare: spare() };
+    let incoming = futures::stream::unfold(acceptor, |mut acceptor| async {
+        let connection = acceptor.next().await?;
+        Some((connection, acceptor))
     });
     let (to_near, near) = mpsc::channel(1);
     let (to_far, far) = mpsc::channel(1);
     let accepting = async {
-        let incoming = incoming.map(ServedConnection::begun).buffer_unordered(max);
+        let incoming = incoming.map(Accepted::begun).buffer_unordered(max + REFUSALS);
         let handing_on = incoming.filter_map(std::future::ready).for_each(|(connection, window)| {
             let to = if window == window::NEAR { &to_near } else { &to_far };
             // Where who serves them has stopped, they are closed.
@@ -193,27 +197,98 @@ async fn serve_connections(
         .await
 }
 
-/// The next connection; `None` only if the cap was closed, which it never is.
-async fn accept(
-    listener: &TcpListener,
-    connections: &Arc<Semaphore>,
-    cut: &CancellationToken,
-    calls: &Calls,
-) -> Option<ServedConnection> {
-    let permit = connections.clone().acquire_owned().await.ok()?;
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                if let Err(error) = stream.set_nodelay(true) {
-                    tracing::debug!(%error, "TCP_NODELAY could not be set");
-                }
-                return Some(ServedConnection::new(stream, permit, cut, OpenConnection::new(calls.observer.clone())));
-            }
-            Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+/// What was accepted, and what becomes of it.
+enum Accepted {
+    Served(ServedConnection),
+    Refused(TcpStream, OwnedSemaphorePermit),
+}
+
+impl Accepted {
+    /// Waits for the first bytes, and says which window to offer; nothing where none come in time, or it is refused.
+    async fn begun(self) -> Option<(ServedConnection, u32)> {
+        match self {
+            Self::Served(connection) => connection.begun().await,
+            Self::Refused(stream, _permit) => {
+                refuse(stream).await;
+                None
             }
         }
+    }
+}
+
+/// Takes connections in.
+struct Acceptor {
+    listener: TcpListener,
+    /// For those that are served, and for those that are refused.
+    connections: Arc<Semaphore>,
+    refusals: Arc<Semaphore>,
+    cut: CancellationToken,
+    calls: Calls,
+    /// A file that is given up where there are no more for this process: who waits then is told so, instead of waiting on.
+    spare: Option<File>,
+}
+
+fn spare() -> Option<File> {
+    File::open("/dev/null").ok()
+}
+
+impl Acceptor {
+    /// The next connection; `None` only if one of the caps was closed, which they never are.
+    async fn next(&mut self) -> Option<Accepted> {
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, _)) => return self.admit(stream).await,
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    if !self.refuse_with_spare().await {
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Finds a place, or refuses it where there is none. Each that is refused ends soon.
+    async fn admit(&self, stream: TcpStream) -> Option<Accepted> {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY could not be set");
+        }
+        tokio::select! {
+            biased;
+            permit = self.connections.clone().acquire_owned() => {
+                let open = OpenConnection::new(self.calls.observer.clone());
+                Some(Accepted::Served(ServedConnection::new(stream, permit.ok()?, &self.cut, open)))
+            }
+            permit = self.refusals.clone().acquire_owned() => {
+                self.refused();
+                Some(Accepted::Refused(stream, permit.ok()?))
+            }
+        }
+    }
+
+    fn refused(&self) {
+        tracing::warn!("a connection is refused: there are as many as are served at a time");
+        self.calls.observer.iter().for_each(|observer| observer.refused());
+    }
+
+    /// Refuses the one that waits first, where there is no file for it. Whether that was done.
+    async fn refuse_with_spare(&mut self) -> bool {
+        if self.spare.take().is_none() {
+            self.spare = spare();
+            return false;
+        }
+        // It may be gone, and the file be somebody else's by now.
+        let accepted = tokio::time::timeout(ACCEPT_PAUSE, self.listener.accept()).await;
+        let is_refused = match accepted {
+            Ok(Ok((stream, _))) => {
+                self.refused();
+                refuse(stream).await;
+                true
+            }
+            _ => false,
+        };
+        self.spare = spare();
+        is_refused
     }
 }
 

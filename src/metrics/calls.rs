@@ -16,6 +16,7 @@ const UNKNOWN: usize = 2;
 pub struct CallMetrics {
     methods: BTreeMap<&'static str, MethodMetrics>,
     connections: AtomicU64,
+    refused: AtomicU64,
 }
 
 /// The calls of one method.
@@ -34,7 +35,8 @@ impl CallMetrics {
             let (seconds, in_flight, ended) = (Histogram::new(&CALL_SECONDS), AtomicU64::new(0), Default::default());
             (method, MethodMetrics { seconds, in_flight, ended })
         };
-        Self { methods: methods.into_iter().map(one).collect(), connections: AtomicU64::new(0) }
+        let (connections, refused) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { methods: methods.into_iter().map(one).collect(), connections, refused }
     }
 
     /// A connection was accepted.
@@ -50,6 +52,16 @@ impl CallMetrics {
     /// Connections that are open.
     pub fn connections(&self) -> u64 {
         self.connections.load(Ordering::Relaxed)
+    }
+
+    /// A connection was refused: there were as many as are served at a time.
+    pub fn refused(&self) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Connections that were refused.
+    pub fn refusals(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
     }
 
     /// A call begins.

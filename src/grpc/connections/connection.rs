@@ -47,6 +47,11 @@ impl Connection {
         self.connected.sender.clone()
     }
 
+    /// Why the peer serves nothing on it, where it said so.
+    pub(super) fn refusal(&self) -> Option<&str> {
+        self.connected.refusal.get().map(String::as_str)
+    }
+
     pub(super) fn store_id(&self) -> Option<&str> {
         self.store_id.get()?.as_deref()
     }

@@ -11,8 +11,8 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use std::error::Error;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, oneshot};
@@ -50,6 +50,8 @@ pub(super) struct Connected {
     pub(super) sender: Sender,
     /// How many streams the peer takes at a time, by its settings as they were when they were last looked at.
     pub(super) streams: Arc<AtomicUsize>,
+    /// Why the peer serves no call on it, where it said so.
+    pub(super) refusal: Arc<OnceLock<String>>,
     refresh: mpsc::Sender<oneshot::Sender<()>>,
     /// Takes requests in, as long as this is held; what was taken in goes on.
     _driver: JoinSet<()>,
@@ -168,6 +170,8 @@ where
         .map_err(|error| said(&error))?;
     let streams = Arc::new(AtomicUsize::new(FIRST_STREAMS));
     let told = streams.clone();
+    let refusal = Arc::new(OnceLock::new());
+    let refused = refusal.clone();
     let (refresh, mut asked) = mpsc::channel::<oneshot::Sender<()>>(1);
     let mut driver = JoinSet::new();
     driver.spawn(async move {
@@ -183,9 +187,15 @@ where
         };
         if let Err(error) = ended {
             tracing::debug!(error = %said(&error), "a connection ended");
+            let calms =
+                |error: &&h2::Error| error.is_go_away() && error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM);
+            if let Some(refusal) = http2(&error).filter(calms) {
+                // Before calls that wait find it ended.
+                refused.get_or_init(|| refusal.to_string());
+            }
         }
     });
-    Ok(Connected { sender, streams, refresh, _driver: driver })
+    Ok(Connected { sender, streams, refusal, refresh, _driver: driver })
 }
 
 /// An error with what is behind it, each once.
@@ -200,4 +210,16 @@ pub(super) fn said(error: &(dyn Error + 'static)) -> String {
         source = error.source();
     }
     text
+}
+
+/// What HTTP/2 made of the connection or the stream, if that is what failed.
+pub(super) fn http2(error: &hyper::Error) -> Option<&h2::Error> {
+    let mut source = error.source();
+    while let Some(error) = source {
+        if let Some(http2) = error.downcast_ref() {
+            return Some(http2);
+        }
+        source = error.source();
+    }
+    None
 }

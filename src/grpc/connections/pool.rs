@@ -6,12 +6,11 @@
 //! streams is known before it could be hit; where all connections are at that limit more are made, up to [`MOST`].
 
 use super::connection::{Connection, ExpectedStore, Lease, OtherStore, id_in};
-use super::connector::{Connector, Sender, said};
+use super::connector::{Connector, Sender, http2, said};
 use crate::pb::v1;
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared};
 use http::{Request, Response, Uri};
-use std::error::Error as _;
 use std::future::ready;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -59,7 +58,7 @@ impl Maker {
             Ok(answer) => answer.into_inner().peer_info.map(|info| info.store_id).filter(|id| !id.is_empty()),
             // Whoever uses the connection will find out what it is.
             Err(status) if status.code() == Code::Unimplemented => None,
-            Err(status) => return Err(status),
+            Err(status) => return Err(connection.refusal().map_or(status, refused)),
         };
         connection.identified(id.map(Arc::from)).await;
         Ok(Arc::new(connection))
@@ -152,9 +151,10 @@ impl Pool {
                     check(id_in(answer.headers()))?;
                     return Ok((answer.map(Body::new), lease));
                 }
-                Err(mut error) => match error.take_message() {
+                Err(mut error) => match (lease.connection().refusal(), error.take_message()) {
+                    (Some(why), _) => return Err(refused(why)),
                     // It was not sent: the connection was closed meanwhile.
-                    Some(unsent) if resent < RESENT => {
+                    (None, Some(unsent)) if resent < RESENT => {
                         (request, resent) = (unsent, resent + 1);
                     }
                     _ => return Err(broken(error.into_error())),
@@ -251,6 +251,11 @@ fn other_store(other: OtherStore) -> Status {
     status
 }
 
+/// The peer takes no more connections, and says so.
+fn refused(why: &str) -> Status {
+    Status::resource_exhausted(format!("it takes no more connections: {why}"))
+}
+
 /// A connection's error as a status.
 fn broken(error: hyper::Error) -> Status {
     let http2 = http2(&error);
@@ -268,16 +273,4 @@ fn broken(error: hyper::Error) -> Status {
         return Status::resource_exhausted("the peer takes no more streams on the connection (REFUSED_STREAM)");
     }
     Status::from_error(Box::new(error))
-}
-
-/// What HTTP/2 made of the connection or the stream, if that is what failed.
-fn http2(error: &hyper::Error) -> Option<&h2::Error> {
-    let mut source = error.source();
-    while let Some(error) = source {
-        if let Some(http2) = error.downcast_ref() {
-            return Some(http2);
-        }
-        source = error.source();
-    }
-    None
 }

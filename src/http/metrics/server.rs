@@ -38,6 +38,8 @@ pub(super) fn write(text: &mut Text, ready: bool, calls: &CallMetrics, spans: Sp
     }
     text.family("blobferry_grpc_connections", MetricKind::Gauge, "Connections to the gRPC port.")
         .sample(&[], calls.connections());
+    let help = "Connections to the gRPC port that were refused: there were as many as are served at a time.";
+    text.family("blobferry_grpc_refused_connections", MetricKind::Counter, help).sample(&[], calls.refusals());
     let mut in_flight = text.family("blobferry_grpc_requests_in_flight", MetricKind::Gauge, "gRPC calls in progress.");
     for (method, calls) in calls.called() {
         in_flight.sample(&[("method", method)], calls.in_flight());
