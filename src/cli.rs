@@ -5,7 +5,6 @@
 
 mod adopt;
 mod blobs;
-mod descriptors;
 mod drop;
 mod explain;
 mod failures;

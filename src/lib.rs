@@ -9,6 +9,7 @@ pub mod breaker;
 pub mod clock;
 pub mod concurrency;
 pub mod config;
+mod descriptors;
 pub mod failpoint;
 pub mod fault;
 pub mod limits;

@@ -1,12 +1,12 @@
 //! The commands that run a server, and those about configuration and conformance.
 
-use super::descriptors;
 use super::progress::to_stderr;
 use super::{CommandError, Exit, StoreArg, no_store, output};
 use crate::app::store::{DataUrl, StoreApp};
 use crate::app::{App, Parts, QueueEnded};
 use crate::clock::{Entropy, SystemClock};
 use crate::config::{Config, LogConfig, Share, TracingConfig};
+use crate::descriptors;
 use crate::grpc::{Calls, ServeSettings};
 use crate::queue::damage::QueueTrouble;
 use crate::store::conformance::{self, RuleOutcome};

@@ -8,6 +8,7 @@ use super::keys;
 use super::log_scan::make_readable;
 use super::options::RocksOptions;
 use super::row;
+use crate::descriptors;
 use crate::failpoint::{self, Point};
 use crate::queue::{Lane, RouteId, SyncId};
 use rocksdb::{
@@ -121,7 +122,7 @@ pub(super) fn open_database(dir: &Path, options: &RocksOptions, log: Log) -> Res
     all.set_recycle_log_file_num(0);
     all.set_max_total_wal_size(sizes.logs);
     all.set_db_write_buffer_size(options.cache_bytes.min(usize::try_from(sizes.logs).unwrap_or(usize::MAX)));
-    all.set_max_open_files(512);
+    all.set_max_open_files(descriptors::of_database());
     // There is one writer, and tables by hash in memory allow no more.
     all.set_allow_concurrent_memtable_write(false);
     all.set_keep_log_file_num(4);
