@@ -398,17 +398,21 @@ impl Announcer {
     async fn push(&self, pushes: Vec<Push>, state: Vec<StateWrite>) -> Result<Vec<Pushed>, QueueError> {
         let pushed = self.queue.push(pushes, state).await;
         match &pushed {
-            Err(error @ (QueueError::Write(_) | QueueError::Read(_))) => {
-                let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-                if trouble.replace(error.to_string()).is_none() {
-                    tracing::error!("announcements are refused: {error}");
-                }
-            }
+            Err(error @ (QueueError::Write(_) | QueueError::Read(_))) => self.refused(error),
+            // Not the reserve is reached: a write found no room.
+            Err(error @ QueueError::NoSpace { free, reserve, .. }) if free >= reserve => self.refused(error),
             Ok(_) => self.recovered(),
             // A limit was reached, or it is closed: nothing is known of its writes.
             Err(_) => {}
         }
         pushed
+    }
+
+    fn refused(&self, error: &QueueError) {
+        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        if trouble.replace(error.to_string()).is_none() {
+            tracing::error!("announcements are refused: {error}");
+        }
     }
 
     async fn backlog(&self, route: RouteId) -> Backlog {

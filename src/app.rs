@@ -121,6 +121,7 @@ impl App {
             gate: gate.clone(),
             routes: watched_routes(config, &routes, &workers),
             peers: peers.iter().map(|(name, peer)| watched_peer(config, name, peer)).collect(),
+            folder: parts.disk.clone(),
             max_entries: config.queue.max_entries,
             max_parked: config.queue.max_parked(),
             reserve_bytes: config.queue.reserve_bytes,

@@ -557,9 +557,13 @@ pub enum QueueError {
         /// The limit, in entries.
         limit: u64,
     },
-    /// The disk's reserve is reached.
-    #[error("the queue's disk is full: {free} bytes are left, and {reserve} are reserved; free some space")]
+    /// The disk's reserve is reached, or the disk is full.
+    #[error(
+        "the disk of {folder}, the queue's, is full: {free} bytes are left, and {reserve} are reserved; free some space"
+    )]
     NoSpace {
+        /// The queue's folder.
+        folder: String,
         /// Free bytes.
         free: u64,
         /// The configured reserve in bytes.

@@ -14,6 +14,7 @@ use crate::queue::{Oldest, RouteCounts, WholeQueue};
 use crate::sync::FullSyncs;
 use crate::telemetry::lost_log_lines;
 use crate::worker::Worker;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
@@ -59,6 +60,8 @@ pub struct ObserverParts {
     pub routes: Vec<WatchedRoute>,
     /// The peers, by name.
     pub peers: Vec<WatchedPeer>,
+    /// The queue's folder, where it is on a disk.
+    pub folder: Option<PathBuf>,
     /// `queue.max_entries`.
     pub max_entries: u64,
     /// What `queue.parked_max_share` makes of it.
@@ -247,6 +250,7 @@ impl Observer {
             parked,
             max_entries,
             max_parked: self.parts.max_parked,
+            folder: self.parts.folder.clone(),
             free_bytes: free,
             reserve_bytes: reserve,
             trouble: trouble.or_else(|| self.parts.announcer.trouble()),

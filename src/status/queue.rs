@@ -3,6 +3,7 @@
 use super::words::{bytes, number, since};
 use super::{QueueState, QueueStatus};
 use crate::queue::damage::{Incident, Mending};
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 /// The figures of the queue, as they were gathered.
@@ -16,6 +17,8 @@ pub struct QueueFacts {
     pub max_entries: u64,
     /// More parked ones than these are too many.
     pub max_parked: u64,
+    /// Its folder, where it is on a disk.
+    pub folder: Option<PathBuf>,
     /// Free bytes on its disk, where known.
     pub free_bytes: Option<u64>,
     /// Free bytes below which announcements are refused.
@@ -30,8 +33,8 @@ pub struct QueueFacts {
 
 /// The picture of the queue.
 pub fn queue_status(facts: QueueFacts, now: SystemTime) -> QueueStatus {
-    let QueueFacts { entries, parked, max_entries, max_parked, free_bytes, reserve_bytes, trouble, incidents, damage } =
-        facts;
+    let QueueFacts { entries, parked, max_entries, max_parked, folder, .. } = facts;
+    let QueueFacts { free_bytes, reserve_bytes, trouble, incidents, damage, .. } = facts;
     let (state, reason) = match (trouble, free_bytes) {
         (Some(trouble), _) => (QueueState::Failing, trouble),
         (None, _) if entries.saturating_sub(parked) >= max_entries => {
@@ -40,7 +43,8 @@ pub fn queue_status(facts: QueueFacts, now: SystemTime) -> QueueStatus {
         }
         (None, Some(free)) if free < reserve_bytes => {
             let (free, reserve) = (bytes(free), bytes(reserve_bytes));
-            (QueueState::Full, format!("its disk has {free} left, less than the reserve of {reserve}; free some space"))
+            let disk = folder.map_or("its disk".to_owned(), |folder| format!("the disk of {}", folder.display()));
+            (QueueState::Full, format!("{disk} has {free} left, less than the reserve of {reserve}; free some space"))
         }
         _ if !incidents.is_empty() => (QueueState::Degraded, String::new()),
         _ => (QueueState::Ok, String::new()),

@@ -71,7 +71,9 @@ fn an_invalid_ref_names_its_field() {
 
 #[test]
 fn a_full_queue_says_when_to_try_again() {
-    for error in [QueueError::Full { limit: 1 }, QueueError::NoSpace { free: 1, reserve: 2 }] {
+    for error in
+        [QueueError::Full { limit: 1 }, QueueError::NoSpace { folder: "/data".to_owned(), free: 1, reserve: 2 }]
+    {
         let status = queue_status(&error);
         assert_eq!(status.code(), Code::ResourceExhausted);
         assert!(status.get_error_details().retry_info().unwrap().retry_delay.is_some());

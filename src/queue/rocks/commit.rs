@@ -8,6 +8,7 @@
 //! other failure the database is opened again (`reopen`), and until then every request is refused at once.
 
 use super::apply::apply;
+use super::error::is_damage;
 use super::gather::Gather;
 use super::options::RocksOptions;
 use super::reopen::{ReopenPlan, Reopening};
@@ -96,7 +97,8 @@ impl Committer {
     /// the batch that is `waiting`.
     fn answer_claims(&mut self, waiting: &mut Vec<Request>) {
         while let Some((request, to)) = self.claims.pop_front() {
-            match self.shared.claim(&request) {
+            // What cannot be settled is not to be copied.
+            match self.refusal().map_or_else(|| self.shared.claim(&request), Err) {
                 Ok((claimed, bad)) => {
                     answer(to, Ok(claimed));
                     if !bad.is_empty() {
@@ -141,15 +143,19 @@ impl Committer {
         }
     }
 
+    /// Why nothing can be done at all now; absent: it can.
+    fn refusal(&self) -> Option<QueueError> {
+        match self.shared.trouble() {
+            Some(QueueTrouble::Reopening(why) | QueueTrouble::Ended(why)) => Some(QueueError::Write(why)),
+            _ => None,
+        }
+    }
+
     /// Decides these and who comes meanwhile, and writes them.
     fn commit(&mut self, mut waiting: Vec<Request>, requests: &mut mpsc::Receiver<Request>) {
         let began = self.clock.monotonic();
         let shared = Arc::clone(&self.shared);
-        let trouble = match shared.trouble() {
-            Some(QueueTrouble::Reopening(why) | QueueTrouble::Ended(why)) => Some(QueueError::Write(why)),
-            _ => None,
-        };
-        let db = match trouble.map_or_else(|| shared.db(), Err) {
+        let db = match self.refusal().map_or_else(|| shared.db(), Err) {
             Ok(db) => db,
             Err(error) => return waiting.into_iter().for_each(|request| request.refuse(&error)),
         };
@@ -312,10 +318,9 @@ impl Committer {
         let text = error.to_string();
         // RocksDB's binding has no code for it.
         if error.kind() == rocksdb::ErrorKind::IOError && text.contains("No space left on device") {
-            let (free, reserve) = (self.space.free().unwrap_or(0), self.options.reserve_bytes);
-            return QueueError::NoSpace { free, reserve };
+            return self.space.full(self.space.free().unwrap_or(0));
         }
-        if error.kind() == rocksdb::ErrorKind::Corruption {
+        if is_damage(error) {
             self.shared.note_damage(&text);
         }
         QueueError::Write(text)

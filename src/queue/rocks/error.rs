@@ -71,6 +71,11 @@ impl From<Injected> for OpenError {
     }
 }
 
+/// Whether an error while it runs means that stored bytes are wrong.
+pub(super) fn is_damage(error: &rocksdb::Error) -> bool {
+    error.kind() == ErrorKind::Corruption && is_corruption(error.kind(), error.as_ref())
+}
+
 /// Whether RocksDB means that stored bytes are wrong or gone. It also says "corruption" where it could not reach them.
 fn is_corruption(kind: ErrorKind, text: &str) -> bool {
     let is_gone = text.contains("No such file or directory");

@@ -5,6 +5,9 @@
 //! simply there, and nobody was told of it. Meanwhile the committer refuses everything at once. Claims stay valid, because
 //! only their own settlement changes a claimed entry, and a settlement that failed has released its claims.
 //!
+//! A database that is closed can be read by nobody. So it stays open for as long as its folder cannot be written at all (a file
+//! system that turned read-only, no more files for this process): `Status`, failures and stories are told all the while.
+//!
 //! It is tried until it works, 0.1 s to 10 s apart. Damage is not mended here but at the next start, because the routes that
 //! this process works with may not be in what can be read: then this says [`QueueTrouble::Ended`], and the process is to stop.
 
@@ -16,6 +19,8 @@ use super::request::{Reopened, Request};
 use super::shared::Shared;
 use crate::backoff::Backoff;
 use crate::queue::damage::QueueTrouble;
+use std::fs::File;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -24,6 +29,9 @@ use std::time::Duration;
 use tokio::sync::mpsc::WeakSender;
 
 const PAUSES: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
+
+/// How often a folder that cannot be written is tried: a file is made in it.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// The thread that opens the database again. Dropped, it gives up, and is waited for.
 pub(super) struct Reopening {
@@ -59,10 +67,18 @@ impl Reopening {
         let (stop, stopped) = channel::<()>();
         let thread = std::thread::Builder::new().name("queue-reopener".to_owned()).spawn(move || {
             let mut attempts = plan.before;
+            let mut pause = if attempts > 0 { PAUSES.nominal(attempts) } else { Duration::ZERO };
             loop {
                 // Nothing is ever sent: the sender goes away.
-                if attempts > 0 && stopped.recv_timeout(PAUSES.nominal(attempts)) != Err(RecvTimeoutError::Timeout) {
+                if stopped.recv_timeout(pause) != Err(RecvTimeoutError::Timeout) {
                     return;
+                }
+                if let Err(error) = try_writing(&plan.dir) {
+                    let why =
+                        format!("{} cannot be written: {error}; once it can, it goes on by itself", plan.dir.display());
+                    plan.shared.set_trouble(QueueTrouble::Reopening(why));
+                    pause = LOOK;
+                    continue;
                 }
                 plan.shared.suspend(&plan.why);
                 match open_again(&plan.dir, &plan.options) {
@@ -81,10 +97,24 @@ impl Reopening {
                     Err(error) => tracing::warn!(%error, attempts, "the queue could not be opened again yet"),
                 }
                 attempts = attempts.saturating_add(1);
+                pause = PAUSES.nominal(attempts);
             }
         })?;
         Ok(Self { stop: Some(stop), thread: Some(thread) })
     }
+}
+
+/// Makes a file in a folder, and takes it away again.
+fn try_writing(dir: &Path) -> io::Result<()> {
+    let path = dir.join("probe");
+    let written = File::create(&path).and_then(|mut file| {
+        file.write_all(b"can this be written?")?;
+        file.sync_all()
+    });
+    if path.exists() {
+        std::fs::remove_file(&path)?;
+    }
+    written
 }
 
 fn open_again(dir: &Path, options: &RocksOptions) -> Result<Reopened, OpenError> {

@@ -6,12 +6,13 @@
 use super::claims::Claims;
 use super::database::Loaded;
 use super::done::DoneIndex;
+use super::error::is_damage;
 use super::figures::Figures;
 use super::keys::{self, family};
 use super::recover::ask_for_check;
 use crate::queue::damage::QueueTrouble;
 use crate::queue::{Changes, Entry, Lane, QueueError, RouteId};
-use rocksdb::{DB, Direction, ErrorKind, IteratorMode};
+use rocksdb::{DB, Direction, IteratorMode};
 use std::collections::HashMap;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
@@ -133,7 +134,7 @@ impl Shared {
 
     /// What a failed read is to the caller. Damage is remembered, for the next start.
     pub(super) fn read_error(&self, error: &rocksdb::Error) -> QueueError {
-        if error.kind() == ErrorKind::Corruption {
+        if is_damage(error) {
             self.note_damage(error.as_ref());
         }
         QueueError::Read(error.to_string())

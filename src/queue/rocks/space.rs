@@ -38,7 +38,12 @@ impl Space {
                 free
             }
         };
-        if free < self.reserve { Err(QueueError::NoSpace { free, reserve: self.reserve }) } else { Ok(()) }
+        if free < self.reserve { Err(self.full(free)) } else { Ok(()) }
+    }
+
+    /// That the disk is full, with so many bytes left.
+    pub(super) fn full(&self, free: u64) -> QueueError {
+        QueueError::NoSpace { folder: self.dir.display().to_string(), free, reserve: self.reserve }
     }
 
     /// Free bytes, as of now.
