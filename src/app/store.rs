@@ -12,12 +12,20 @@ use crate::store_server::{StoreServer, StoreServerSettings};
 use anyhow::{Context, Result, anyhow, bail};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
 
 /// The names by which health is asked for.
-const SERVICE_NAMES: [&str; 2] = ["blobferry.v1.BlobReceiverService", "blobferry.v1.BlobReaderService"];
+const RECEIVER: &str = "blobferry.v1.BlobReceiverService";
+const SERVICE_NAMES: [&str; 2] = [RECEIVER, "blobferry.v1.BlobReaderService"];
+
+/// How often a store that cannot write is tried.
+const TICK: Duration = Duration::from_secs(1);
 
 /// What a store in memory holds at most, in bytes. It is for trying things out; a limit keeps the machine alive.
 const MEMORY_BYTES: u64 = 4 << 30;
@@ -53,6 +61,8 @@ impl std::str::FromStr for DataUrl {
 /// A store and its server, ready to run.
 pub struct StoreApp {
     store: Arc<dyn Store>,
+    /// The same, where it is on a disk.
+    disk: Option<Arc<DiskStore>>,
     settings: ServeSettings,
     /// Cancelled when the store can write no more.
     ended: CancellationToken,
@@ -71,15 +81,15 @@ impl StoreApp {
             DataUrl::Disk(folder) => {
                 let opened = DiskStore::open(folder, entropy).await;
                 let store = opened.with_context(|| format!("cannot open the store at {data_url}"))?;
-                let ended = store.ended();
-                Ok(Self { store: Arc::new(store), settings, ended, http: None })
+                let (ended, store) = (store.ended(), Arc::new(store));
+                Ok(Self { store: store.clone(), disk: Some(store), settings, ended, http: None })
             }
         }
     }
 
     /// Serves this store.
     pub fn of(store: Arc<dyn Store>, settings: ServeSettings) -> Self {
-        Self { store, settings, ended: CancellationToken::new(), http: None }
+        Self { store, disk: None, settings, ended: CancellationToken::new(), http: None }
     }
 
     /// Serves the HTTP port on this listener, too.
@@ -103,6 +113,10 @@ impl StoreApp {
         }
         let (stop, stop_pages) = (CancellationToken::new(), CancellationToken::new());
         let (mut server, mut pages) = (Crew::new(), Crew::new());
+        let (tell, trouble) = watch::channel(None);
+        if let Some(disk) = self.disk {
+            server.spawn("watch", watch_disk(disk, tell, health.clone(), stop.clone()));
+        }
         let mut settings = self.settings.clone();
         let mut http_address = None;
         if let Some(listener) = self.http {
@@ -110,7 +124,7 @@ impl StoreApp {
             let calls = Arc::new(CallMetrics::new(method_names()));
             settings.calls.observer = Some(calls.clone());
             let tracer = settings.calls.tracer.clone();
-            let parts = StoreParts { calls, tracer, ended: self.ended.clone(), draining: stop.clone() };
+            let parts = StoreParts { calls, tracer, ended: self.ended.clone(), trouble, draining: stop.clone() };
             let serving = http::serve(listener, store_routes(parts), stop_pages.clone());
             pages.spawn("HTTP server", async move {
                 serving.await;
@@ -128,22 +142,42 @@ impl StoreApp {
             ended = pages.next() => return ended.map_or(Ok(()), Err),
         };
         tracing::info!("draining");
+        stop.cancel();
         for name in SERVICE_NAMES {
             health.set_service_status(name, ServingStatus::NotServing).await;
         }
-        stop.cancel();
         // The server has a deadline of its own.
-        let longest = self.settings.drain_timeout + std::time::Duration::from_secs(5);
+        let longest = self.settings.drain_timeout + Duration::from_secs(5);
         let (ended, error) = server.ended_by(tokio::time::Instant::now() + longest).await;
         if !ended {
             server.abort().await;
         }
         // Until here, probes were told that it drains.
         stop_pages.cancel();
-        pages.ended_by(tokio::time::Instant::now() + std::time::Duration::from_secs(3)).await;
+        pages.ended_by(tokio::time::Instant::now() + Duration::from_secs(3)).await;
         tracing::info!(drained = ended, "stopped");
         fault.or(error).map_or(Ok(()), Err)
     }
+}
+
+/// Tells whether the store can write, and has it try to, until the drain.
+async fn watch_disk(
+    disk: Arc<DiskStore>,
+    tell: watch::Sender<Option<String>>,
+    health: HealthReporter,
+    draining: CancellationToken,
+) -> Result<()> {
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while draining.run_until_cancelled(tick.tick()).await.is_some() {
+        let trouble = disk.trouble().await;
+        let serves = trouble.is_none();
+        if tell.send_replace(trouble).is_none() != serves && !draining.is_cancelled() {
+            let status = if serves { ServingStatus::Serving } else { ServingStatus::NotServing };
+            health.set_service_status(RECEIVER, status).await;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use axum::routing::get;
 use std::sync::Arc;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// What they show.
@@ -21,18 +22,19 @@ pub struct StoreParts {
     pub tracer: Tracer,
     /// Cancelled when the store can write no more.
     pub ended: CancellationToken,
+    /// Why the store cannot write now, if it cannot.
+    pub trouble: watch::Receiver<Option<String>>,
     /// Cancelled when the drain begins.
     pub draining: CancellationToken,
 }
 
 impl StoreParts {
     fn refusal(&self) -> Option<String> {
-        let why = match (self.draining.is_cancelled(), self.ended.is_cancelled()) {
-            (true, _) => "draining: the store shuts down",
-            (false, true) => "its writer has ended",
-            (false, false) => return None,
-        };
-        Some(why.to_owned())
+        match (self.draining.is_cancelled(), self.ended.is_cancelled()) {
+            (true, _) => Some("draining: the store shuts down".to_owned()),
+            (false, true) => Some("its writer has ended".to_owned()),
+            (false, false) => self.trouble.borrow().clone(),
+        }
     }
 }
 

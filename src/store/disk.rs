@@ -25,6 +25,7 @@
 //! Not here: deleting, and finding files that the index does not know.
 
 mod commit;
+mod database;
 mod files;
 mod index;
 mod io;
@@ -103,6 +104,14 @@ impl DiskStore {
         self.committer.ended.clone()
     }
 
+    /// Why it cannot write, if it cannot: for people. Tries to mend that, such as when a file system is no longer read-only; it
+    /// goes on for as long as somebody asks, once a second or so.
+    pub async fn trouble(&self) -> Option<String> {
+        let shared = self.shared.clone();
+        // Fails only where the process is stopping.
+        self.io.run(move || Ok(shared.index.database().mend())).await.ok().flatten()
+    }
+
     /// Closes the store, away from the runtime's threads: RocksDB first ends what it does in the background. A store that
     /// is merely dropped is as safe.
     pub async fn close(self) -> Result<(), StoreError> {
@@ -115,7 +124,15 @@ impl DiskStore {
     }
 
     /// Receives a blob that is, or may be, too large for the index; `head` is what came of it already.
-    async fn receive_file(&self, put: &Put, head: BytesMut, mut bytes: ByteStream) -> Result<Received, StoreError> {
+    async fn receive_file(&self, put: &Put, head: BytesMut, bytes: ByteStream) -> Result<Received, StoreError> {
+        let received = self.write_file(put, head, bytes).await;
+        if let Err(StoreError::Io { source, .. }) = &received {
+            self.shared.index.database().file_failed(source);
+        }
+        received
+    }
+
+    async fn write_file(&self, put: &Put, head: BytesMut, mut bytes: ByteStream) -> Result<Received, StoreError> {
         let (blob, stated) = (put.blob, put.size);
         let shared = self.shared.clone();
         let known = if put.replace { KnownBlob::Absent } else { self.io.run(move || shared.sound(&blob)).await? };

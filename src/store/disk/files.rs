@@ -86,7 +86,8 @@ impl Files {
         failpoint::hit(Point::StoreCreate)?;
         let path = self.incoming.join(self.entropy.name());
         let file = File::options().write(true).create_new(true).open(&path);
-        let file = file.map_err(|error| StoreError::io("creating a file in incoming/", error))?;
+        let file =
+            file.map_err(|error| StoreError::io(format!("creating a file in {}", self.incoming.display()), error))?;
         let incoming = IncomingFile { file, unsynced: 0, temporary: Temporary { path: Some(path) } };
         Ok(Sink { blob, verifier: Verifier::new(blob, stated), incoming: Some(incoming) })
     }
