@@ -5,6 +5,7 @@
 //! Spans of time are measured between [`Monotonic`] moments; the wall clock is only for what is shown to people or kept over
 //! restarts, and may jump.
 
+use crate::failpoint;
 use rand::rngs::SmallRng;
 use rand::{Rng, RngCore as _, SeedableRng};
 use std::fmt;
@@ -73,7 +74,7 @@ impl Default for SystemClock {
 
 impl Clock for SystemClock {
     fn now(&self) -> SystemTime {
-        SystemTime::now()
+        failpoint::shifted(SystemTime::now())
     }
 
     fn monotonic(&self) -> Monotonic {

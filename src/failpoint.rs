@@ -15,7 +15,13 @@
 //! A count ends a rule when it was followed so many times; without one it holds for ever. Each time a rule is followed, a
 //! warning with the fields `failpoint` and `action` is logged first, so that a test can tell that it was.
 //!
-//! `main` reads the variable, once, before anything runs. While nothing is armed a place costs one relaxed load. This is the
+//! The wall clock can be wrong, too, and jump while the program runs:
+//!
+//! ```text
+//! BLOBFERRY_CLOCK_SHIFT = FILE     the file holds a number of seconds, which are added to the wall clock each time it is read
+//! ```
+//!
+//! `main` reads the variables, once, before anything runs. While nothing is armed a place costs one relaxed load. This is the
 //! one global of the program: a fault must reach every floor, and handing it through every constructor would change the code
 //! that is to be tested.
 //!
@@ -25,12 +31,16 @@
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt, stream};
 use std::io;
+use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// The environment variable that arms places.
 pub const VARIABLE: &str = "BLOBFERRY_FAILPOINTS";
+
+/// The environment variable that names the file by which the wall clock is shifted.
+pub const CLOCK_VARIABLE: &str = "BLOBFERRY_CLOCK_SHIFT";
 
 macro_rules! places {
     ($($(#[doc = $doc:literal])+ $place:ident = $name:literal,)+) => {
@@ -235,6 +245,7 @@ struct Rule {
 
 static ARMED: AtomicBool = AtomicBool::new(false);
 static RULES: OnceLock<Vec<Rule>> = OnceLock::new();
+static CLOCK_SHIFT: OnceLock<PathBuf> = OnceLock::new();
 
 /// Arms the places that these rules name, for the life of the process. For `main` only; a second call changes nothing.
 ///
@@ -247,6 +258,24 @@ pub fn arm(rules: &str) -> Result<(), RuleError> {
         ARMED.store(true, Ordering::Release);
     }
     Ok(())
+}
+
+/// Shifts the wall clock by what this file says, for the life of the process. For `main` only; a second call changes nothing.
+pub fn shift_clock(file: PathBuf) {
+    drop(CLOCK_SHIFT.set(file));
+}
+
+/// What the wall clock is to show at this time: the same, unless it is shifted.
+pub fn shifted(time: SystemTime) -> SystemTime {
+    let Some(file) = CLOCK_SHIFT.get() else { return time };
+    let seconds = std::fs::read_to_string(file).ok().and_then(|text| text.trim().parse().ok());
+    moved(time, seconds.unwrap_or_default())
+}
+
+fn moved(time: SystemTime, seconds: i64) -> SystemTime {
+    let span = Duration::from_secs(seconds.unsigned_abs());
+    let moved = if seconds < 0 { time.checked_sub(span) } else { time.checked_add(span) };
+    moved.unwrap_or(time)
 }
 
 fn parse(rules: &str) -> Result<Vec<Rule>, RuleError> {
@@ -359,10 +388,10 @@ where
 
 #[cfg(test)]
 mod tests {
-    use super::{ALL, Action, Point, hit, parse, pause};
+    use super::{ALL, Action, Point, hit, moved, parse, pause, shifted};
     use std::collections::BTreeSet;
     use std::sync::atomic::Ordering;
-    use std::time::Duration;
+    use std::time::{Duration, UNIX_EPOCH};
 
     #[test]
     fn names_are_unique_and_say_where_they_belong() {
@@ -395,8 +424,16 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_clock_is_shifted_either_way() {
+        let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
+        assert_eq!([moved(at(10), 5), moved(at(10), -5), moved(at(10), 0)], [at(15), at(5), at(10)]);
+        assert_eq!(moved(at(10), i64::MAX), at(10), "not beyond what can be told");
+    }
+
     #[tokio::test]
     async fn nothing_happens_while_nothing_is_armed() {
+        assert_eq!(shifted(UNIX_EPOCH), UNIX_EPOCH);
         for place in ALL {
             assert_eq!(hit(*place), Ok(()));
             assert_eq!(pause(*place).await, Ok(()));

@@ -33,6 +33,9 @@ fn main() -> ExitCode {
         say(&error.to_string());
         return Exit::Usage.into();
     }
+    if let Some(file) = std::env::var_os(failpoint::CLOCK_VARIABLE) {
+        failpoint::shift_clock(file.into());
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&format!("the runtime cannot be started: {error}")),
