@@ -21,6 +21,7 @@ use bytes::Bytes;
 use futures::{StreamExt, stream};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -34,15 +35,20 @@ mod shares;
 
 /// Follows tokio's clock, which the tests pause.
 #[derive(Debug)]
-struct TokioClock(Instant);
+struct TokioClock {
+    start: Instant,
+    /// By so many seconds the wall clock is wrong.
+    ahead: AtomicU64,
+}
 
 impl Clock for TokioClock {
     fn now(&self) -> SystemTime {
-        UNIX_EPOCH + Duration::from_secs(1_767_225_600) + self.0.elapsed()
+        let ahead = Duration::from_secs(self.ahead.load(Ordering::Relaxed));
+        UNIX_EPOCH + Duration::from_secs(1_767_225_600) + self.start.elapsed() + ahead
     }
 
     fn monotonic(&self) -> Monotonic {
-        Monotonic::ZERO.saturating_add(self.0.elapsed())
+        Monotonic::ZERO.saturating_add(self.start.elapsed())
     }
 }
 
@@ -54,6 +60,7 @@ struct Place {
 
 /// Stores `a`, `b`, …, routes between them, and a worker for each route.
 struct Lab {
+    clock: Arc<TokioClock>,
     queue: Arc<ModelQueue>,
     places: BTreeMap<String, Place>,
     workers: Vec<Arc<Worker>>,
@@ -69,7 +76,7 @@ impl Lab {
     }
 
     async fn with(routes: &[(&str, &str)], workers: usize, receive_only: bool) -> Self {
-        let clock: Arc<dyn Clock> = Arc::new(TokioClock(Instant::now()));
+        let clock = Arc::new(TokioClock { start: Instant::now(), ahead: AtomicU64::new(0) });
         let entropy = Arc::new(Entropy::seeded(1));
         let queue = Arc::new(ModelQueue::new(u64::MAX, Backoff::ENTRY.max(), clock.clone()));
         let mut places = BTreeMap::new();
@@ -95,7 +102,7 @@ impl Lab {
         };
         let limits = watch::Sender::new(Limits::workers(workers));
         let (tracer, policy) = (Tracer::off(), Policy::default());
-        let deps = Deps { queue: queue.clone(), clock, entropy, tracer, policy };
+        let deps = Deps { queue: queue.clone(), clock: clock.clone(), entropy, tracer, policy };
         let worker = |(index, (from, to)): (usize, &(&str, &str))| {
             let spec = RouteSpec {
                 name: hop(index).name,
@@ -111,7 +118,7 @@ impl Lab {
         };
         let workers = routes.iter().enumerate().map(worker).collect();
         let (stop, abort) = (CancellationToken::new(), CancellationToken::new());
-        Self { queue, places, workers, limits, running: JoinSet::new(), stop, abort }
+        Self { clock, queue, places, workers, limits, running: JoinSet::new(), stop, abort }
     }
 
     /// Stores that cannot pack: every blob is copied alone.

@@ -1,5 +1,6 @@
 use super::{Attribution, ENOUGH, FailedAttempt, MANY, SAMPLE, answer, charge_threshold, doubts};
 use crate::blob::BlobMeta;
+use crate::clock::Monotonic;
 use crate::fault::{FailureClass, FaultKind, Side};
 use crate::queue::{Entry, Weight};
 use crate::worker::simulation::entries;
@@ -10,6 +11,10 @@ const ANSWER: FailureClass = FailureClass::Answer { permanent: false };
 
 fn at(seconds: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+}
+
+fn moment(seconds: u64) -> Monotonic {
+    Monotonic::ZERO.saturating_add(Duration::from_secs(seconds))
 }
 
 /// An entry that failed so, at this second.
@@ -23,7 +28,7 @@ fn of(entry: &Entry, class: FailureClass, now: u64) -> FailedAttempt<'_> {
         FailureClass::Answer { .. } => FaultKind::DestinationRejected,
         _ => FaultKind::DestinationUnavailable,
     };
-    FailedAttempt { entry, side: Side::Destination, kind, class, canary: None, now: at(now) }
+    FailedAttempt { entry, side: Side::Destination, kind, class, canary: None, now: at(now), moment: moment(now) }
 }
 
 #[test]
@@ -55,11 +60,11 @@ fn doubt_weighs_nothing_until_another_succeeds_that_began_later() {
     assert_eq!(doubts(&again), 1);
     assert_eq!(attribution.weigh(&of(&again, DOUBT, 20), 10), Weight(0), "nobody else was tried");
     // It began before the failure: that says nothing.
-    attribution.succeeded(Side::Destination, at(9), 0);
+    attribution.succeeded(Side::Destination, moment(9), 0);
     assert_eq!(attribution.weigh(&of(&again, DOUBT, 20), 10), Weight(0));
-    attribution.succeeded(Side::Source, at(15), 0);
+    attribution.succeeded(Side::Source, moment(15), 0);
     assert_eq!(attribution.weigh(&of(&again, DOUBT, 20), 10), Weight(0), "the other side's says nothing");
-    attribution.succeeded(Side::Destination, at(15), 0);
+    attribution.succeeded(Side::Destination, moment(15), 0);
     let weight = attribution.weigh(&of(&again, DOUBT, 20), 10);
     assert!(weight > Weight(900) && weight <= Weight::ONE, "{weight:?}");
 }
@@ -72,7 +77,7 @@ fn it_weighs_as_much_as_first_tries_succeed_there() {
             if number % 10 < failing {
                 attribution.weigh(&of(&entries::entry(number), DOUBT, number), 10);
             } else {
-                attribution.succeeded(Side::Destination, at(number), 0);
+                attribution.succeeded(Side::Destination, moment(number), 0);
             }
         }
         let again = failed(1, FaultKind::DestinationUnavailable, 10);
@@ -88,7 +93,7 @@ fn what_suspects_do_again_says_nothing_of_the_peer_until_they_succeed() {
     (0..100).for_each(|second| _ = attribution.weigh(&of(&again, DOUBT, second), 10));
     assert!((attribution.health(Side::Destination) - 1.0).abs() < 1e-9);
     // An innocent one: all its failures were the peer's.
-    attribution.succeeded(Side::Destination, at(200), 40);
+    attribution.succeeded(Side::Destination, moment(200), 40);
     assert!(attribution.health(Side::Destination) < 0.4);
 }
 

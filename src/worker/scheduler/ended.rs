@@ -129,7 +129,7 @@ impl Scheduler {
                     duplicates += usize::from(!copied.was_new);
                     self.tried(job.feed, true, true);
                     for side in Peers::SIDES {
-                        self.attribution.succeeded(side, job.began.wall, 0);
+                        self.attribution.succeeded(side, job.began.monotonic, 0);
                     }
                     self.confirm(at, claim, copied, step);
                 }
@@ -203,7 +203,7 @@ impl Scheduler {
     }
 
     fn succeeded_at(&mut self, side: Side, job: &InFlight, doubts: u32, took: Duration, step: &mut Step<'_>) {
-        self.attribution.succeeded(side, job.began.wall, doubts);
+        self.attribution.succeeded(side, job.began.monotonic, doubts);
         self.succeeded[attribution::index(side)] = step.now.monotonic;
         let peer = step.peers.of(side);
         peer.succeeded(step.now.monotonic);
@@ -349,7 +349,7 @@ impl Scheduler {
         let park_after = policy.patience.park_after;
         let canary = step.peers.of(side).breaker().last_canary();
         let canary = canary.and_then(|at| step.now.wall.checked_sub(step.now.monotonic.since(at)));
-        let failed = FailedAttempt { entry, side, kind, class, canary, now: step.now.wall };
+        let failed = FailedAttempt { entry, side, kind, class, canary, now: step.now.wall, moment: step.now.monotonic };
         let weight = self.attribution.weigh(&failed, park_after);
         let failure = self.failure(&error, step.now);
         let mut after = entry.clone();

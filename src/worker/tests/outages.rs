@@ -11,6 +11,7 @@ use crate::store::{Store, StoreInfo};
 use crate::worker::Activity;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tonic::Code;
@@ -300,6 +301,26 @@ async fn every_change_of_a_breaker_is_told_once() {
     assert_eq!((snapshot.reason.unwrap().kind, snapshot.openings), (FaultKind::DestinationUnavailable, 1));
     sleep(Duration::from_hours(1)).await;
     assert_eq!(lab.since()[1], opened, "tries that fail change nothing");
+    lab.place("b").faulty.set(None);
+    lab.drain().await;
+    lab.stopped().await;
+}
+
+/// Others succeeded while the clock was a year ahead. By its word they would be the latest for a year to come, and each failure
+/// of an outage would be the blob's.
+#[tokio::test(start_paused = true)]
+async fn an_outage_after_the_clock_was_set_right_parks_nothing() {
+    const YEAR: u64 = 365 * 24 * 60 * 60;
+    let mut lab = Lab::with(&[("a", "b")], 8, false).await;
+    lab.clock.ahead.store(YEAR, Ordering::Relaxed);
+    lab.start();
+    lab.announce("a", 0..50).await;
+    lab.drain().await;
+    lab.clock.ahead.store(0, Ordering::Relaxed);
+    lab.place("b").faulty.set(Some(Trouble::Code(Code::Unavailable)));
+    lab.announce("a", 50..53).await;
+    sleep(SIX_HOURS).await;
+    assert_eq!(lab.fresh(0).parked.entries, 0);
     lab.place("b").faulty.set(None);
     lab.drain().await;
     lab.stopped().await;
