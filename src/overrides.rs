@@ -17,7 +17,8 @@
 //! # Expiry
 //!
 //! `expire_time` is compared with the wall clock when an override is set and when it is read on start; in between, the
-//! monotonic clock counts, so that a jump of the wall clock ends nothing early.
+//! monotonic clock counts, so that a jump of the wall clock ends nothing early. Where it was set back before a start, nothing
+//! lasts longer from there than it was meant to last in all.
 
 mod document;
 mod file;
@@ -172,6 +173,8 @@ impl Overrides {
             if let Some(end) = kept.stamp.expire_time {
                 match end.duration_since(wall).ok().filter(|left| !left.is_zero()) {
                     Some(left) => {
+                        let meant = end.duration_since(kept.stamp.set_time);
+                        let left = meant.map_or(left, |meant| left.min(meant));
                         deadlines.insert((route.to_owned(), setting), now.saturating_add(left));
                     }
                     None => expired.push((route.to_owned(), setting)),

@@ -171,6 +171,20 @@ async fn overrides_expire_by_the_monotonic_clock_and_on_start_by_the_wall() {
     assert_eq!(lab.limits(), CONFIGURED, "it expired while nothing ran");
 }
 
+#[tokio::test]
+async fn a_clock_that_was_set_back_before_a_start_makes_no_pause_longer() {
+    let mut lab = Lab::new().await;
+    lab.set(Override::Paused, Some(50)).await;
+    lab.clock.set_wall(lab.clock.now() - Duration::from_hours(365 * 24));
+    lab.restart().await;
+    lab.clock.advance(Duration::from_secs(49));
+    lab.overrides.look().await;
+    assert!(lab.limits().paused);
+    lab.clock.advance(Duration::from_secs(1));
+    lab.overrides.look().await;
+    assert_eq!(lab.limits(), CONFIGURED);
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_keeper_ends_them_within_a_second() {
     let lab = Lab::new().await;
