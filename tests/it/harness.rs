@@ -203,6 +203,15 @@ impl World {
         Server::start(program(), &["store", "--listen", "{}", "--data", &data], 2, &self.path(&format!("{name}.log")))
     }
 
+    /// The same with an HTTP port, these environment variables, and this command before it.
+    pub(crate) fn store_under(&self, command: &[&str], name: &str, env: &[(&str, &str)]) -> Server {
+        let data = format!("disk://{}", self.text(name));
+        let own = [program(), "store", "--listen", "{}", "--http-listen", "127.0.0.1:0", "--data", &data];
+        let whole = [command, &own].concat();
+        let listen = whole.len() - 5;
+        Server::start_in(whole[0], &whole[1..], listen - 1, &self.path(&format!("{name}.log")), env)
+    }
+
     /// The store of `examples/python`, where Python has gRPC.
     pub(crate) fn python_store(&self, name: &str) -> Option<Server> {
         let python = tool("BLOBFERRY_PYTHON")?;

@@ -8,6 +8,7 @@ mod commands;
 mod connections;
 mod dead_letters;
 mod deploy;
+mod descriptors;
 #[path = "../bench/diskfull/cycles.rs"]
 mod diskfull;
 mod durability;
@@ -20,6 +21,7 @@ mod harness;
 mod http;
 mod liars;
 mod main_job;
+mod media;
 mod metrics;
 mod outages;
 mod overrides;

@@ -1,4 +1,4 @@
-/* A disk that forgets what was not synced, and can be full: an LD_PRELOAD shim for Linux.
+/* A disk that forgets what was not synced, and can be full, or turn read-only: an LD_PRELOAD shim for Linux.
  *
  * It lets every change below FAULTSHIM_ROOT happen at once, and writes into FAULTSHIM_JOURNAL how to take it back. Whoever
  * kills the process afterwards reads the journal and decides what of the unsynced changes a disk would have kept (disk.rs).
@@ -9,6 +9,8 @@
  *                      which must be on the file system of the root
  *   FAULTSHIM_LIE      syncs do nothing and say that they did
  *   FAULTSHIM_FULL     while a file of this name exists, nothing below the root can grow (64-bit Linux)
+ *   FAULTSHIM_READ_ONLY  while a file of this name exists, nothing below the root can be changed or synced, as after a file
+ *                      system was mounted read-only for its errors; files that are open for writing fail, too
  *   FAULTSHIM_SYNC_US  how long a sync takes, in microseconds
  *
  * The journal has a line for each change, tab separated, written before the change but for those that make something:
@@ -50,6 +52,7 @@ static char root[PATH];
 static size_t root_len;
 static char kept_dir[PATH];
 static const char *full_flag;
+static const char *read_only_flag;
 static int journal = -1;
 static int lies;
 static long sync_us;
@@ -66,6 +69,7 @@ __attribute__((constructor)) static void start(void) {
     syscall(SYS_mkdirat, AT_FDCWD, kept_dir, 0700);
     journal = syscall(SYS_openat, AT_FDCWD, to, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
     full_flag = getenv("FAULTSHIM_FULL");
+    read_only_flag = getenv("FAULTSHIM_READ_ONLY");
     lies = getenv("FAULTSHIM_LIE") != NULL;
     value = getenv("FAULTSHIM_SYNC_US");
     sync_us = value ? atol(value) : 0;
@@ -118,12 +122,21 @@ static int below(int dir, const char *path, char *out) {
     return is_below(out);
 }
 
-static int is_full(void) {
-    if (!full_flag) return 0;
+static int is_raised(const char *flag) {
+    if (!flag) return 0;
     int saved = errno;
-    int is = syscall(SYS_faccessat, AT_FDCWD, full_flag, F_OK) == 0;
+    int is = syscall(SYS_faccessat, AT_FDCWD, flag, F_OK) == 0;
     errno = saved;
     return is;
+}
+
+static int is_full(void) { return is_raised(full_flag); }
+
+/* Whether nothing can be changed; errno says so. */
+static int is_read_only(void) {
+    if (!is_raised(read_only_flag)) return 0;
+    errno = EROFS;
+    return 1;
 }
 
 static int is_followed(int fd) { return fd >= 0 && fd < FDS && followed[fd]; }
@@ -173,6 +186,7 @@ static long keep_file(const char *path) {
 /* Writes down a write; -1 if there is no room for it. */
 static int will_write(int fd, off_t offset, size_t length) {
     struct stat now;
+    if (is_read_only()) return -1;
     if (length == 0 || !look(fd, &now)) return 0;
     off_t end = offset + (off_t)length;
     if (end > now.st_size && is_full()) {
@@ -194,6 +208,7 @@ static int will_write_here(int fd, size_t length) {
 
 static int will_resize(const char *path, int fd, off_t size) {
     struct stat now;
+    if (is_read_only()) return -1;
     if (path ? stat(path, &now) != 0 || !S_ISREG(now.st_mode) : !look(fd, &now)) return 0;
     if (size == now.st_size) return 0;
     if (size > now.st_size && is_full()) {
@@ -251,6 +266,7 @@ int truncate(const char *path, off_t size) { return truncate64(path, size); }
 int fallocate64(int fd, int mode, off64_t offset, off64_t length) {
     if (is_followed(fd)) {
         struct stat now;
+        if (is_read_only()) return -1;
         if (is_full() && !(mode & FALLOC_FL_PUNCH_HOLE)) {
             errno = ENOSPC;
             return -1;
@@ -277,6 +293,7 @@ int posix_fallocate(int fd, off_t offset, off_t length) { return posix_fallocate
 static int open_at(int dir, const char *path, int flags, mode_t mode) {
     char at[PATH];
     if ((flags & O_PATH) || !below(dir, path, at)) return syscall(SYS_openat, dir, path, flags, mode);
+    if (((flags & O_ACCMODE) != O_RDONLY || (flags & (O_CREAT | O_TRUNC))) && is_read_only()) return -1;
     int saved = errno;
     int existed = syscall(SYS_faccessat, AT_FDCWD, at, F_OK) == 0;
     errno = saved;
@@ -326,9 +343,11 @@ static int sync_fd(int fd, long call) {
         if (length <= 0) return syscall(call, fd);
         path[length] = 0;
         if (!is_below(path)) return syscall(call, fd);
+        if (is_read_only()) return -1;
         id = ids++;
         if (!lies) say("F\t%ld\t%s\n", id, path);
     } else if (is_followed(fd)) {
+        if (is_read_only()) return -1;
         id = ids++;
         if (!lies) say("B\t%ld\t%lu\n", id, now.st_ino);
     } else {
@@ -369,6 +388,7 @@ int statvfs(const char *path, struct statvfs *found) { return statvfs64(path, (s
 static int rename_at(int from_dir, const char *from, int to_dir, const char *to, unsigned flags) {
     char from_at[PATH], to_at[PATH];
     struct stat moved;
+    if (below(to_dir, to, to_at) && is_read_only()) return -1;
     if (below(from_dir, from, from_at) && below(to_dir, to, to_at) && lstat(from_at, &moved) == 0) {
         struct stat replaced;
         int saved = errno;
@@ -390,6 +410,7 @@ int renameat2(int from_dir, const char *from, int to_dir, const char *to, unsign
 static int unlink_at(int dir, const char *path, int flags) {
     char at[PATH];
     struct stat now;
+    if (below(dir, path, at) && is_read_only()) return -1;
     if (below(dir, path, at) && lstat(at, &now) == 0) {
         if (flags & AT_REMOVEDIR)
             say("D\t%s\n", at);
@@ -410,6 +431,7 @@ int remove(const char *path) {
 static int link_at(int from_dir, const char *from, int to_dir, const char *to, int flags) {
     char at[PATH];
     struct stat now;
+    if (below(to_dir, to, at) && is_read_only()) return -1;
     int done = syscall(SYS_linkat, from_dir, from, to_dir, to, flags);
     if (done == 0 && below(to_dir, to, at) && lstat(at, &now) == 0) say("L\t%lu\t%s\n", now.st_ino, at);
     return done;
@@ -423,6 +445,7 @@ int linkat(int from_dir, const char *from, int to_dir, const char *to, int flags
 int mkdirat(int dir, const char *path, mode_t mode) {
     char at[PATH];
     int is = below(dir, path, at);
+    if (is && is_read_only()) return -1;
     if (is && is_full()) {
         errno = ENOSPC;
         return -1;

@@ -134,6 +134,7 @@ impl Disk {
             ("FAULTSHIM_ROOT".to_owned(), text(&self.root)),
             ("FAULTSHIM_JOURNAL".to_owned(), text(&self.journal)),
             ("FAULTSHIM_FULL".to_owned(), text(&self.full_flag())),
+            ("FAULTSHIM_READ_ONLY".to_owned(), text(&self.read_only_flag())),
             ("FAULTSHIM_SYNC_US".to_owned(), "5000".to_owned()),
         ];
         if lies {
@@ -151,14 +152,18 @@ impl Disk {
         self.root.with_extension("full")
     }
 
+    fn read_only_flag(&self) -> PathBuf {
+        self.root.with_extension("read-only")
+    }
+
     /// While it is full nothing can grow.
     pub(crate) fn set_full(&self, full: bool) -> Result<()> {
-        if full {
-            fs::write(self.full_flag(), "")?
-        } else {
-            fs::remove_file(self.full_flag())?
-        }
-        Ok(())
+        raise_flag(&self.full_flag(), full)
+    }
+
+    /// While it is read-only nothing can be changed.
+    pub(crate) fn set_read_only(&self, read_only: bool) -> Result<()> {
+        raise_flag(&self.read_only_flag(), read_only)
     }
 
     /// The power is gone; the program was killed. Makes of the folder what the disk holds.
@@ -293,6 +298,15 @@ impl Journal {
         }
         Ok(())
     }
+}
+
+fn raise_flag(flag: &Path, is_on: bool) -> Result<()> {
+    if is_on {
+        fs::write(flag, "")?
+    } else {
+        fs::remove_file(flag)?
+    }
+    Ok(())
 }
 
 fn raise<K: std::hash::Hash + Eq>(of: &mut HashMap<K, usize>, key: K, at: usize) {
