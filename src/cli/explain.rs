@@ -108,7 +108,8 @@ fn lines_of(entry: &v1::BlobEntry, line: &mut impl FnMut(&str, String)) {
             1 => format!("once, {last}"),
             times => format!("{} times, first {first}, last {last}", text::count(times)),
         };
-        line("failed", format!("{times}; {} attempts since it was announced or revived", entry.attempts()));
+        let attempts = text::counted(u64::from(entry.attempts()), "attempt");
+        line("failed", format!("{times}; {attempts} since it was announced or revived"));
         line("", format!("{}{at}: {}", cause_name(fault), text::plain(&fault.message, SENTENCE)));
     }
     if let Some(due) = &entry.due_time {
