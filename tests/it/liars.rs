@@ -290,7 +290,14 @@ async fn hopeless_entries_at_the_head_hide_no_good_ones() {
         let world = World::new();
         let source = world.store("source");
         let liar = Liar::start().await;
-        let replicator = world.replicator(&[("a", &source.url()), ("b", &liar.url)], &[("a", "b")]);
+        let config = format!(
+            "[stores.a]\nendpoint = \"{}\"\n[stores.b]\nendpoint = \"{}\"\n[routes.a_to_b]\nfrom = \"a\"\nto = \"b\"\n",
+            source.url(),
+            liar.url
+        );
+        // Attempts are counted, not time: on a slow machine the bad ones would be tried again and again meanwhile.
+        let patient = [("BLOBFERRY__RETRY__INITIAL", "30s"), ("BLOBFERRY__RETRY__MAX", "30s")];
+        let replicator = world.replicator_in("replicator", &config, &patient);
         let operator = replication(&replicator).await;
         let bad = write(&source.url(), 0..600).await;
         let good = write(&source.url(), 1000..1100).await;

@@ -1,8 +1,8 @@
-use super::{Attribution, ENOUGH, FailedAttempt, MANY, SAMPLE, answer, charge_threshold, doubts};
+use super::{Attribution, ENOUGH, FailedAttempt, MANY, MAX_LONE, MEMORY, SAMPLE, answer, charge_threshold, doubts};
 use crate::blob::BlobMeta;
 use crate::clock::Monotonic;
 use crate::fault::{FailureClass, FaultKind, Side};
-use crate::queue::{Entry, Weight};
+use crate::queue::{Entry, Seq, Weight};
 use crate::worker::simulation::entries;
 use std::time::{Duration, SystemTime};
 
@@ -145,4 +145,29 @@ fn many_answers_in_a_row_raise_an_alarm_and_have_the_source_asked() {
     assert_eq!(attribution.vanished(), Some(at(6)), "since when it was first seen");
     attribution.source_holds(&all[..8], at(8));
     assert_eq!(attribution.vanished(), None);
+}
+
+#[test]
+fn a_pack_that_fails_counts_as_one_failed_try_of_that_side() {
+    let mut attribution = Attribution::default();
+    attribution.pack_failed(Side::Destination);
+    assert_eq!((attribution.health(Side::Source), attribution.health(Side::Destination)), (1.0, 1.0 - MEMORY));
+    attribution.pack_failed(Side::Destination);
+    assert_eq!(attribution.health(Side::Destination), (1.0 - MEMORY) * (1.0 - MEMORY));
+}
+
+#[test]
+fn no_more_lone_entries_are_remembered_than_fit() {
+    let mut attribution = Attribution::default();
+    for number in 0..MAX_LONE as u64 {
+        attribution.note_lone(Seq(number), moment(number));
+    }
+    // One that is known takes no room.
+    attribution.note_lone(Seq(7), moment(1));
+    assert_eq!((attribution.lone.len(), attribution.lone.first_key_value()), (MAX_LONE, Some((&Seq(0), &moment(0)))));
+    attribution.note_lone(Seq(u64::MAX), moment(2));
+    assert_eq!((attribution.lone.len(), attribution.lone.first_key_value()), (MAX_LONE, Some((&Seq(1), &moment(1)))));
+    assert_eq!(attribution.lone.get(&Seq(u64::MAX)), Some(&moment(2)));
+    attribution.forget(Seq(u64::MAX));
+    assert_eq!(attribution.lone.get(&Seq(u64::MAX)), None, "it has left");
 }
