@@ -248,11 +248,7 @@ impl App {
         }
         background.spawn("queue", watch_queue(self.parts.queue_ended.clone(), stop.clone()));
         if let Some(retention) = self.retention.take() {
-            let stopped = stop.clone();
-            background.spawn("retention of parked entries", async move {
-                stopped.run_until_cancelled(retention.run()).await;
-                Ok(())
-            });
+            background.spawn("retention of parked entries", retention.run(stop.clone()));
         }
         for start_sync in std::mem::take(&mut self.start_syncs) {
             let name = format!("start sync of {}", start_sync.route);

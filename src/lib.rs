@@ -12,6 +12,7 @@ pub mod config;
 mod descriptors;
 pub mod failpoint;
 pub mod fault;
+mod folder;
 pub mod limits;
 pub mod metrics;
 pub mod pb;

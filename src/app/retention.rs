@@ -7,8 +7,10 @@ use crate::announce::Route;
 use crate::clock::{Clock, Monotonic};
 use crate::queue::failures::{FailedState, FailureFilter, Failures, Remedy};
 use crate::queue::{QueueError, Seq};
+use anyhow::Result;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+use tokio_util::sync::CancellationToken;
 
 /// How often it looks: once in a tenth of the age, within these bounds.
 const LEAST_PAUSE: Duration = Duration::from_millis(500);
@@ -32,8 +34,13 @@ impl Retention {
         Self { failures, clock, routes, after, began }
     }
 
-    /// Never ends.
-    pub(super) async fn run(self) {
+    /// Looks again and again, until the stop.
+    pub(super) async fn run(self, stop: CancellationToken) -> Result<()> {
+        stop.run_until_cancelled(self.keep_looking()).await;
+        Ok(())
+    }
+
+    async fn keep_looking(&self) {
         let pause = (self.after / 10).clamp(LEAST_PAUSE, LONGEST_PAUSE);
         loop {
             for route in &self.routes {
@@ -58,7 +65,7 @@ impl Retention {
         wall.checked_add(self.clock.monotonic().since(moment)).map_or(wall, |steady| steady.min(self.clock.now()))
     }
 
-    async fn discard_old(&self, route: &Route) -> Result<u64, QueueError> {
+    async fn discard_old(&self, route: &Route) -> std::result::Result<u64, QueueError> {
         let Some(last) = self.now().checked_sub(self.after) else { return Ok(0) };
         let filter = FailureFilter { state: Some(FailedState::Parked), ..FailureFilter::default() };
         let (mut after, mut discarded) = (None, 0);

@@ -18,9 +18,8 @@ use super::recover::check_path;
 use super::request::{Reopened, Request};
 use super::shared::Shared;
 use crate::backoff::Backoff;
+use crate::folder::try_writing;
 use crate::queue::damage::QueueTrouble;
-use std::fs::File;
-use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -102,19 +101,6 @@ impl Reopening {
         })?;
         Ok(Self { stop: Some(stop), thread: Some(thread) })
     }
-}
-
-/// Makes a file in a folder, and takes it away again.
-fn try_writing(dir: &Path) -> io::Result<()> {
-    let path = dir.join("probe");
-    let written = File::create(&path).and_then(|mut file| {
-        file.write_all(b"can this be written?")?;
-        file.sync_all()
-    });
-    if path.exists() {
-        std::fs::remove_file(&path)?;
-    }
-    written
 }
 
 fn open_again(dir: &Path, options: &RocksOptions) -> Result<Reopened, OpenError> {

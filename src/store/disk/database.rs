@@ -6,12 +6,12 @@
 //! it is in the log, and read back, or not.
 
 use crate::descriptors;
+use crate::folder::try_writing;
 use crate::store::StoreError;
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode, ErrorKind, Options,
 };
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::io;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
@@ -130,7 +130,8 @@ impl Database {
     pub(super) fn mend(&self) -> Option<String> {
         let reopen = self.lock().as_ref()?.reopen;
         let folder = self.folder();
-        let mended = try_writing(folder).and_then(|()| if reopen { self.open_again() } else { Ok(()) });
+        let mended =
+            try_writing(&folder.join("incoming")).and_then(|()| if reopen { self.open_again() } else { Ok(()) });
         let mut trouble = self.lock();
         match mended {
             Ok(()) => {
@@ -167,19 +168,6 @@ impl Database {
     fn lock(&self) -> MutexGuard<'_, Option<StoreTrouble>> {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Makes a file in a folder, and takes it away again.
-fn try_writing(folder: &Path) -> io::Result<()> {
-    let path = folder.join("incoming").join("probe");
-    let written = File::create(&path).and_then(|mut file| {
-        file.write_all(b"can this be written?")?;
-        file.sync_all()
-    });
-    if path.exists() {
-        fs::remove_file(&path)?;
-    }
-    written
 }
 
 fn open_as(path: &Path, create: bool, recovery: DBRecoveryMode) -> Result<DB, rocksdb::Error> {
