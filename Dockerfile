@@ -50,9 +50,9 @@ ENV PATH=/usr/bin
 # A number, so that Kubernetes can tell that it is not root.
 USER 65532:65532
 WORKDIR /var/lib/blobferry
-# gRPC; HTTP: probes, metrics. A reference store listens at 7080 (`store --listen 0.0.0.0:7080 …`).
+# gRPC; HTTP: probes, metrics. A reference store listens at 7080 (`store --listen [::]:7080 …`).
 EXPOSE 7070 7071
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["/usr/bin/blobferry", "health"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["/usr/bin/blobferry", "health", "--any"]
 ENTRYPOINT ["/usr/bin/blobferry"]
 CMD ["serve", "--config", "/etc/blobferry/blobferry.toml"]

@@ -329,14 +329,8 @@ async fn open_overrides(config: &Config, parts: &Parts) -> Result<Arc<Overrides>
 
 /// A peer for each store that a route names, with the id that was recorded for it.
 async fn open_peers(config: &Config, parts: &Parts) -> Result<BTreeMap<String, Arc<Peer>>> {
-    let mut needs: BTreeMap<&str, Needs> = BTreeMap::new();
-    for route in config.routes.values() {
-        // Of a disabled route nothing is asked, but its stores are shown.
-        needs.entry(&route.from).or_default().read |= route.enabled;
-        needs.entry(&route.to).or_default().hold |= route.enabled && !route.receive_only;
-    }
     let mut peers = BTreeMap::new();
-    for (name, needs) in needs {
+    for (name, needs) in Needs::by_store(config) {
         let known = parts.queue.get(&store_id_key(name)).await?;
         let known = known.map(String::from_utf8).transpose();
         let known = known.with_context(|| format!("the recorded id of the store {name} cannot be read"))?;
@@ -431,13 +425,14 @@ async fn open_syncs(
 /// The configured routes, and those that left the configuration. The latter are shown while they have entries.
 fn watched_routes(config: &Config, routes: &RouteTable, workers: &[Arc<Worker>]) -> Vec<WatchedRoute> {
     let worker = |route: &Route| workers.iter().find(|worker| worker.spec().id == route.id).cloned();
-    let blocks = |name: &str| config.routes.get(name).is_some_and(|route| route.on_start == OnStart::Blocking);
+    let on_start = |name: &str| config.routes.get(name).map_or(OnStart::Off, |route| route.on_start);
     let configured = routes.all().iter().map(|route| (route, false, worker(route)));
     let orphans = routes.orphans().iter().map(|route| (route, true, None));
     let watched = configured.chain(orphans).map(|(route, orphaned, worker)| WatchedRoute {
         route: route.clone(),
         orphaned,
-        waits_for_sync: !orphaned && blocks(&route.name),
+        begins_syncs: on_start(&route.name) != OnStart::Off,
+        waits_for_sync: on_start(&route.name) == OnStart::Blocking,
         worker,
     });
     watched.collect()

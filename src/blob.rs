@@ -199,9 +199,11 @@ pub enum RefError {
         found: usize,
     },
     /// The digest has a character other than `0-9` and `a-f`.
-    #[error("a digest is written in the digits 0-9 and a-f only; character {position} of the digest is {found}")]
+    #[error(
+        "a digest is written in the digits 0-9 and the lower-case letters a-f; its character {position} is {found}"
+    )]
     NotLowercaseHex {
-        /// Where it stands in the digest, counted from 0.
+        /// Where it stands in the digest, counted from 1.
         position: usize,
         /// The character.
         found: Excerpt,
@@ -277,7 +279,7 @@ impl FromStr for BlobRef {
         let position = hex.bytes().position(|byte| DIGITS[usize::from(byte)] > 15).unwrap_or(hex.len());
         let found = hex.get(position..).and_then(|rest| rest.chars().next());
         let found = Excerpt::of(&found.unwrap_or(char::REPLACEMENT_CHARACTER).to_string());
-        Err(RefError::NotLowercaseHex { position, found })
+        Err(RefError::NotLowercaseHex { position: position + 1, found })
     }
 }
 

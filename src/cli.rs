@@ -3,8 +3,10 @@
 //! What was asked for goes to stdout, all else to stderr. Failures are one line, `blobferry: what (what to do)`, and an
 //! [`Exit`] that scripts can tell apart.
 
+mod about;
 mod adopt;
 mod blobs;
+mod config;
 mod drop;
 mod explain;
 mod failures;
@@ -16,7 +18,7 @@ mod queue;
 mod serve;
 mod status;
 mod sync;
-pub(crate) mod text;
+mod table;
 mod wait;
 pub(crate) mod walk;
 
@@ -27,6 +29,7 @@ pub(crate) use sync::watch as watch_sync;
 use crate::client::{Address, ClientError};
 use crate::demo;
 use crate::store::{PeerKind, Store as _, StoreError, StoreInfo};
+use crate::words;
 use clap::{Args, Parser, Subcommand};
 use std::fmt;
 use std::path::PathBuf;
@@ -90,8 +93,13 @@ impl CommandError {
             && peer.code == Code::Unavailable
             && peer.reason.is_none()
         {
-            return Self::new(Exit::Unreachable, format!("{url} cannot be reached: {}", text::cause(&peer.message)))
-                .hint("is a store running there? --store names another");
+            let failure =
+                Self::new(Exit::Unreachable, format!("{url} cannot be reached: {}", words::cause(&peer.message)));
+            // A question at the end is what to look at already.
+            return match peer.message.ends_with('?') {
+                true => failure,
+                false => failure.hint("is a store running there? --store names another"),
+            };
         }
         let is_remote = matches!(error, StoreError::Peer(_) | StoreError::Protocol(_));
         let failure = Self::from(error);
@@ -109,7 +117,7 @@ async fn of_replicator(address: &Address, error: ClientError) -> CommandError {
         && let Some(info) = info_of(address).await
         && info.kind != PeerKind::Replicator
     {
-        return CommandError::new(Exit::Usage, format!("{} is a store: {}", address.url(), info.version))
+        return CommandError::new(Exit::Unreachable, format!("{} is a store: {}", address.url(), info.version))
             .hint("name the replicator's address");
     }
     error.into()
@@ -133,8 +141,11 @@ async fn of_store(address: &Address, error: StoreError) -> CommandError {
 
 /// A replicator where a store is needed.
 fn no_store(address: &Address, info: &StoreInfo) -> CommandError {
-    CommandError::new(Exit::Usage, format!("{} is a replicator, which holds no blobs: {}", address.url(), info.version))
-        .hint("name the store's address with --store")
+    CommandError::new(
+        Exit::Unreachable,
+        format!("{} is a replicator, which holds no blobs: {}", address.url(), info.version),
+    )
+    .hint("name the store's address with --store")
 }
 
 async fn info_of(address: &Address) -> Option<StoreInfo> {
@@ -157,7 +168,7 @@ impl fmt::Display for CommandError {
 
 /// Foreign text made safe for a terminal, its lines kept.
 fn lines(what: &str) -> String {
-    what.lines().map(|line| text::plain(line, 2000)).collect::<Vec<_>>().join("\n")
+    what.lines().map(|line| words::plain(line, 2000)).collect::<Vec<_>>().join("\n")
 }
 
 impl From<ClientError> for CommandError {
@@ -165,6 +176,8 @@ impl From<ClientError> for CommandError {
         let (exit, todo) = match &error {
             ClientError::Address { .. } => (Exit::Usage, Some("give it as http://HOST:PORT or https://HOST:PORT")),
             ClientError::Endpoint(_) => (Exit::Usage, Some("check the address, and the file of certificates")),
+            // A question at the end is what to look at already.
+            ClientError::Unreachable { detail, .. } if detail.ends_with('?') => (Exit::Unreachable, None),
             ClientError::Unreachable { .. } => (Exit::Unreachable, Some("is it running there?")),
             ClientError::Protocol { .. } => (Exit::Failed, None),
             ClientError::Refused { error, .. } => match error.code {
@@ -175,7 +188,7 @@ impl From<ClientError> for CommandError {
                 _ => (Exit::Failed, None),
             },
         };
-        let failure = Self::new(exit, text::cause(&error.to_string()));
+        let failure = Self::new(exit, words::cause(&error.to_string()));
         todo.into_iter().fold(failure, CommandError::hint)
     }
 }
@@ -193,7 +206,7 @@ impl From<StoreError> for CommandError {
             }
             _ => (Exit::Failed, None),
         };
-        let failure = Self::new(exit, text::cause(&error.to_string()));
+        let failure = Self::new(exit, words::cause(&error.to_string()));
         todo.into_iter().fold(failure, CommandError::hint)
     }
 }
@@ -283,7 +296,14 @@ enum Command {
     Health(status::HealthArgs),
     /// Checks or prints a configuration.
     #[command(subcommand)]
-    Config(serve::ConfigCommand),
+    Config(config::ConfigCommand),
+    /// Prints the version, and what this build is made of.
+    Version(about::VersionArgs),
+    /// Prints a script that completes commands and options in a shell.
+    Completions(about::CompletionsArgs),
+    /// Writes the manual pages.
+    #[command(hide = true)]
+    Man(about::ManArgs),
 }
 
 /// Which replicator.
@@ -302,6 +322,8 @@ const REPLICATOR: &str = "http://127.0.0.1:7070";
 /// Says something else for a whole environment, such as a container in which the replicator has another port. With one
 /// underscore, it is no configuration; and no Service of Kubernetes makes a variable of this name.
 const REPLICATOR_VARIABLE: &str = "BLOBFERRY_REPLICATOR";
+/// Where a store is, unless something else is said.
+const STORE: &str = "http://127.0.0.1:7080";
 /// The same for the store.
 const STORE_VARIABLE: &str = "BLOBFERRY_STORE";
 
@@ -321,7 +343,7 @@ impl ReplicatorArg {
 #[derive(Clone, Debug, Args)]
 struct StoreArg {
     /// The store's address.
-    #[arg(long, value_name = "URL", env = STORE_VARIABLE, default_value = "http://127.0.0.1:7080")]
+    #[arg(long, value_name = "URL", env = STORE_VARIABLE, default_value = STORE)]
     store: String,
     /// Trust the certificate authorities of this PEM file in place of the system's (https only).
     #[arg(long, value_name = "FILE")]
@@ -380,7 +402,10 @@ pub async fn run(cli: Cli, stop: CancellationToken) -> Result<Exit, CommandError
         Command::Ls(args) => until(stop, blobs::ls(args)).await,
         Command::Stat(args) => until(stop, blobs::stat(args)).await,
         Command::Health(args) => until(stop, status::health(args)).await,
-        Command::Config(command) => serve::config(command),
+        Command::Config(command) => until(stop, config::config(command)).await,
+        Command::Version(args) => about::version(&args),
+        Command::Completions(args) => about::completions(&args),
+        Command::Man(args) => about::man(&args),
     }
 }
 
@@ -444,6 +469,10 @@ mod tests {
             "health --url http://x:1 --service route/a",
             "config check --config x.toml",
             "config print",
+            "config check --config x.toml --connect",
+            "version --json",
+            "completions zsh",
+            "man /tmp",
             "sync --list a_to_b --limit 5",
             "sync --cancel sync-4 --json",
             "queue export --data-dir /var/lib/blobferry -",

@@ -12,6 +12,7 @@
 mod print;
 mod read;
 mod sections;
+mod spelling;
 mod tree;
 
 use crate::backoff::{Backoff, OnMissing, Patience};
@@ -461,6 +462,12 @@ impl Config {
         }
         let config = if is_toml { sections::read(tree, &mut problems) } else { Self::default() };
         if problems.is_empty() { Ok(config) } else { Err(ConfigError { problems }) }
+    }
+
+    /// Variables that were meant as settings and are none, as they are called and as they should be: with single underscores
+    /// where a section ends. Others that begin with `BLOBFERRY_` are left alone: Kubernetes sets such ones, for services.
+    pub fn misspelt<'a>(names: impl Iterator<Item = &'a str>) -> BTreeMap<String, String> {
+        names.filter_map(|name| Some((name.to_owned(), spelling::well_spelt(name)?))).collect()
     }
 
     /// The effective configuration as TOML, every setting written out. Loading it gives the same configuration.

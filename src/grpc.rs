@@ -7,6 +7,7 @@
 //! - `connections`: [`Channels`] to one peer, and all that there is to know of its connections.
 //! - `server`: [`serve`] and [`base_routes`].
 //! - `direct`: chunks of blobs past the codec, without copying them.
+//! - `explained`: what tonic refuses by itself, with a reason.
 //! - `idle`: how long something may stand still.
 //! - `cut`: a request stream that the client cancelled is an error, never an end. Without it a cancelled upload would look
 //!   finished.
@@ -25,6 +26,7 @@ mod counted;
 mod cut;
 mod deadline;
 mod direct;
+mod explained;
 mod idle;
 mod item;
 mod pump;

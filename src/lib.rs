@@ -17,6 +17,7 @@ pub mod limits;
 pub mod metrics;
 pub mod pb;
 pub mod telemetry;
+mod words;
 // Floor 1: ports
 pub mod grpc;
 pub mod queue;

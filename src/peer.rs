@@ -12,9 +12,11 @@ pub mod state;
 
 use crate::breaker::{Pass, Phase, Reason, Transition};
 use crate::clock::{Clock, Entropy};
+use crate::config::Config;
 use crate::fault::FaultKind;
 use crate::store::{PeerKind, Store, StoreError, StoreInfo};
 use state::PeerState;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -34,8 +36,19 @@ pub struct Needs {
 }
 
 impl Needs {
+    /// What the enabled routes of a configuration need of each store that a route names.
+    pub fn by_store(config: &Config) -> BTreeMap<&str, Self> {
+        let mut needs: BTreeMap<&str, Self> = BTreeMap::new();
+        for route in config.routes.values() {
+            // Of a disabled route nothing is asked, but its stores are shown.
+            needs.entry(&route.from).or_default().read |= route.enabled;
+            needs.entry(&route.to).or_default().hold |= route.enabled && !route.receive_only;
+        }
+        needs
+    }
+
     /// What is wrong with a peer for this need.
-    fn complaint(self, info: &StoreInfo) -> Option<String> {
+    pub fn complaint(self, info: &StoreInfo) -> Option<String> {
         let kind = info.kind;
         if kind == PeerKind::Replicator {
             return Some("it is a replicator, which holds no blobs; give the address of the store itself".to_owned());

@@ -4,15 +4,21 @@
 //! [`peer_status`], [`overall`]): a state in one word, and one sentence that says what is going on and, where
 //! something is wrong, with whom, since when, and whether anything is lost by it.
 
+mod limiting;
 mod observer;
+mod overall;
+mod peer;
 mod queue;
+mod route;
 mod sentence;
 mod trend;
-mod words;
 
 pub use observer::{Observer, ObserverParts, WatchedPeer, WatchedRoute};
+pub use overall::overall;
+pub use peer::peer_status;
 pub use queue::{QueueFacts, incident_text, queue_status};
-pub use sentence::{RouteFacts, overall, peer_status, route_status, route_works};
+pub use route::{RouteConditions, RouteFacts, route_status};
+pub use sentence::{LONGEST, Sentence};
 pub use trend::{Samples, Trend};
 
 use crate::announce::{Backlog, Route};
@@ -71,7 +77,9 @@ pub struct RouteStatus {
     /// In one word.
     pub state: RouteState,
     /// In one sentence.
-    pub summary: String,
+    pub sentence: Sentence,
+    /// Whether somebody should look at it although blobs may be copied.
+    pub alarm: bool,
     /// The queue's figures.
     pub counts: RouteCounts,
     /// Entries that are still to be copied, and the lag.
@@ -116,11 +124,13 @@ pub enum RouteState {
     Copying,
     /// A full sync compares the stores.
     Syncing,
+    /// A full sync that it needs has not completed, or the last one failed: what the destination lacks is not known.
+    NeedsSync,
     /// Only parked entries are left.
     Parked,
     /// Only entries that wait for their next attempt are left.
     Retrying,
-    /// Entries wait for a peer.
+    /// A peer does not answer, or is not what it should be.
     Blocked,
     /// Entries may have been lost, and no full sync has made up for it yet.
     Degraded,
@@ -135,7 +145,8 @@ pub enum RouteState {
 }
 
 impl RouteState {
-    /// Whether a route in this state does its job: nothing waits for a peer, for another attempt, or for an operator.
+    /// Whether a route in this state does its job: nothing waits for a peer, for another attempt, or for an operator, and the
+    /// stores were compared where that was needed.
     pub const fn works(self) -> bool {
         matches!(self, Self::InSync | Self::Copying | Self::Syncing)
     }
@@ -146,6 +157,7 @@ impl RouteState {
             Self::InSync => "in sync",
             Self::Copying => "copying",
             Self::Syncing => "syncing",
+            Self::NeedsSync => "needs a full sync",
             Self::Parked => "parked",
             Self::Retrying => "retrying",
             Self::Blocked => "blocked",
@@ -173,7 +185,7 @@ pub enum LimitingFactor {
     SourceSlow,
     /// Copies mostly wait for the destination.
     DestinationSlow,
-    /// A peer's breaker is open.
+    /// A peer does not answer, or its breaker is open.
     Breaker,
     /// Copies mostly wait for the queue.
     QueueDisk,
@@ -228,7 +240,7 @@ pub struct QueueStatus {
     /// In one word.
     pub state: QueueState,
     /// In one sentence.
-    pub summary: String,
+    pub sentence: Sentence,
     /// Why announcements are refused; empty: they are not.
     pub reason: String,
     /// Entries of all routes in all states.

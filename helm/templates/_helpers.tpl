@@ -104,8 +104,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{/* The configuration file. */}}
 {{- define "blobferry.toml" -}}
 [server]
-listen = "0.0.0.0:{{ .Values.ports.grpc }}"
-http_listen = "0.0.0.0:{{ .Values.ports.http }}"
+listen = "{{ .Values.listenHost }}:{{ .Values.ports.grpc }}"
+http_listen = "{{ .Values.listenHost }}:{{ .Values.ports.http }}"
 data_dir = "/var/lib/blobferry"
 {{- include "blobferry.toml.section" (default dict .Values.config.server) }}
 {{- range $name, $store := include "blobferry.stores" . | fromYaml }}
@@ -146,6 +146,15 @@ data_dir = "/var/lib/blobferry"
 {{- else -}}
 {{- .Values.terminationGracePeriodSeconds | int64 -}}
 {{- end -}}
+{{- end -}}
+
+{{/* A size such as 10Gi, 10GiB or 500M in MiB. */}}
+{{- define "blobferry.mebibytes" -}}
+{{- $text := . | toString | replace " " "" -}}
+{{- $number := regexFind "^[0-9.]+" $text | float64 -}}
+{{- $unit := regexFind "[A-Za-z]*$" $text | lower | trimSuffix "b" -}}
+{{- $factors := dict "" 0.00000095367431640625 "k" 0.00095367431640625 "ki" 0.0009765625 "m" 0.95367431640625 "mi" 1 "g" 953.67431640625 "gi" 1024 "t" 953674.31640625 "ti" 1048576 -}}
+{{- mulf $number (get $factors $unit | default 1) -}}
 {{- end -}}
 
 {{/* What the schema cannot say: every problem at once, and what to do. */}}
@@ -190,6 +199,10 @@ data_dir = "/var/lib/blobferry"
 {{- if and .Values.persistence.existingClaim (not .Values.persistence.enabled) -}}
 {{- $problems = append $problems "persistence.existingClaim: is set while persistence.enabled is false (remove one of the two)" -}}
 {{- end -}}
+{{- $reserve := get (default dict .Values.config.queue) "reserve_bytes" | default "1GiB" -}}
+{{- if and .Values.persistence.enabled (not .Values.persistence.existingClaim) (ge (include "blobferry.mebibytes" $reserve | float64) (include "blobferry.mebibytes" .Values.persistence.size | float64)) -}}
+{{- $problems = append $problems (printf "config.queue.reserve_bytes: is %v, and the whole volume has %s, so that every announcement would be refused (lower it, or raise persistence.size)" $reserve .Values.persistence.size) -}}
+{{- end -}}
 {{- if not (regexMatch "^[0-9]+ ?(ms|s|m|min|h)$" (get (default dict .Values.config.server) "drain_timeout" | default "25s")) -}}
 {{- $problems = append $problems "config.server.drain_timeout: the grace period is made of it (write it as one whole number of ms, s, min or h, such as 25s)" -}}
 {{- end -}}
@@ -199,12 +212,12 @@ data_dir = "/var/lib/blobferry"
 {{- end -}}
 {{- range .Values.extraEnv -}}
 {{- if has .name (list "BLOBFERRY__SERVER__LISTEN" "BLOBFERRY__SERVER__HTTP_LISTEN" "BLOBFERRY__SERVER__DATA_DIR" "BLOBFERRY__SERVER__DRAIN_TIMEOUT" "BLOBFERRY_REPLICATOR") -}}
-{{- $problems = append $problems (printf "extraEnv: %s is the chart's own, since probes, the service and the volume go by it (set ports.grpc, ports.http or config.server.drain_timeout)" .name) -}}
+{{- $problems = append $problems (printf "extraEnv: %s is the chart's own, since probes, the service and the volume go by it (set ports.grpc, ports.http, listenHost or config.server.drain_timeout)" .name) -}}
 {{- end -}}
 {{- end -}}
 {{- range .Values.extraArgs -}}
 {{- if regexMatch "server\\.(listen|http_listen|data_dir|drain_timeout)=" . -}}
-{{- $problems = append $problems (printf "extraArgs: %s is the chart's own, since probes, the service and the volume go by it (set ports.grpc, ports.http or config.server.drain_timeout)" .) -}}
+{{- $problems = append $problems (printf "extraArgs: %s is the chart's own, since probes, the service and the volume go by it (set ports.grpc, ports.http, listenHost or config.server.drain_timeout)" .) -}}
 {{- end -}}
 {{- end -}}
 {{- if $problems -}}

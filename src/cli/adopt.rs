@@ -1,10 +1,11 @@
 //! `blobferry adopt`: another store in the place of a known one.
 
 use super::limits::ByArg;
-use super::{CommandError, Exit, ReplicatorArg, of_replicator, output, text};
+use super::{CommandError, Exit, ReplicatorArg, of_replicator, output};
 use crate::client::Replicator;
 use crate::pb::Encoder;
 use crate::pb::v1;
+use crate::words;
 use clap::Args;
 
 /// Arguments of `adopt`.
@@ -47,7 +48,7 @@ pub(super) async fn adopt(args: AdoptArgs) -> Result<Exit, CommandError> {
 
 fn said(answer: &v1::AdoptStoreResponse, at: &str) -> String {
     let [store, id, previous] =
-        [&answer.store, &answer.store_id, &answer.previous_store_id].map(|t| text::plain(t, 200));
+        [&answer.store, &answer.store_id, &answer.previous_store_id].map(|t| words::plain(t, 200));
     if !answer.changed {
         return format!("{store} is {id}, as was known");
     }

@@ -1,11 +1,12 @@
 //! `blobferry get`, `ls` and `stat`: a store, read.
 
 use super::progress::to_stderr;
-use super::{CommandError, Exit, StoreArg, of_store, output, text};
+use super::{CommandError, Exit, StoreArg, of_store, output};
 use crate::blob::{BlobMeta, BlobRef, Verifier};
 use crate::pb::Encoder;
 use crate::pb::v1;
 use crate::store::{ByteRange, ByteStream, EnumerateRange, Store, StoreError};
+use crate::words;
 use bytes::Bytes;
 use clap::Args;
 use futures::stream::StreamExt as _;
@@ -166,7 +167,7 @@ pub(super) async fn ls(args: LsArgs) -> Result<Exit, CommandError> {
         output::write(text.as_bytes())?;
         last = page.blobs.last().map(|meta| meta.blob).or(last);
         for (function, blobs) in &page.unknown {
-            let what = text::counted(*blobs, "ref");
+            let what = words::several(*blobs, "ref");
             to_stderr(&format!("blobferry: {what} of the unknown function {function} left out"));
         }
         if let Some(end) = page.end {

@@ -1,10 +1,11 @@
 //! `blobferry drop`: the end of a route that left the configuration.
 
 use super::limits::ByArg;
-use super::{CommandError, Exit, ReplicatorArg, of_replicator, output, text};
+use super::{CommandError, Exit, ReplicatorArg, of_replicator, output};
 use crate::client::Replicator;
 use crate::pb::Encoder;
 use crate::pb::v1;
+use crate::words;
 use clap::Args;
 
 /// Arguments of `drop`.
@@ -65,12 +66,12 @@ pub(super) async fn drop_route(args: DropArgs) -> Result<Exit, CommandError> {
 }
 
 fn said(answer: &v1::DropRouteResponse, count_only: bool) -> String {
-    let route = text::plain(&answer.route, 200);
-    let entries = |number: u64| format!("{} {}", text::count(number), if number == 1 { "entry" } else { "entries" });
+    let route = words::plain(&answer.route, 200);
+    let entries = |number: u64| format!("{} {}", words::number(number), if number == 1 { "entry" } else { "entries" });
     if count_only {
         return format!("{route} has {}", entries(answer.remaining_entries()));
     }
-    let bytes = text::bytes(answer.dropped_bytes());
+    let bytes = words::bytes(answer.dropped_bytes());
     let left = match answer.remaining_entries() {
         0 => String::new(),
         left => format!(", {} left", entries(left)),

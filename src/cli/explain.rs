@@ -1,10 +1,11 @@
 //! `blobferry explain`: one blob's story.
 
 use super::failures::{cause_name, moment};
-use super::{CommandError, Exit, ReplicatorArg, of_replicator, output, text};
+use super::{CommandError, Exit, ReplicatorArg, of_replicator, output};
 use crate::client::Replicator;
 use crate::pb::Encoder;
 use crate::pb::v1;
+use crate::words;
 use clap::Args;
 
 /// The longest sentence that is shown, in characters.
@@ -51,9 +52,9 @@ pub(super) async fn explain(args: ExplainArgs) -> Result<Exit, CommandError> {
 }
 
 fn render(answer: &v1::ExplainBlobResponse) -> String {
-    let mut shown = format!("{}: {}\n", text::plain(&answer.r#ref, 200), text::plain(&answer.summary, SENTENCE));
+    let mut shown = format!("{}: {}\n", words::plain(&answer.r#ref, 200), words::plain(&answer.summary, SENTENCE));
     for route in &answer.routes {
-        shown += &format!("\n{}\n", text::plain(&route.summary, SENTENCE));
+        shown += &format!("\n{}\n", words::plain(&route.summary, SENTENCE));
         let mut line = |name: &str, what: String| shown += &format!("  {name:<12} {what}\n");
         if let Some(entry) = &route.entry {
             lines_of(entry, &mut line);
@@ -66,19 +67,27 @@ fn render(answer: &v1::ExplainBlobResponse) -> String {
                 v1::CompletionKind::DiscardedByConfiguration => "discarded as configured",
                 v1::CompletionKind::Unspecified => "ended",
             };
-            let size = completion.size_bytes.map(|size| format!(", {}", text::bytes(size))).unwrap_or_default();
+            let size = completion.size_bytes.map(|size| format!(", {}", words::bytes(size))).unwrap_or_default();
             let at = completion.time.as_ref().map(moment).unwrap_or_default();
             let again = if route.entry.is_some() { ", and queued again since" } else { "" };
             line("last ended", format!("{at}, {what}{size}{again}"));
         }
+        let last = route.entry.as_ref().and_then(|entry| entry.last_fault.as_ref());
         for (store, held) in [(&route.from, &route.at_source), (&route.to, &route.at_destination)] {
             let Some(held) = held else { continue };
-            let what = match held.holding() {
-                v1::Holding::Yes => format!("holds it, {}", text::bytes(held.size_bytes())),
-                v1::Holding::No => "does not hold it".to_owned(),
-                v1::Holding::Unspecified => format!("unknown: {}", text::plain(&held.note, SENTENCE)),
+            let is_corrupt = |fault: &&v1::Fault| {
+                fault.kind() == v1::FaultKind::SourceBytesCorrupt && fault.peer == *store && *store == route.from
             };
-            line(&text::plain(store, 40), what);
+            let corrupt = last.filter(is_corrupt).and_then(|fault| fault.time.as_ref());
+            let corrupt = corrupt.map(|time| format!(", but its bytes were corrupt at {}", moment(time)));
+            let what = match held.holding() {
+                v1::Holding::Yes => {
+                    format!("holds it, {}{}", words::bytes(held.size_bytes()), corrupt.unwrap_or_default())
+                }
+                v1::Holding::No => "does not hold it".to_owned(),
+                v1::Holding::Unspecified => format!("unknown: {}", words::plain(&held.note, SENTENCE)),
+            };
+            line(&words::plain(store, 40), what);
         }
     }
     shown
@@ -89,34 +98,34 @@ fn lines_of(entry: &v1::BlobEntry, line: &mut impl FnMut(&str, String)) {
         v1::Lane::Backfill => "backfill, found by a full sync",
         v1::Lane::Fresh | v1::Lane::Unspecified => "fresh, announced",
     };
-    let size = entry.size_bytes.map(|size| format!(", {}", text::bytes(size))).unwrap_or_default();
+    let size = entry.size_bytes.map(|size| format!(", {}", words::bytes(size))).unwrap_or_default();
     let repair = if entry.repair { ", to replace wrong bytes" } else { "" };
     let queued = entry.enqueue_time.as_ref().map(moment).unwrap_or_default();
     line("queued", format!("{queued}, {lane}{size}{repair}"));
     if !entry.traceparent.is_empty() {
-        line("trace", text::plain(&entry.traceparent, 100));
+        line("trace", words::plain(&entry.traceparent, 100));
     }
-    let visited: Vec<String> = entry.visited_stores.iter().map(|store| text::plain(store, 40)).collect();
+    let visited: Vec<String> = entry.visited_stores.iter().map(|store| words::plain(store, 40)).collect();
     if visited.len() > 1 {
         line("came through", visited.join(", "));
     }
     if let Some(fault) = &entry.last_fault {
         let first = entry.first_failure_time.as_ref().map(moment).unwrap_or_default();
         let last = fault.time.as_ref().map(moment).unwrap_or_default();
-        let at = if fault.peer.is_empty() { String::new() } else { format!(" at {}", text::plain(&fault.peer, 40)) };
+        let at = if fault.peer.is_empty() { String::new() } else { format!(" at {}", words::plain(&fault.peer, 40)) };
         let times = match entry.failures() {
             1 => format!("once, {last}"),
-            times => format!("{} times, first {first}, last {last}", text::count(times)),
+            times => format!("{} times, first {first}, last {last}", words::number(times)),
         };
-        let attempts = text::counted(u64::from(entry.attempts()), "attempt");
+        let attempts = words::several(u64::from(entry.attempts()), "attempt");
         line("failed", format!("{times}; {attempts} since it was announced or revived"));
-        line("", format!("{}{at}: {}", cause_name(fault), text::plain(&fault.message, SENTENCE)));
+        line("", format!("{}{at}: {}", cause_name(fault), words::plain(&fault.message, SENTENCE)));
     }
     if let Some(due) = &entry.due_time {
         line("next attempt", moment(due));
     }
     if !entry.full_sync_ids.is_empty() {
-        let syncs: Vec<String> = entry.full_sync_ids.iter().map(|id| text::plain(id, 40)).collect();
+        let syncs: Vec<String> = entry.full_sync_ids.iter().map(|id| words::plain(id, 40)).collect();
         line("awaited by", syncs.join(", "));
     }
 }

@@ -1,10 +1,12 @@
 //! `blobferry failures`: what failed and is still queued.
 
-use super::{CommandError, Exit, ReplicatorArg, output, text};
+use super::table::Table;
+use super::{CommandError, Exit, ReplicatorArg, output};
 use crate::client::Replicator;
 use crate::fault::FaultKind;
 use crate::pb::Encoder;
 use crate::pb::v1;
+use crate::words;
 use clap::{Args, Subcommand, ValueEnum};
 
 /// The longest message of a failure that is shown on a line, in characters.
@@ -181,15 +183,15 @@ fn page_size(wanted: usize) -> u32 {
 
 fn render(answer: &v1::ListFailuresResponse) -> String {
     let (retrying, parked) = (answer.retrying_entries(), answer.parked_entries());
-    let mut shown = format!("{} retrying, {} parked\n", text::count(retrying), text::count(parked));
+    let mut shown = format!("{} retrying, {} parked\n", words::number(retrying), words::number(parked));
     for group in &answer.groups {
         let since = group.first_time.as_ref().map(|time| format!(" since {}", moment(time))).unwrap_or_default();
         let parked = match group.parked_entries() {
             0 => String::new(),
-            parked => format!(", {} parked", text::count(parked)),
+            parked => format!(", {} parked", words::number(parked)),
         };
-        let message = group.cause.as_ref().map(|cause| text::plain(&cause.message, MESSAGE)).unwrap_or_default();
-        shown += &format!("  {}{since}{parked}: {message}\n", text::plain(&group.summary, MESSAGE));
+        let message = group.cause.as_ref().map(|cause| words::plain(&cause.message, MESSAGE)).unwrap_or_default();
+        shown += &format!("  {}{since}{parked}: {message}\n", words::plain(&group.summary, MESSAGE));
     }
     if !answer.groups_complete {
         shown += "  and more causes may be behind these: only the first 10,000 or so were grouped\n";
@@ -197,7 +199,7 @@ fn render(answer: &v1::ListFailuresResponse) -> String {
     if answer.failures.is_empty() {
         return shown;
     }
-    let mut table = text::Table::new(&["REF", "STATE", "LANE", "CAUSE", "PEER", "DUE", "ATTEMPTS", "FAILURES"], 6);
+    let mut table = Table::new(&["REF", "STATE", "LANE", "CAUSE", "PEER", "DUE", "ATTEMPTS", "FAILURES"], 6);
     for entry in &answer.failures {
         let cause = entry.cause.clone().unwrap_or_default();
         let state = match entry.state() {
@@ -211,14 +213,14 @@ fn render(answer: &v1::ListFailuresResponse) -> String {
             v1::Lane::Unspecified => "",
         };
         table.row(vec![
-            text::plain(&entry.r#ref, 200),
+            words::plain(&entry.r#ref, 200),
             state.to_owned(),
             lane.to_owned(),
             cause_name(&cause),
-            text::plain(&cause.peer, 40),
+            words::plain(&cause.peer, 40),
             entry.due_time.as_ref().map(moment).unwrap_or_default(),
-            text::count(entry.attempts().into()),
-            text::count(entry.failures()),
+            words::number(entry.attempts().into()),
+            words::number(entry.failures()),
         ]);
     }
     shown += "\n";
@@ -232,7 +234,7 @@ fn render(answer: &v1::ListFailuresResponse) -> String {
 pub(super) fn cause_name(cause: &v1::Fault) -> String {
     let kind = u8::try_from(cause.kind).ok().and_then(FaultKind::from_number);
     let name = kind.map_or("unknown", FaultKind::as_str);
-    if cause.code.is_empty() { name.to_owned() } else { format!("{name} {}", text::plain(&cause.code, 40)) }
+    if cause.code.is_empty() { name.to_owned() } else { format!("{name} {}", words::plain(&cause.code, 40)) }
 }
 
 /// A time to the second, in UTC.
@@ -274,7 +276,7 @@ async fn retry(args: Selected) -> Result<Exit, CommandError> {
         next_page_token: String::new(),
     };
     let json = args.json.then(|| Encoder::new()?.encode("RetryFailuresResponse", &total)).transpose()?;
-    tell(&args, json, matched, &format!("{} due now", text::count(changed)))
+    tell(&args, json, matched, &format!("{} due now", words::number(changed)))
 }
 
 async fn discard(args: Selected) -> Result<Exit, CommandError> {
@@ -301,14 +303,14 @@ async fn discard(args: Selected) -> Result<Exit, CommandError> {
         next_page_token: String::new(),
     };
     let json = args.json.then(|| Encoder::new()?.encode("DiscardFailuresResponse", &total)).transpose()?;
-    tell(&args, json, matched, &format!("{} discarded", text::count(changed)))
+    tell(&args, json, matched, &format!("{} discarded", words::number(changed)))
 }
 
 /// Says what was done, and whether there was anything to do.
 fn tell(args: &Selected, json: Option<serde_json::Value>, matched: u64, done: &str) -> Result<Exit, CommandError> {
     let matches = match matched {
         1 => "1 entry matches".to_owned(),
-        _ => format!("{} entries match", text::count(matched)),
+        _ => format!("{} entries match", words::number(matched)),
     };
     match json {
         Some(json) => output::line(&format!("{json:#}"))?,

@@ -1,10 +1,11 @@
 //! `blobferry pause`, `resume` and `limits`: what a route may use, by an operator's word.
 
 use super::failures::moment;
-use super::{CommandError, Exit, ReplicatorArg, of_replicator, output, text};
+use super::{CommandError, Exit, ReplicatorArg, of_replicator, output};
 use crate::client::Replicator;
 use crate::pb::Encoder;
 use crate::pb::{self, v1};
+use crate::words;
 use clap::{Args, ValueEnum};
 use std::time::{Duration, SystemTime};
 
@@ -24,13 +25,25 @@ impl ByArg {
         self.by.unwrap_or_else(|| {
             let user = ["USER", "LOGNAME"].into_iter().find_map(|name| std::env::var(name).ok());
             let user = user.filter(|user| !user.is_empty());
-            let user = user.unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()));
+            let user = user.unwrap_or_else(|| user_of(rustix::process::getuid().as_raw()));
             // Where there is no such file, the user alone must do.
             let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
             let host = host.trim();
             if host.is_empty() { user } else { format!("{user}@{host}") }
         })
     }
+}
+
+/// The name of a user, as the system's list has it.
+fn user_of(uid: u32) -> String {
+    let number = uid.to_string();
+    // Each line is name:password:uid:…
+    let list = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let name = list.lines().map(|line| line.split(':')).find_map(|mut columns| {
+        let name = columns.next()?;
+        (columns.nth(1)? == number).then(|| name.to_owned())
+    });
+    name.unwrap_or_else(|| format!("uid {uid}"))
 }
 
 /// Why, and until when.
@@ -126,7 +139,7 @@ pub(super) struct LimitsArgs {
     /// The route; may be left out where there is only one.
     route: Option<String>,
     /// Copy so many blobs at a time, 1 to 1024.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = workers)]
     workers: Option<u32>,
     /// Copy so many bytes in a second, such as 50MiB; none for no limit.
     #[arg(long, value_name = "SIZE", value_parser = bytes_rate)]
@@ -146,6 +159,11 @@ pub(super) struct LimitsArgs {
     json: bool,
     #[command(flatten)]
     replicator: ReplicatorArg,
+}
+
+fn workers(given: &str) -> Result<u32, String> {
+    let number = given.parse().ok().filter(|number| (1..=1024).contains(number));
+    number.ok_or_else(|| "1 to 1024 copies may run at a time; to copy nothing, use blobferry pause".to_owned())
 }
 
 /// A size, or 0 for no limit.
@@ -186,9 +204,9 @@ pub(super) async fn pause(args: PauseArgs) -> Result<Exit, CommandError> {
     }
     let in_flight = match answer.copies_in_flight() {
         0 => String::new(),
-        copies => format!(", {} in flight will be finished", text::counted(copies, "blob")),
+        copies => format!(", {} in flight will be finished", words::several(copies, "blob")),
     };
-    let waiting = text::counted(answer.backlog_entries(), "blob");
+    let waiting = words::several(answer.backlog_entries(), "blob");
     output::line(&format!("paused {}: {waiting} waiting{in_flight}", name(&answer.route)))?;
     output::write(render(&answer.route, &answer.limits.unwrap_or_default()).as_bytes())?;
     Ok(Exit::Ok)
@@ -291,7 +309,7 @@ fn render(route: &str, limits: &v1::RouteLimits) -> String {
     let paused = if limits.paused() { "; paused" } else { "" };
     let mut shown = format!("{}: {}{paused}\n", name(route), sum(settings_of(limits)));
     for one in &limits.overrides {
-        shown += &format!("  {}\n", override_line(one));
+        shown += &format!("  {}\n", override_line(limits, one));
     }
     if let Some(configured) = limits.configured
         && configured != settings_of(limits)
@@ -302,11 +320,19 @@ fn render(route: &str, limits: &v1::RouteLimits) -> String {
 }
 
 /// What was overridden by whom, when, until when and why.
-pub(super) fn override_line(one: &v1::LimitOverride) -> String {
+pub(super) fn override_line(limits: &v1::RouteLimits, one: &v1::LimitOverride) -> String {
+    let value = match one.setting.as_str() {
+        "workers" => format!(" = {}", limits.workers()),
+        "bytes_per_second" => format!(" = {}", limits.bytes_per_second.map_or("none".to_owned(), words::bytes)),
+        "blobs_per_second" => {
+            format!(" = {}", limits.blobs_per_second.map_or("none".to_owned(), |rate| rate.to_string()))
+        }
+        _ => String::new(),
+    };
     let when = one.set_time.as_ref().map(|time| format!(" at {}", moment(time))).unwrap_or_default();
     let until = one.expire_time.as_ref().map(|time| format!(", until {}", moment(time))).unwrap_or_default();
-    let why = if one.reason.is_empty() { String::new() } else { format!(": {}", text::plain(&one.reason, LONGEST)) };
-    format!("{} set by {}{when}{until}{why}", name(&one.setting), name(&one.set_by))
+    let why = if one.reason.is_empty() { String::new() } else { format!(": {}", words::plain(&one.reason, LONGEST)) };
+    format!("{}{value} set by {}{when}{until}{why}", name(&one.setting), name(&one.set_by))
 }
 
 fn settings_of(limits: &v1::RouteLimits) -> v1::LimitSettings {
@@ -318,9 +344,9 @@ fn settings_of(limits: &v1::RouteLimits) -> v1::LimitSettings {
 }
 
 fn sum(limits: v1::LimitSettings) -> String {
-    let mut shown = text::counted(limits.workers().into(), "worker");
+    let mut shown = words::several(limits.workers().into(), "worker");
     match limits.bytes_per_second {
-        Some(rate) => shown += &format!(", {}/s", text::bytes(rate)),
+        Some(rate) => shown += &format!(", {}/s", words::bytes(rate)),
         None => shown += ", any number of bytes/s",
     }
     match limits.blobs_per_second {
@@ -332,7 +358,7 @@ fn sum(limits: v1::LimitSettings) -> String {
 
 /// A name from the replicator, safe for a terminal.
 fn name(given: &str) -> String {
-    text::plain(given, LONGEST)
+    words::plain(given, LONGEST)
 }
 
 #[cfg(test)]
@@ -362,7 +388,7 @@ mod tests {
         assert_eq!(
             render("a_to_b", &limits),
             "a_to_b: 1 worker, any number of bytes/s, 0.5 blobs/s; paused\n  \
-             workers set by eve  at 2026-01-01T00:00:00Z, until 2026-01-01T01:00:00Z: night\n  \
+             workers = 1 set by eve  at 2026-01-01T00:00:00Z, until 2026-01-01T01:00:00Z: night\n  \
              configured: 32 workers, 1.00 MiB/s, any number of blobs/s\n"
         );
         limits = v1::RouteLimits { workers: Some(32), configured: None, ..v1::RouteLimits::default() };

@@ -1,7 +1,7 @@
 //! How far something is: bars on a terminal, else a plain line every ten seconds. Always on stderr, so that stdout stays
 //! what was asked for.
 
-use super::text;
+use crate::words;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, Write as _};
 use std::time::{Duration, Instant};
@@ -103,9 +103,9 @@ impl Drop for ProgressLine {
 }
 
 fn plain_line(label: &str, done: u64, total: Option<u64>, note: &str) -> String {
-    let done_text = text::count(done);
+    let done_text = words::number(done);
     let (amount, joint) = match total {
-        Some(total) => (format!("{done_text} of {} ({})", text::count(total), text::percent(done, total)), ", "),
+        Some(total) => (format!("{done_text} of {} ({})", words::number(total), words::percent(done, total)), ", "),
         None => (done_text, " "),
     };
     if note.is_empty() { format!("{label}: {amount}") } else { format!("{label}: {amount}{joint}{note}") }

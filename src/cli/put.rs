@@ -1,13 +1,14 @@
 //! `blobferry put`.
 
 use super::progress::{ProgressBoard, to_stderr};
-use super::{CommandError, Exit, StoreArg, of_replicator, output, text, walk};
+use super::{CommandError, Exit, StoreArg, of_replicator, output, walk};
 use crate::blob::{BlobMeta, DigestFunction};
 use crate::client::announcer::{AnnounceEvent, AnnounceSummary, announce};
 use crate::client::upload::{UploadCause, UploadError, UploadPlan, Uploaded, upload_all};
 use crate::client::{Address, ClientError, Replicator};
 use crate::clock::Entropy;
 use crate::store::{PeerKind, Store as _};
+use crate::words;
 use clap::Args;
 use futures::stream::StreamExt as _;
 use std::cell::Cell;
@@ -101,11 +102,11 @@ fn interrupted(done: &PutDone, announces: bool) -> String {
     let files = done.files.load(Ordering::Relaxed);
     let is = if files == 1 { "is" } else { "are" };
     let announced = if announces {
-        format!(", {} announced", text::count(done.announced.load(Ordering::Relaxed)))
+        format!(", {} announced", words::number(done.announced.load(Ordering::Relaxed)))
     } else {
         String::new()
     };
-    let files = text::counted(files, "file");
+    let files = words::several(files, "file");
     format!("interrupted: {files} {is} in the store{announced}; run it again, nothing is sent twice")
 }
 
@@ -144,8 +145,8 @@ async fn put_all(args: PutArgs, done: &Arc<PutDone>) -> Result<Exit, CommandErro
                     match event {
                         AnnounceEvent::Accepted(blobs) => drop(done.announced.fetch_add(blobs, Ordering::Relaxed)),
                         AnnounceEvent::Retrying(error, delay) => {
-                            let cause = text::cause(&error.to_string());
-                            told.say(&format!("blobferry: {cause} (trying again in {})", text::span(delay)));
+                            let cause = words::cause(&error.to_string());
+                            told.say(&format!("blobferry: {cause} (trying again in {})", words::span(delay)));
                         }
                     }
                 }));
@@ -183,7 +184,7 @@ async fn put_all(args: PutArgs, done: &Arc<PutDone>) -> Result<Exit, CommandErro
             }
         }
         line.update(tally.files, None, || {
-            format!("{}, {}", text::noun_of(tally.files, "file"), text::bytes(tally.bytes))
+            format!("{}, {}", words::noun_of(tally.files, "file"), words::bytes(tally.bytes))
         });
     }
     line.clear();
@@ -204,7 +205,7 @@ async fn put_all(args: PutArgs, done: &Arc<PutDone>) -> Result<Exit, CommandErro
     if let Some(announced) = &announced
         && let Some(refusal) = &announced.first_refusal
     {
-        let refused = text::counted(announced.refused, "blob");
+        let refused = words::several(announced.refused, "blob");
         to_stderr(&format!("blobferry: the replicator refused {refused}, such as {refusal}"));
     }
     to_stderr(&tally.summary(announced.as_ref(), began.elapsed()));
@@ -282,20 +283,20 @@ impl PutTally {
     fn summary(&self, announced: Option<&AnnounceSummary>, took: std::time::Duration) -> String {
         let mut summary = format!(
             "{}, {} in {}; sent {}, {}",
-            text::counted(self.files, "file"),
-            text::bytes(self.bytes),
-            text::span(took),
-            text::count(self.sent_files),
-            text::bytes(self.sent_bytes),
+            words::several(self.files, "file"),
+            words::bytes(self.bytes),
+            words::span(took),
+            words::number(self.sent_files),
+            words::bytes(self.sent_bytes),
         );
         if let Some(announced) = announced {
-            summary.push_str(&format!("; announced {}", text::count(announced.accepted)));
+            summary.push_str(&format!("; announced {}", words::number(announced.accepted)));
         }
         if self.failed > 0 {
-            summary.push_str(&format!("; {} failed", text::count(self.failed)));
+            summary.push_str(&format!("; {} failed", words::number(self.failed)));
         }
         if self.links > 0 {
-            summary.push_str(&format!("; {} not followed", text::counted(self.links, "symbolic link")));
+            summary.push_str(&format!("; {} not followed", words::several(self.links, "symbolic link")));
         }
         summary
     }

@@ -1,9 +1,10 @@
 //! `blobferry queue`: a queue as a file. Offline: the folder must not be in use.
 
 use super::progress::ProgressBoard;
-use super::{CommandError, Exit, output, text};
+use super::{CommandError, Exit, output};
 use crate::clock::{Clock as _, SystemClock};
 use crate::queue::rocks::{OpenError, RocksOptions, TransferCounts, TransferError, export, import};
+use crate::words;
 use clap::{Args, Subcommand};
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
@@ -123,12 +124,12 @@ fn is_standard(file: &Path) -> bool {
 fn summary(done: &TransferCounts) -> String {
     format!(
         "{}, {}, {}",
-        text::counted(done.routes, "route"),
+        words::several(done.routes, "route"),
         match done.entries {
             1 => "1 entry".to_owned(),
-            many => format!("{} entries", text::count(many)),
+            many => format!("{} entries", words::number(many)),
         },
-        text::counted(done.rows, "row")
+        words::several(done.rows, "row")
     )
 }
 

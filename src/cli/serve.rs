@@ -1,5 +1,6 @@
-//! The commands that run a server, and those about configuration and conformance.
+//! The commands that run a server, and `blobferry conformance`.
 
+use super::config::{ConfigArg, check_routes, misspelt};
 use super::progress::to_stderr;
 use super::{CommandError, Exit, StoreArg, no_store, output};
 use crate::app::store::{DataUrl, StoreApp};
@@ -12,68 +13,12 @@ use crate::queue::damage::QueueTrouble;
 use crate::store::conformance::{self, RuleOutcome};
 use crate::store::{PeerKind, Store as _};
 use crate::telemetry::{self, LogGuard, Traces};
-use clap::{Args, Subcommand};
+use clap::Args;
 use http::Uri;
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-
-/// A configuration: a file, under the environment, under `--set`.
-#[derive(Debug, Args)]
-pub(super) struct ConfigArg {
-    /// The configuration file (TOML). Without it: defaults, environment and --set alone.
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Set one key over file and environment; may be repeated.
-    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
-    overrides: Vec<(String, String)>,
-}
-
-fn key_value(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err("write it as key=value, such as log.level=debug".to_owned()),
-    }
-}
-
-impl ConfigArg {
-    fn load(&self) -> Result<Config, CommandError> {
-        let file = match &self.config {
-            None => None,
-            Some(path) => Some((path.display().to_string(), read(path)?)),
-        };
-        let file = file.as_ref().map(|(name, text)| (name.as_str(), text.as_str()));
-        // A variable that is no text cannot be one of ours.
-        let env =
-            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-        Config::load(file, env, &self.overrides).map_err(|error| {
-            let count = super::text::counted(error.problems.len() as u64, "problem");
-            // Each problem says where it stands: in the file, in a variable, or in a --set.
-            CommandError::new(Exit::Usage, format!("the configuration has {count}\n{error}\n"))
-                .hint("mend what is named, then run blobferry config check")
-        })
-    }
-}
-
-/// Fails where there is nothing to do at all, which nobody means.
-fn check_routes(config: &Config, arg: &ConfigArg) -> Result<(), CommandError> {
-    if !config.routes.is_empty() {
-        return Ok(());
-    }
-    let todo = match &arg.config {
-        None => "name a file with --config, or set BLOBFERRY__ROUTES__NAME__FROM and __TO".to_owned(),
-        Some(path) => format!("give {} a [routes.NAME] with from and to", path.display()),
-    };
-    Err(CommandError::new(Exit::Usage, "no route is configured").hint(todo))
-}
-
-fn read(path: &Path) -> Result<String, CommandError> {
-    std::fs::read_to_string(path).map_err(|error| {
-        CommandError::new(Exit::Usage, format!("{} cannot be read: {error}", path.display())).hint("check --config")
-    })
-}
 
 /// Arguments of `serve`.
 #[derive(Debug, Args)]
@@ -145,42 +90,11 @@ pub(super) struct ConformanceArgs {
     store: StoreArg,
 }
 
-/// The commands about configuration.
-#[derive(Debug, Subcommand)]
-pub(super) enum ConfigCommand {
-    /// Reports every problem of a configuration at once.
-    #[command(after_help = "Examples:
-  blobferry config check --config blobferry.toml
-
-Exit codes: 0 it is fine; 2 it has problems, one per line on stderr, or no route.")]
-    Check(ConfigArg),
-    /// Prints the configuration that is in force: file, environment and --set over the defaults.
-    #[command(after_help = "Examples:
-  blobferry config print --config blobferry.toml
-  blobferry config print > all-defaults.toml
-
-Exit codes: 0 printed; 2 it has problems, one per line on stderr.")]
-    Print(ConfigArg),
-}
-
-pub(super) fn config(command: ConfigCommand) -> Result<Exit, CommandError> {
-    match command {
-        ConfigCommand::Check(arg) => {
-            let config = arg.load()?;
-            check_routes(&config, &arg)?;
-            let plural = |number: usize, noun: &str| super::text::counted(number as u64, noun);
-            let (stores, routes) = (plural(config.stores.len(), "store"), plural(config.routes.len(), "route"));
-            output::line(&format!("the configuration is fine: {stores}, {routes}"))?;
-        }
-        ConfigCommand::Print(arg) => output::write(arg.load()?.to_toml().as_bytes())?,
-    }
-    Ok(Exit::Ok)
-}
-
 pub(super) async fn serve(args: ServeArgs, stop: CancellationToken) -> Result<Exit, CommandError> {
     let mut config = args.config.load()?;
     check_routes(&config, &args.config)?;
     let _log = logging(&config.log)?;
+    misspelt().iter().for_each(|warning| tracing::warn!("{warning}"));
     config.server.max_connections = descriptors::raise(config.server.max_connections, config.stores.len());
     let traces = trace(&config.tracing, "blobferry")?;
     let ended = replicate(&config, &traces, stop).await;
@@ -274,11 +188,25 @@ fn tell(said: &str) {
 }
 
 /// Listens, and tells where. The first line on stdout then says it, for people and scripts that asked for port 0.
+/// Listens. At `[::]` IPv4 is served too, and alone where the machine has no IPv6.
 async fn bind(address: SocketAddr, todo: &str) -> Result<(TcpListener, SocketAddr), CommandError> {
     let failed = |error| CommandError::new(Exit::Failed, format!("cannot listen on {address}: {error}")).hint(todo);
-    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let listener = match TcpListener::bind(address).await {
+        Err(error) if address.ip() == Ipv6Addr::UNSPECIFIED && has_no_ipv6(&error) => {
+            tracing::warn!(%error, "this machine has no IPv6: listening at 0.0.0.0 in place of [::]");
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        bound => bound,
+    };
+    let listener = listener.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     Ok((listener, address))
+}
+
+fn has_no_ipv6(error: &std::io::Error) -> bool {
+    use rustix::io::Errno;
+    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(errno, Some(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL))
 }
 
 fn failed(error: anyhow::Error) -> CommandError {
@@ -312,45 +240,4 @@ pub(super) async fn conform(args: ConformanceArgs) -> Result<Exit, CommandError>
     let passed = count(|outcome| matches!(outcome, RuleOutcome::Passed));
     to_stderr(&format!("{}: {passed} passed, {failed} failed, {skipped} skipped", address.url()));
     Ok(if failed == 0 { Exit::Ok } else { Exit::Failed })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{ConfigArg, check_routes, key_value};
-    use crate::cli::Exit;
-
-    #[test]
-    fn settings_are_split_at_the_first_equals_sign() {
-        assert_eq!(key_value("a.b=c=d"), Ok(("a.b".to_owned(), "c=d".to_owned())));
-        assert_eq!(key_value("a="), Ok(("a".to_owned(), String::new())));
-        assert!(key_value("a").is_err() && key_value("=b").is_err());
-    }
-
-    #[test]
-    fn every_problem_is_told_and_the_exit_code_is_that_of_a_usage_error() {
-        let set = |key: &str| (key.to_owned(), "x".to_owned());
-        let arg = ConfigArg { config: None, overrides: vec![set("no.such"), set("server.listen")] };
-        let failure = arg.load().unwrap_err();
-        assert_eq!(failure.exit, Exit::Usage);
-        let said = failure.to_string();
-        assert!(said.contains("server.listen") && said.contains("no"), "{said}");
-        let missing = ConfigArg { config: Some("/no/such/file".into()), overrides: Vec::new() };
-        assert_eq!(missing.load().unwrap_err().exit, Exit::Usage);
-    }
-
-    #[test]
-    fn a_configuration_without_a_route_is_refused() {
-        let set = |key: &str, value: &str| (key.to_owned(), value.to_owned());
-        let mut arg = ConfigArg { config: None, overrides: Vec::new() };
-        let failure = check_routes(&arg.load().unwrap(), &arg).unwrap_err();
-        assert_eq!(failure.exit, Exit::Usage);
-        assert!(failure.to_string().starts_with("no route is configured (name a file with --config, "), "{failure}");
-        arg.overrides = vec![
-            set("stores.a.endpoint", "http://a:1"),
-            set("stores.b.endpoint", "http://b:1"),
-            set("routes.r.from", "a"),
-            set("routes.r.to", "b"),
-        ];
-        assert!(check_routes(&arg.load().unwrap(), &arg).is_ok());
-    }
 }

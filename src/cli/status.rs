@@ -3,7 +3,7 @@
 mod render;
 
 use super::progress::to_stderr;
-use super::{CommandError, Exit, REPLICATOR, REPLICATOR_VARIABLE, ReplicatorArg, of_replicator, output};
+use super::{CommandError, Exit, REPLICATOR, REPLICATOR_VARIABLE, ReplicatorArg, STORE, of_replicator, output};
 use crate::client::{self, Address, ClientError, Replicator};
 use crate::pb::Encoder;
 use crate::pb::v1;
@@ -24,8 +24,8 @@ pub(crate) use render::{RouteBacklog, route_backlog, sync_line};
   blobferry status --check primary_to_backup || echo 'not in sync'
   blobferry status --replicator https://ferry.example:7070 --ca-file ca.pem
 
-Exit codes: 0 answered (with --check: all in sync); 2 unknown route; 3 unreachable; \
-4 with --check: not all in sync; 130 --watch was ended by Ctrl-C.")]
+Exit codes: 0 answered (with --check: OK, and all in sync); 2 unknown route; 3 unreachable; \
+4 with --check: anything else; 130 --watch was ended by Ctrl-C.")]
 pub(super) struct StatusArgs {
     /// The routes to show; all if none is named.
     routes: Vec<String>,
@@ -33,16 +33,22 @@ pub(super) struct StatusArgs {
     #[arg(long)]
     watch: bool,
     /// The time between two pictures, with --watch (0.1 s to 60 s).
-    #[arg(long, value_name = "SPAN", default_value = "1s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "SPAN", default_value = "1s", value_parser = interval)]
     interval: Duration,
     /// Print the answer as JSON, as grpcurl does; with --watch, one object per line.
     #[arg(long)]
     json: bool,
-    /// Fail with 4 unless every enabled route is in sync.
+    /// Fail with 4 unless the state is OK and every enabled route is in sync.
     #[arg(long, conflicts_with = "watch")]
     check: bool,
     #[command(flatten)]
     replicator: ReplicatorArg,
+}
+
+fn interval(given: &str) -> Result<Duration, String> {
+    let span = humantime::parse_duration(given).map_err(|error| format!("{error}; write it as 500ms or 2s"))?;
+    let range = Duration::from_millis(100)..=Duration::from_secs(60);
+    if range.contains(&span) { Ok(span) } else { Err("it is from 100ms to 60s".to_owned()) }
 }
 
 impl StatusArgs {
@@ -67,10 +73,15 @@ pub(super) async fn status(args: StatusArgs) -> Result<Exit, CommandError> {
     } else {
         output::write(render::page(&status).as_bytes())?;
     }
-    let is_behind = |route: &v1::RouteStatus| {
-        !matches!(route.state(), v1::RouteState::InSync | v1::RouteState::Disabled | v1::RouteState::Orphaned)
+    Ok(if args.check && !is_current(&status) { Exit::No } else { Exit::Ok })
+}
+
+/// Whether all is well, and every route that is enabled is in sync.
+fn is_current(status: &v1::ReplicatorStatus) -> bool {
+    let is_in_sync = |route: &v1::RouteStatus| {
+        matches!(route.state(), v1::RouteState::InSync | v1::RouteState::Disabled | v1::RouteState::Orphaned)
     };
-    Ok(if args.check && status.routes.iter().any(is_behind) { Exit::No } else { Exit::Ok })
+    status.state() == v1::ReplicatorState::Ok && status.routes.iter().all(is_in_sync)
 }
 
 /// Shows pictures until it is interrupted. A replicator that went away is waited for: it may be restarting.
@@ -142,6 +153,9 @@ pub(super) struct HealthArgs {
     /// The server's address.
     #[arg(long, value_name = "URL", env = REPLICATOR_VARIABLE, default_value = REPLICATOR)]
     url: String,
+    /// Where no replicator is there, ask the store on this machine, at port 7080: for containers, which have one server.
+    #[arg(long)]
+    any: bool,
     /// The service to ask about; empty means the server as a whole.
     #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
     service: String,
@@ -151,7 +165,14 @@ pub(super) struct HealthArgs {
 }
 
 pub(super) async fn health(args: HealthArgs) -> Result<Exit, CommandError> {
-    let health = client::health(&Address::new(&args.url, args.ca_file)?, &args.service).await?;
+    let address = Address::new(&args.url, args.ca_file)?;
+    let health = match client::health(&address, &args.service).await {
+        Err(ClientError::Unreachable { .. }) if args.any => {
+            client::health(&Address::new(STORE, None)?, &args.service).await
+        }
+        asked => asked,
+    };
+    let health = health?;
     output::line(health.as_str_name())?;
     Ok(if health == ServingStatus::Serving { Exit::Ok } else { Exit::No })
 }

@@ -3,17 +3,21 @@
 use super::failures::moment;
 use super::progress::ProgressBoard;
 use super::status::sync_line;
-use super::{CommandError, Exit, ReplicatorArg, of_replicator, output, text};
+use super::{CommandError, Exit, ReplicatorArg, of_replicator, output};
 use crate::client::{ClientError, Replicator};
 use crate::clock::{Clock as _, Entropy, SystemClock};
 use crate::pb::Encoder;
 use crate::pb::v1;
+use crate::words;
 use clap::Args;
 use std::time::Duration;
+use tokio::time::Instant;
 use tonic::Code;
 
 /// Between two looks at a full sync.
 const POLL: Duration = Duration::from_millis(250);
+/// Between two full syncs, while a store does not answer.
+const AGAIN: Duration = Duration::from_secs(5);
 /// How long a replicator may be away while its full sync is watched.
 const AWAY: Duration = Duration::from_mins(1);
 
@@ -22,6 +26,7 @@ const AWAY: Duration = Duration::from_mins(1);
 #[command(after_help = "Examples:
   blobferry sync
   blobferry sync primary_to_backup --watch
+  blobferry sync --watch --patience 30min          a store is still starting
   blobferry sync --watch --json | jq .counts
   blobferry sync --list
   blobferry sync --cancel sync-42
@@ -35,6 +40,9 @@ pub(super) struct SyncArgs {
     /// Wait for its end, and show how far it is.
     #[arg(long)]
     watch: bool,
+    /// With --watch: begin it again while a store does not answer, for so long, such as 30min.
+    #[arg(long, value_name = "SPAN", requires = "watch", value_parser = humantime::parse_duration)]
+    patience: Option<Duration>,
     /// List the full syncs, the newest first, in place of starting one.
     #[arg(long, conflicts_with_all = ["watch", "cancel"])]
     list: bool,
@@ -60,18 +68,31 @@ pub(super) async fn sync(args: SyncArgs) -> Result<Exit, CommandError> {
     if let Some(id) = args.cancel.clone() {
         return cancel(&mut replicator, id, args.json).await;
     }
-    let request_id = Entropy::from_os().id(SystemClock::new().now());
-    let (mut sync, already_running) =
-        match replicator.trigger_full_sync(args.route.unwrap_or_default(), request_id).await {
+    let board = if args.json { ProgressBoard::quiet() } else { ProgressBoard::new() };
+    let patience = args.patience.unwrap_or_default();
+    let start = Instant::now();
+    let (sync, begun) = loop {
+        let request_id = Entropy::from_os().id(SystemClock::new().now());
+        let route = args.route.clone().unwrap_or_default();
+        let (mut sync, already_running) = match replicator.trigger_full_sync(route, request_id).await {
             Ok(answer) => answer,
             Err(error) => return Err(of_replicator(&address, error).await),
         };
-    let board = if args.json { ProgressBoard::quiet() } else { ProgressBoard::new() };
-    let begun = begun(&sync, already_running);
-    if args.watch {
-        board.say(&begun);
-        sync = watch(&mut replicator, sync.id, &board).await?;
-    }
+        let begun = begun(&sync, already_running);
+        if args.watch {
+            board.say(&begun);
+            sync = watch(&mut replicator, sync.id, &board).await?;
+        }
+        let Some(failure) = sync.failure.as_ref().filter(|failure| is_absence(failure.kind())) else {
+            break (sync, begun);
+        };
+        if start.elapsed() + AGAIN > patience {
+            break (sync, begun);
+        }
+        let why = words::plain(&words::cause(&failure.message), 300);
+        board.say(&format!("{} does not answer: {why}; begun again in {}", name(&failure.peer), words::span(AGAIN)));
+        tokio::time::sleep(AGAIN).await;
+    };
     if args.json {
         output::line(&format!("{:#}", Encoder::new()?.encode("FullSync", &sync)?))?;
     } else if args.watch {
@@ -81,6 +102,15 @@ pub(super) async fn sync(args: SyncArgs) -> Result<Exit, CommandError> {
         output::line(&format!("{begun}; follow it with: blobferry sync{at} {} --watch", name(&sync.route)))?;
     }
     Ok(if args.watch { exit_of(sync.state()) } else { Exit::Ok })
+}
+
+/// Whether a fault says that a store is not there, or has no time.
+fn is_absence(kind: v1::FaultKind) -> bool {
+    use v1::FaultKind::{
+        ConnectionCut, DestinationOverloaded, DestinationUnavailable, SourceOverloaded, SourceUnavailable,
+    };
+    let absent = [SourceUnavailable, DestinationUnavailable, SourceOverloaded, DestinationOverloaded, ConnectionCut];
+    absent.contains(&kind)
 }
 
 async fn list(replicator: &mut Replicator, args: SyncArgs) -> Result<Exit, CommandError> {
@@ -108,7 +138,7 @@ async fn cancel(replicator: &mut Replicator, id: String, json: bool) -> Result<E
     if json {
         output::line(&format!("{:#}", Encoder::new()?.encode("FullSync", &sync)?))?;
     } else {
-        output::line(&format!("{} of {}: {}", name(&sync.id), name(&sync.route), text::plain(&sync.summary, 500)))?;
+        output::line(&format!("{} of {}: {}", name(&sync.id), name(&sync.route), words::plain(&sync.summary, 500)))?;
     }
     Ok(match sync.state() {
         v1::FullSyncState::Cancelled | v1::FullSyncState::Running => Exit::Ok,
@@ -121,7 +151,7 @@ async fn cancel(replicator: &mut Replicator, id: String, json: bool) -> Result<E
 fn listed(sync: &v1::FullSync) -> String {
     let from = sync.start_time.as_ref().or(sync.create_time.as_ref()).map(moment).unwrap_or_default();
     let to = sync.end_time.as_ref().map(moment).unwrap_or_default();
-    let what = text::plain(&sync.summary, 500);
+    let what = words::plain(&sync.summary, 500);
     format!("{from} .. {to:<20}  {} of {}: {what}", name(&sync.id), name(&sync.route))
 }
 
@@ -132,7 +162,7 @@ fn begun(sync: &v1::FullSync, already_running: bool) -> String {
 
 /// A name from the replicator, safe for a terminal.
 fn name(text: &str) -> String {
-    text::plain(text, 160)
+    words::plain(text, 160)
 }
 
 /// Follows a full sync to its end. A replicator that does not answer is asked again for a minute.
@@ -156,7 +186,7 @@ pub(crate) async fn watch(
             }
             Err(error) if error.code() == Code::Unavailable && away < AWAY => {
                 away += POLL;
-                line.update(compared, None, || format!("compared; {}", text::cause(&error.to_string())));
+                line.update(compared, None, || format!("compared; {}", words::cause(&error.to_string())));
             }
             Err(error) => return Err(error),
         }
@@ -166,7 +196,7 @@ pub(crate) async fn watch(
 
 fn note(counts: &v1::FullSyncCounts) -> String {
     let found = counts.missing().saturating_add(counts.differing());
-    format!("compared, {} to copy, {} confirmed", text::count(found), text::count(counts.confirmed()))
+    format!("compared, {} to copy, {} confirmed", words::number(found), words::number(counts.confirmed()))
 }
 
 fn exit_of(state: v1::FullSyncState) -> Exit {

@@ -2,10 +2,12 @@
 
 use super::failures::cause_name;
 use super::progress::to_stderr;
-use super::{CommandError, Exit, ReplicatorArg, of_replicator, output, text};
+use super::table::Table;
+use super::{CommandError, Exit, ReplicatorArg, of_replicator, output};
 use crate::client::{Address, ClientError, Replicator};
 use crate::pb::Encoder;
 use crate::pb::v1;
+use crate::words;
 use clap::Args;
 use std::io::BufRead as _;
 use std::time::Duration;
@@ -155,14 +157,14 @@ impl Barrier {
                 Ok(answer) if answer.outcome() == v1::WaitOutcome::TimedOut && !left.is_zero() => {
                     if !self.answered {
                         let (confirmed, all) = (answer.confirmed_blobs(), answer.unconfirmed_blobs());
-                        let (confirmed, all) = (text::count(confirmed), text::counted(confirmed + all, "blob"));
+                        let (confirmed, all) = (words::number(confirmed), words::several(confirmed + all, "blob"));
                         to_stderr(&format!("blobferry: {confirmed} of {all} confirmed; waiting"));
                     }
                     self.answered = true;
                 }
                 Ok(answer) => break answer,
                 Err(error) if self.answered && !left.is_zero() && is_away(&error) => {
-                    to_stderr(&format!("blobferry: {} (waiting for it)", text::cause(&error.to_string())));
+                    to_stderr(&format!("blobferry: {} (waiting for it)", words::cause(&error.to_string())));
                     sleep(AGAIN).await;
                 }
                 Err(error) => return Err(of_replicator(&self.address, error).await),
@@ -217,26 +219,26 @@ pub(super) fn state(state: v1::BlobState) -> &'static str {
 }
 
 fn render(answer: &v1::WaitReplicatedResponse) -> String {
-    let mut shown = format!("{}\n", text::plain(&answer.summary, 500));
+    let mut shown = format!("{}\n", words::plain(&answer.summary, 500));
     if answer.unconfirmed.is_empty() {
         return shown;
     }
-    let mut table = text::Table::new(&["REF", "ROUTE", "STATE", "CAUSE"], 4);
+    let mut table = Table::new(&["REF", "ROUTE", "STATE", "CAUSE"], 4);
     for blob in answer.unconfirmed.iter().take(LISTED) {
         for hop in &blob.routes {
             let cause = match &hop.fault {
-                Some(fault) => format!("{}: {}", cause_name(fault), text::plain(&fault.message, MESSAGE)),
-                None => text::plain(&hop.note, MESSAGE),
+                Some(fault) => format!("{}: {}", cause_name(fault), words::plain(&fault.message, MESSAGE)),
+                None => words::plain(&hop.note, MESSAGE),
             };
             let row =
-                [text::plain(&blob.r#ref, 200), text::plain(&hop.route, 80), state(hop.state()).to_owned(), cause];
+                [words::plain(&blob.r#ref, 200), words::plain(&hop.route, 80), state(hop.state()).to_owned(), cause];
             table.row(row.into());
         }
     }
     shown += &table.render("  ");
     let more = answer.unconfirmed_blobs().saturating_sub(answer.unconfirmed.len().min(LISTED) as u64);
     if more > 0 {
-        shown += &format!("  and {} more: --json lists them\n", text::count(more));
+        shown += &format!("  and {} more: --json lists them\n", words::number(more));
     }
     shown
 }

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use toml::de::{DeTable, DeValue};
 
 /// What the environment variables of settings begin with.
-const PREFIX: &str = "BLOBFERRY__";
+pub(super) const PREFIX: &str = "BLOBFERRY__";
 
 /// Where a value was set.
 #[derive(Clone, Debug)]

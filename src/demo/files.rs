@@ -1,6 +1,7 @@
 //! Which files the demo ferries, and where it keeps its stores.
 
-use crate::cli::{CommandError, Exit, text, walk};
+use crate::cli::{CommandError, Exit, walk};
+use crate::words;
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
 
@@ -128,7 +129,7 @@ impl DemoFolders {
         if free >= needed {
             return Ok(());
         }
-        let (needed, free) = (text::bytes(needed), text::bytes(free));
+        let (needed, free) = (words::bytes(needed), words::bytes(free));
         let at = self.path.display();
         Err(CommandError::new(
             Exit::Failed,

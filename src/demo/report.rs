@@ -3,10 +3,10 @@
 use super::files::{Chosen, DemoFolders};
 use super::lag::Lags;
 use super::servers::Addresses;
-use crate::cli::text;
 use crate::client::upload::LocalFile;
 use crate::pb::base64;
 use crate::telemetry::Tracer;
+use crate::words;
 use std::time::Duration;
 
 /// The figures of a run. Times are wall-clock.
@@ -41,7 +41,7 @@ pub(super) fn traced(tracers: &[Tracer]) -> String {
     let (sent, lost) = tallies.fold((0, 0), |(sent, lost), tally| {
         (sent + tally.exported, lost + tally.dropped_queue_full + tally.dropped_export_failed)
     });
-    format!("traces: {} sent, {} lost", text::counted(sent, "span"), text::counted(lost, "span"))
+    format!("traces: {} sent, {} lost", words::several(sent, "span"), words::several(lost, "span"))
 }
 
 /// Before the first act.
@@ -64,8 +64,8 @@ Ferrying {what} ({files}, {bytes}).
         replicator = at.replicator.url(),
         place = place.path().display(),
         what = chosen.what,
-        files = text::counted(chosen.count(), "file"),
-        bytes = text::bytes(chosen.bytes),
+        files = words::several(chosen.count(), "file"),
+        bytes = words::bytes(chosen.bytes),
     )
 }
 
@@ -73,31 +73,31 @@ impl DemoReport {
     pub(super) fn ferried(&self) -> String {
         format!(
             "1. {}, {} written, announced, copied and confirmed in {}\n",
-            text::counted(self.ferried_blobs, "distinct blob"),
-            text::bytes(self.ferried_bytes),
-            text::span(self.ferry_took),
+            words::several(self.ferried_blobs, "distinct blob"),
+            words::bytes(self.ferried_bytes),
+            words::span(self.ferry_took),
         )
     }
 
     pub(super) fn synced(&self) -> String {
         format!(
             "2. {} written behind the replicator's back; a full sync compared {} and found {} in {}\n",
-            text::counted(self.hidden, "blob"),
-            text::count(self.compared),
-            text::count(self.found),
-            text::span(self.sync_took),
+            words::several(self.hidden, "blob"),
+            words::number(self.compared),
+            words::number(self.found),
+            words::span(self.sync_took),
         )
     }
 
     pub(super) fn verified(&self) -> String {
         let mut said = format!(
             "3. {} of {} read back from the destination, every digest compared, in {}\n",
-            text::count(self.verified_blobs),
-            text::counted(self.total_blobs, "blob"),
-            text::span(self.verify_took),
+            words::number(self.verified_blobs),
+            words::several(self.total_blobs, "blob"),
+            words::span(self.verify_took),
         );
         for wrong in &self.wrong {
-            said.push_str(&format!("   WRONG: {}\n", text::plain(wrong, 400)));
+            said.push_str(&format!("   WRONG: {}\n", words::plain(wrong, 400)));
         }
         said
     }
@@ -116,22 +116,22 @@ impl DemoReport {
             0 => String::new(),
             pieces => format!(
                 "; {} of the blobs, for the full sync to find, {} cut from them",
-                text::count(pieces),
+                words::number(pieces),
                 if pieces == 1 { "is" } else { "are" },
             ),
         }
     }
 
     pub(super) fn closing(&self) -> String {
-        let rate = |number| text::per_second(number, self.ferry_took);
+        let rate = |number| words::per_second(number, self.ferry_took);
         let mut lines = vec![
             (
                 "ferried",
                 format!(
                     "{}, {}, from {}{}",
-                    text::counted(self.total_blobs, "blob"),
-                    text::bytes(self.total_bytes),
-                    text::counted(self.files - self.skipped.min(self.files), "file"),
+                    words::several(self.total_blobs, "blob"),
+                    words::bytes(self.total_bytes),
+                    words::several(self.files - self.skipped.min(self.files), "file"),
                     self.pieces_clause(),
                 ),
             ),
@@ -139,23 +139,23 @@ impl DemoReport {
                 "rate",
                 format!(
                     "{}, {}, from the first byte written to the last blob confirmed",
-                    text::rate(rate(self.ferried_blobs)).replace("/s", " blobs/s"),
-                    text::bytes_rate(rate(self.ferried_bytes)),
+                    words::rate(rate(self.ferried_blobs)).replace("/s", " blobs/s"),
+                    words::bytes_rate(rate(self.ferried_bytes)),
                 ),
             ),
             (
                 "lag",
                 format!(
                     "p50 {}, p99 {}, from accepted to confirmed (seen every 50 ms)",
-                    text::span(self.lags.p50),
-                    text::span(self.lags.p99)
+                    words::span(self.lags.p50),
+                    words::span(self.lags.p99)
                 ),
             ),
-            ("full sync", format!("found {} of {} unannounced", text::count(self.found), text::count(self.hidden))),
-            ("verified", format!("{} of {}", text::count(self.verified_blobs), text::count(self.total_blobs))),
+            ("full sync", format!("found {} of {} unannounced", words::number(self.found), words::number(self.hidden))),
+            ("verified", format!("{} of {}", words::number(self.verified_blobs), words::number(self.total_blobs))),
         ];
         if self.skipped > 0 {
-            lines.push(("skipped", format!("{} that could not be read", text::counted(self.skipped, "file"))));
+            lines.push(("skipped", format!("{} that could not be read", words::several(self.skipped, "file"))));
         }
         let mut said = String::from("\n");
         for (label, what) in lines {

@@ -6,7 +6,7 @@ use super::report::DemoReport;
 use super::servers::Addresses;
 use crate::blob::{BlobMeta, BlobRef, DigestFunction, Verifier};
 use crate::cli::progress::ProgressBoard;
-use crate::cli::{CommandError, Exit, RouteBacklog, route_backlog, sync_line, text, watch_sync};
+use crate::cli::{CommandError, Exit, RouteBacklog, route_backlog, sync_line, watch_sync};
 use crate::client::Replicator;
 use crate::client::announcer::{AnnounceEvent, announce};
 use crate::client::upload::{LocalFile, UploadError, UploadPlan, identify, send, upload_all};
@@ -14,6 +14,7 @@ use crate::clock::{Clock as _, Entropy, SystemClock};
 use crate::pb::v1;
 use crate::store::remote::RemoteStore;
 use crate::store::{ByteRange, Store as _, StoreError};
+use crate::words;
 use bytes::Bytes;
 use futures::stream::{self, StreamExt as _};
 use std::collections::{HashMap, HashSet};
@@ -98,7 +99,7 @@ impl DemoStage {
                 announce(self.replicator.clone(), String::new(), queue, Entropy::from_os(), |event| match event {
                     AnnounceEvent::Accepted(blobs) => locked(curves).enqueued(Instant::now(), blobs),
                     AnnounceEvent::Retrying(error, delay) => {
-                        self.board.say(&format!("{error} (trying again in {})", text::span(delay)));
+                        self.board.say(&format!("{error} (trying again in {})", words::span(delay)));
                     }
                 });
             match announced.await? {
@@ -349,7 +350,7 @@ fn upload_failure(error: UploadError) -> CommandError {
 fn stuck(route: &v1::RouteStatus, backlog: &RouteBacklog) -> CommandError {
     let fault = route.recent_faults.first().and_then(|group| group.fault.as_ref());
     let cause = fault.map_or_else(String::new, |fault| format!("; {}: {}", fault.kind().as_str_name(), fault.message));
-    let (waiting, parked) = (text::count(backlog.waiting), text::count(backlog.parked));
+    let (waiting, parked) = (words::number(backlog.waiting), words::number(backlog.parked));
     CommandError::new(
         Exit::Failed,
         format!("the copying does not come to its end: {waiting} wait, {parked} are parked: {}{cause}", route.summary),
@@ -366,6 +367,6 @@ fn is_better_sample(file: &LocalFile, than: Option<&LocalFile>) -> bool {
 }
 
 fn rates(blobs: u64, bytes: u64, took: Duration) -> String {
-    let bytes_rate = text::bytes_rate(text::per_second(bytes, took));
-    format!("{}, {bytes_rate}", text::rate(text::per_second(blobs, took)))
+    let bytes_rate = words::bytes_rate(words::per_second(bytes, took));
+    format!("{}, {bytes_rate}", words::rate(words::per_second(blobs, took)))
 }

@@ -199,11 +199,11 @@ fn server_span(tracer: &Tracer, method: &'static str, request: &Request<Body>) -
         let mut attributes = rpc_attributes(method);
         if let Some(info) = request.extensions().get::<TcpConnectInfo>() {
             if let Some(address) = info.local_addr() {
-                attributes.push(KeyValue::new("server.address", address.ip().to_string()));
+                attributes.push(KeyValue::new("server.address", address.ip().to_canonical().to_string()));
                 attributes.push(KeyValue::new("server.port", i64::from(address.port())));
             }
             if let Some(address) = info.remote_addr() {
-                attributes.push(KeyValue::new("network.peer.address", address.ip().to_string()));
+                attributes.push(KeyValue::new("network.peer.address", address.ip().to_canonical().to_string()));
                 attributes.push(KeyValue::new("network.peer.port", i64::from(address.port())));
             }
         }

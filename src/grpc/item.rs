@@ -1,5 +1,6 @@
 //! What is shared by methods that move many blobs in one message: an item's number, its error, and its trace context.
 
+use super::explained::explained;
 use super::idle::Idle;
 use super::status::{Reason, store_error};
 use super::trace_context::text_context;
@@ -27,7 +28,7 @@ pub fn numbered<T: Send + 'static>(
                 let next = first + items(&message) as u64;
                 Some((Ok((first, message)), Some((messages, idle, next))))
             }
-            Some(Err(status)) => Some((Err(status), None)),
+            Some(Err(status)) => Some((Err(explained(status)), None)),
             None => {
                 let seconds = idle.limit().as_secs_f64();
                 let status = Reason::StreamIdle.status(format!("no message came for {seconds} s"));

@@ -1,6 +1,7 @@
 //! Decodes an incoming `ReceiveBlob` stream: one header, then chunks, then an end that the client meant.
 
 use super::direct::Incoming;
+use super::explained::explained;
 use super::idle::Idle;
 use super::status::{Reason, invalid_ref, peer_error, store_status};
 use crate::blob::BlobRef;
@@ -77,7 +78,7 @@ async fn next(messages: &mut Messages) -> Result<Option<Part>, PeerError> {
         return Err(Reason::StreamIdle.peer_error(format!("no message came for {seconds} s")));
     };
     match message {
-        Err(status) => Err(peer_error(&status)),
+        Err(status) => Err(peer_error(&explained(status))),
         Ok(None) => Ok(None),
         Ok(Some(v1::ReceiveBlobRequest { part: Some(part) })) => Ok(Some(part)),
         Ok(Some(v1::ReceiveBlobRequest { part: None })) => {

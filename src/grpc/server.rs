@@ -6,11 +6,12 @@
 
 use super::calls::{CallObserver, Calls};
 use super::cut::notice_cuts;
+use super::explained::explain;
 use super::refused::{REFUSALS, refuse};
 use super::window;
 use crate::pb;
 use futures::{FutureExt as _, StreamExt as _};
-use http::Request;
+use http::{Request, Response};
 use std::fs::File;
 use std::io;
 use std::pin::Pin;
@@ -28,7 +29,7 @@ use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 use tonic_health::server::HealthReporter;
-use tower::util::MapRequestLayer;
+use tower::util::{MapRequestLayer, MapResponseLayer};
 
 /// Calls in progress on one connection, at most. tonic's default is no limit.
 const STREAMS_PER_CONNECTION: u32 = 1024;
@@ -185,6 +186,7 @@ async fn serve_connections(
     Server::builder()
         .layer(calls)
         .layer(MapRequestLayer::new(notice_cuts as fn(Request<Body>) -> Request<Body>))
+        .layer(MapResponseLayer::new(explain as fn(Response<Body>) -> Response<Body>))
         .initial_stream_window_size(window)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(super::FRAME_BYTES)

@@ -30,6 +30,7 @@ use crate::blob::{BlobRef, Mismatch, RefError};
 use crate::pb::DOMAIN;
 use crate::queue::QueueError;
 use crate::store::{PeerError, StoreError};
+use crate::words::is_unsafe;
 use std::collections::HashMap;
 use std::error::Error as _;
 use std::time::Duration;
@@ -104,6 +105,12 @@ reasons! {
     TooManyItems = "TOO_MANY_ITEMS", InvalidArgument;
     /// The offset lies beyond the end of the blob.
     OffsetOutOfRange = "OFFSET_OUT_OF_RANGE", OutOfRange;
+    /// A message is larger than this server takes.
+    MessageTooLarge = "MESSAGE_TOO_LARGE", OutOfRange;
+    /// A message does not parse.
+    MessageMalformed = "MESSAGE_MALFORMED", InvalidArgument;
+    /// A message is compressed.
+    CompressionUnsupported = "COMPRESSION_UNSUPPORTED", Unimplemented;
     /// Some other field is not valid.
     InvalidField = "INVALID_FIELD", InvalidArgument;
     /// The peer does not offer the method.
@@ -321,7 +328,10 @@ pub fn store_error(status: &Status, blob: Option<&BlobRef>) -> StoreError {
     match (error.code, error.reason.as_deref(), blob) {
         (Code::NotFound, Some("BLOB_MISSING"), Some(blob)) => StoreError::Missing(*blob),
         (Code::DataLoss, Some("BLOB_CORRUPT"), Some(blob)) => {
-            StoreError::Corrupt { blob: *blob, detail: error.message }
+            // Its words are those of this very error.
+            let own = StoreError::Corrupt { blob: *blob, detail: String::new() }.to_string();
+            let detail = error.message.strip_prefix(&own).unwrap_or(&error.message).to_owned();
+            StoreError::Corrupt { blob: *blob, detail }
         }
         _ => StoreError::Peer(error),
     }
@@ -364,10 +374,7 @@ fn bounded(text: &str, max: usize) -> String {
             out.push('…');
             break;
         }
-        // Also what reorders or hides text around it: bidirectional marks, separators, zero-width characters.
-        let hidden =
-            matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
-        if c.is_control() || hidden {
+        if is_unsafe(c) {
             out.extend(c.escape_unicode());
         } else {
             out.push(c);

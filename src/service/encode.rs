@@ -80,6 +80,7 @@ fn route(status: &RouteStatus) -> v1::RouteStatus {
         RouteState::InSync => v1::RouteState::InSync,
         RouteState::Copying => v1::RouteState::Copying,
         RouteState::Syncing => v1::RouteState::Syncing,
+        RouteState::NeedsSync => v1::RouteState::NeedsSync,
         RouteState::Parked => v1::RouteState::Parked,
         RouteState::Retrying => v1::RouteState::Retrying,
         RouteState::Blocked => v1::RouteState::Blocked,
@@ -104,7 +105,7 @@ fn route(status: &RouteStatus) -> v1::RouteStatus {
     let RouteCounts { confirmed, copied, copied_bytes, discarded, .. } = status.counts;
     v1::RouteStatus {
         name: status.route.name.to_string(),
-        summary: status.summary.clone(),
+        summary: status.sentence.to_string(),
         state: state.into(),
         from: status.route.from.to_string(),
         to: status.route.to.to_string(),
@@ -316,7 +317,7 @@ fn queue(status: &QueueStatus, now: SystemTime) -> v1::QueueStatus {
         QueueState::Degraded => v1::QueueState::Degraded,
     };
     v1::QueueStatus {
-        summary: status.summary.clone(),
+        summary: status.sentence.to_string(),
         state: state.into(),
         reason: status.reason.clone(),
         entries: Some(status.entries),

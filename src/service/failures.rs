@@ -14,6 +14,7 @@ use crate::queue::failures::{FailedEntry, FailedState, FailureCursor, FailureFil
 use crate::queue::{Failure, Lane, QueueError, Seq};
 use crate::store::code_name;
 use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tonic::{Code, Status};
@@ -421,7 +422,9 @@ fn parse_cursor(text: &str) -> Option<FailureCursor> {
 
 /// Who calls, as far as the connection tells, for the log.
 pub(super) fn caller<T>(request: &tonic::Request<T>) -> String {
-    let address = request.remote_addr().map_or_else(|| "unknown".to_owned(), |address| address.to_string());
+    // Where one socket serves both families, an address of IPv4 comes wrapped in one of IPv6.
+    let plain = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
+    let address = request.remote_addr().map_or_else(|| "unknown".to_owned(), |address| plain(address).to_string());
     match request.metadata().get("user-agent").and_then(|agent| agent.to_str().ok()) {
         Some(agent) => format!("{address} {}", Excerpt::of(agent)),
         None => address,

@@ -58,7 +58,7 @@ fn orphan(parts: &ServiceParts, name: &str) -> Result<Route, Status> {
             let name = &route.name;
             let message = format!(
                 "the route {name} is configured, and only one that is not can be dropped; remove it from the configuration \
-                 first, or use DiscardFailures"
+                 first, or discard what failed (DiscardFailures, blobferry failures discard)"
             );
             Err(Reason::RouteConfigured.status_with(message, [("route", name.to_string())]))
         }

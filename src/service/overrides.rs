@@ -102,7 +102,7 @@ pub(super) fn orphaned(route: &Route) -> Status {
     let name = &route.name;
     let message = format!(
         "the route {name} is no longer configured, so nothing is copied on it; configure it again, or discard its entries \
-         (DiscardFailures, DropRoute)"
+         (DropRoute, blobferry drop {name})"
     );
     Reason::RouteOrphaned.status_with(message, [("route", name.to_string())])
 }
@@ -238,7 +238,9 @@ fn given(limits: &v1::LimitSettings, setting: Setting) -> Result<Option<Override
         Setting::Paused => None,
         Setting::Workers => match workers.map(|workers| usize::try_from(workers).unwrap_or(usize::MAX)) {
             Some(workers) if !WORKERS.contains(&workers) => {
-                return Err("1 to 1024 copies may run at a time; to copy nothing, use PauseRoute");
+                return Err(
+                    "1 to 1024 copies may run at a time; to copy nothing, pause it (PauseRoute, blobferry pause)",
+                );
             }
             workers => workers.map(Override::Workers),
         },

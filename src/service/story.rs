@@ -170,7 +170,7 @@ pub(super) async fn explain(
 }
 
 fn route_story(story: &RouteStory) -> v1::BlobRouteStory {
-    let RouteStory { route, orphaned, paused: _, summary, state: hop, known, copy, at_source, at_destination } = story;
+    let RouteStory { route, orphaned, summary, state: hop, known, copy, at_source, at_destination, .. } = story;
     v1::BlobRouteStory {
         summary: summary.clone(),
         route: route.name.to_string(),

@@ -1,18 +1,20 @@
 //! Gathers the figures of a picture. Asks no peer.
 
+use super::overall::overall;
+use super::peer::peer_status;
 use super::queue::{QueueFacts, queue_status};
-use super::sentence::{RouteFacts, overall, peer_status, route_status, route_works};
-use super::words::several;
+use super::route::{RouteConditions, RouteFacts, route_status};
 use super::{PeerStatus, QueueState, QueueStatus, ReplicatorStatus, Samples};
 use crate::announce::{Announcer, Backlog, Gate, Route};
 use crate::clock::Clock;
 use crate::limits::Limits;
 use crate::overrides::{InForce, Overrides};
 use crate::peer::Peer;
-use crate::queue::damage::QueueTrouble;
+use crate::queue::damage::{QueueTrouble, REASON_NEW};
 use crate::queue::{Oldest, RouteCounts, WholeQueue};
-use crate::sync::FullSyncs;
+use crate::sync::{FullSyncs, NeededSync};
 use crate::telemetry::lost_log_lines;
+use crate::words::several;
 use crate::worker::Worker;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,7 +30,9 @@ pub struct WatchedRoute {
     pub route: Route,
     /// Whether it left the configuration and the queue still knows it.
     pub orphaned: bool,
-    /// Whether its health waits for the full sync that it needs.
+    /// Whether it begins the full sync that it needs by itself.
+    pub begins_syncs: bool,
+    /// Whether its health waits for the full sync that it needs, also while that runs.
     pub waits_for_sync: bool,
     /// Its worker; absent where it is disabled or orphaned.
     pub worker: Option<Arc<Worker>>,
@@ -122,27 +126,39 @@ impl Observer {
         let queue = self.queue();
         match queue.state {
             QueueState::Ok | QueueState::Degraded => None,
-            QueueState::Full | QueueState::Failing => Some(format!("queue {}", queue.summary)),
+            QueueState::Full | QueueState::Failing => Some(format!("queue {}", queue.sentence)),
         }
     }
 
-    /// The configured routes, and whether each does its job now; see [`route_works`]. None does during the drain.
+    /// The configured routes, and whether each [does its job](RouteConditions::works) now.
     pub fn working(&self) -> Vec<(Arc<str>, bool)> {
         let draining = self.parts.gate.is_shut();
         let peers = self.peers();
         let configured = self.parts.routes.iter().filter(|watched| !watched.orphaned);
-        let needs = self.parts.syncs.needs();
         let works = |watched: &WatchedRoute| {
             let route = &watched.route;
-            if needs.is_degraded(&route.name) || (watched.waits_for_sync && needs.needed(&route.name).is_some()) {
-                return false;
-            }
-            let syncing = self.parts.syncs.running(&route.name);
-            let counts = self.parts.queue.counts(route.id);
-            let paused = self.limits(&route.name).limits.paused;
-            !draining && !paused && route_works(route, &counts, syncing.as_ref(), &peers)
+            let needs_sync = self.needed_sync(watched).is_some();
+            let newest_sync = self.parts.syncs.last(&route.name);
+            let standing = RouteConditions {
+                route,
+                orphaned: false,
+                draining,
+                paused: self.limits(&route.name).limits.paused,
+                degraded: self.parts.syncs.needs().is_degraded(&route.name),
+                counts: &self.parts.queue.counts(route.id),
+                newest_sync: newest_sync.as_ref(),
+                needs_sync,
+                peers: &peers,
+            };
+            standing.works() && !(watched.waits_for_sync && needs_sync)
         };
         configured.map(|watched| (watched.route.name.clone(), works(watched))).collect()
+    }
+
+    /// The full sync that a route needs. That it is new is none where nobody wants it compared at the start.
+    fn needed_sync(&self, watched: &WatchedRoute) -> Option<NeededSync> {
+        let needed = self.parts.syncs.needs().needed(&watched.route.name)?;
+        (watched.begins_syncs || needed.reason != REASON_NEW).then_some(needed)
     }
 
     /// How everything stands. `names` are the routes that are asked for; empty: all.
@@ -166,12 +182,12 @@ impl Observer {
         };
         let peers: Vec<_> = all_peers.into_iter().filter(|peer| touched(&peer.snapshot.name)).collect();
         let queue = self.queue();
-        let (state, mut summary) = overall(&routes, &peers, &queue, draining);
+        let (state, mut sentence) = overall(&routes, &queue, draining);
         let log_lines_lost = lost_log_lines();
         if log_lines_lost > 0 {
-            summary
-                .push_str(&format!("; {} lost, standard error did not take them", several(log_lines_lost, "log line")));
+            sentence.end(&format!("; {} lost", several(log_lines_lost, "log line")));
         }
+        let summary = sentence.to_string();
         let start_time = self.start;
         ReplicatorStatus { state, summary, start_time, snapshot_time: now, routes, peers, queue, log_lines_lost }
     }
@@ -214,7 +230,7 @@ impl Observer {
             worker,
             newest_sync,
             last_sync,
-            needed_sync: self.parts.syncs.needs().needed(&route.name),
+            needed_sync: self.needed_sync(watched),
             degraded: self.parts.syncs.needs().is_degraded(&route.name),
             draining,
         }

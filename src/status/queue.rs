@@ -1,8 +1,9 @@
 //! What the queue's figures mean.
 
-use super::words::{bytes, number, since};
+use super::sentence::Sentence;
 use super::{QueueState, QueueStatus};
 use crate::queue::damage::{Incident, Mending};
+use crate::words::{bytes, number, several, time};
 use std::path::PathBuf;
 use std::time::SystemTime;
 
@@ -35,42 +36,50 @@ pub struct QueueFacts {
 pub fn queue_status(facts: QueueFacts, now: SystemTime) -> QueueStatus {
     let QueueFacts { entries, parked, max_entries, max_parked, folder, .. } = facts;
     let QueueFacts { free_bytes, reserve_bytes, trouble, incidents, damage, .. } = facts;
-    let (state, reason) = match (trouble, free_bytes) {
-        (Some(trouble), _) => (QueueState::Failing, trouble),
+    let (state, reason, advice) = match (trouble, free_bytes) {
+        (Some(trouble), _) => (QueueState::Failing, trouble, ""),
         (None, _) if entries.saturating_sub(parked) >= max_entries => {
             let aside = if parked > 0 { ", parked ones aside" } else { "" };
-            (QueueState::Full, format!("it holds its {} entries{aside}; copying makes room", number(max_entries)))
+            (QueueState::Full, format!("it holds its {} entries{aside}", number(max_entries)), "; copying makes room")
         }
         (None, Some(free)) if free < reserve_bytes => {
             let (free, reserve) = (bytes(free), bytes(reserve_bytes));
             let disk = folder.map_or("its disk".to_owned(), |folder| format!("the disk of {}", folder.display()));
-            (QueueState::Full, format!("{disk} has {free} left, less than the reserve of {reserve}; free some space"))
+            let reason = format!("{free} left, less than the reserve of {reserve}, on {disk}");
+            (QueueState::Full, reason, "; free some space")
         }
-        _ if !incidents.is_empty() => (QueueState::Degraded, String::new()),
-        _ => (QueueState::Ok, String::new()),
+        _ if !incidents.is_empty() => (QueueState::Degraded, String::new(), ""),
+        _ => (QueueState::Ok, String::new(), ""),
     };
-    let held = if entries == 1 { "1 entry".to_owned() } else { format!("{} entries", number(entries)) };
-    let lost = incidents.first().map(|incident| incident_text(incident, now)).unwrap_or_default();
-    let mut summary = match state {
-        QueueState::Degraded => format!("degraded: {held}, accepting announcements; {lost}"),
-        QueueState::Ok => format!("ok: {held}, accepting announcements"),
-        QueueState::Full => format!("full: {held}, announcements are refused: {reason}"),
-        QueueState::Failing => format!("failing: {held}, announcements are refused: {reason}"),
+    let sentence = match state {
+        QueueState::Degraded => {
+            let lost = incidents.first().map(|incident| lost_text(incident, now)).unwrap_or_default();
+            let mut sentence = Sentence::new(format!("degraded: {lost}"));
+            sentence.end("; a full sync of each route makes up for it");
+            sentence
+        }
+        QueueState::Ok if !damage.is_empty() => {
+            let mut sentence = Sentence::new("damaged, restart to have it mended");
+            sentence.because(&format!(": {damage}"));
+            sentence
+        }
+        QueueState::Ok if parked > max_parked => {
+            let mut sentence = Sentence::new(format!(
+                "holds {} parked, more than queue.parked_max_share allows ({})",
+                several(parked, "entry"),
+                number(max_parked)
+            ));
+            sentence.end(": blobferry failures list");
+            sentence
+        }
+        QueueState::Ok => Sentence::new(format!("ok: {}, accepting announcements", several(entries, "entry"))),
+        QueueState::Full => refusing("full", &reason, advice),
+        QueueState::Failing => refusing("failing", &reason, advice),
     };
-    if parked > max_parked {
-        summary.push_str(&format!(
-            "; {} are parked, more than queue.parked_max_share allows ({}); retry or discard them",
-            number(parked),
-            number(max_parked)
-        ));
-    }
-    if !damage.is_empty() {
-        summary.push_str(&format!("; damaged, restart to have it mended: {damage}"));
-    }
     QueueStatus {
         state,
-        summary,
-        reason,
+        sentence,
+        reason: reason + advice,
         entries,
         parked,
         max_entries,
@@ -82,16 +91,26 @@ pub fn queue_status(facts: QueueFacts, now: SystemTime) -> QueueStatus {
     }
 }
 
-/// What was lost, in one sentence.
-pub fn incident_text(incident: &Incident, now: SystemTime) -> String {
-    let found = since(incident.time, now);
-    let lost = match incident.lost_from {
-        Some(from) => format!("what was accepted from {} to {found} may be lost", since(from, now)),
+fn refusing(word: &str, reason: &str, advice: &str) -> Sentence {
+    let mut sentence = Sentence::new(format!("{word}: announcements are refused"));
+    sentence.because(&format!(": {reason}"));
+    sentence.end(advice);
+    sentence
+}
+
+fn lost_text(incident: &Incident, now: SystemTime) -> String {
+    let found = time(incident.time, now);
+    match incident.lost_from {
+        Some(from) => format!("what was accepted from {} to {found} may be lost", time(from, now)),
         None => format!("what was accepted up to {found} and not copied may be lost"),
-    };
+    }
+}
+
+/// What was lost, and what was done about it, in one sentence.
+pub fn incident_text(incident: &Incident, now: SystemTime) -> String {
     let done = match incident.mending {
         Mending::CutBack => "its log was damaged and is read up to there",
         Mending::BegunAnew => "it could not be read and was begun anew",
     };
-    format!("{lost}: {done}; it is kept as it was in {}; a full sync of each route makes up for it", incident.kept)
+    format!("{}: {done}; it is kept as it was in {}", lost_text(incident, now), incident.kept)
 }

@@ -1,9 +1,9 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use super::sentence::limiting_of;
+use super::limiting::limiting_of;
 use super::{
-    LimitingFactor, PeerStatus, QueueFacts, QueueState, QueueStatus, ReplicatorState, RouteFacts, RouteState,
-    RouteStatus, Trend, overall, peer_status, queue_status, route_status, route_works,
+    LONGEST, LimitingFactor, PeerStatus, QueueFacts, QueueState, QueueStatus, ReplicatorState, RouteConditions,
+    RouteFacts, RouteState, RouteStatus, Trend, overall, peer_status, queue_status, route_status,
 };
 use crate::announce::Route;
 use crate::breaker::{Phase, Reason};
@@ -14,8 +14,9 @@ use crate::overrides::{InForce, Stamp};
 use crate::peer::PeerSnapshot;
 use crate::queue::damage::{Incident, Mending};
 use crate::queue::{LaneCounts, Oldest, RouteCounts, RouteId, SyncId, Tally};
+use crate::store::StoreInfo;
 use crate::sync::{NeededSync, SyncFailure, SyncMode, SyncRecord, SyncState};
-use crate::worker::{Wait, Waits};
+use crate::worker::{Activity, ErrorGroup, Report, Wait, Waits};
 use std::time::{Duration, SystemTime};
 
 /// 2026-01-01 12:00 UTC.
@@ -28,10 +29,14 @@ fn tally(entries: u64, bytes: u64) -> Tally {
 }
 
 fn peer(name: &str, reason: Option<&str>) -> PeerStatus {
+    peer_of(name, reason, Some(StoreInfo::of_own("id-1", "memory")))
+}
+
+fn peer_of(name: &str, reason: Option<&str>, info: Option<StoreInfo>) -> PeerStatus {
     let snapshot = PeerSnapshot {
         name: name.into(),
         store_id: None,
-        info: None,
+        info,
         phase: if reason.is_some() { Phase::Open } else { Phase::Closed },
         reason: reason.map(|message| Reason::new(FaultKind::DestinationUnavailable, message)),
         latched: false,
@@ -63,9 +68,17 @@ fn queue_of(
 
 fn status(fresh: LaneCounts, peers: &[PeerStatus], change: impl FnOnce(&mut RouteFacts<'_>)) -> RouteStatus {
     let (name, from, to) = ("primary_to_backup".into(), "primary".into(), "backup".into());
-    let route = Route { name, id: RouteId(1), from, to, enabled: true };
+    status_of(&Route { name, id: RouteId(1), from, to, enabled: true }, fresh, peers, change)
+}
+
+fn status_of(
+    route: &Route,
+    fresh: LaneCounts,
+    peers: &[PeerStatus],
+    change: impl FnOnce(&mut RouteFacts<'_>),
+) -> RouteStatus {
     let mut facts = RouteFacts {
-        route: &route,
+        route,
         orphaned: false,
         limits: InForce::configured(Limits::workers(32)),
         counts: RouteCounts { fresh, ..RouteCounts::default() },
@@ -87,15 +100,15 @@ fn status(fresh: LaneCounts, peers: &[PeerStatus], change: impl FnOnce(&mut Rout
 fn a_route_that_copies_says_how_far_behind_it_is_and_how_long_it_takes() {
     let up = [peer("primary", None), peer("backup", None)];
     let copying = LaneCounts { ready: tally(1172, 3_200_000), claimed: tally(32, 50_586), ..LaneCounts::default() };
-    let fast = Trend { done_per_second: 812.2, ..Trend::default() };
+    let fast = Trend { done_per_second: 812.2, is_steady: true, ..Trend::default() };
     let route = status(copying, &up, |facts| facts.trend = fast);
     assert_eq!(
-        route.summary,
-        "primary_to_backup: copying, 1,204 blobs (3.1 MiB) behind, lag 2.1 s, 812 blobs/s, done in about 1.4 s"
+        route.sentence.to_string(),
+        "primary_to_backup: copying, 1,204 blobs (3.10 MiB) behind, lag 2.14 s, 812/s, done in about 1.48 s"
     );
     assert_eq!((route.state, route.limiting), (RouteState::Copying, Some(LimitingFactor::Workers)));
     let in_sync = status(LaneCounts::default(), &up, |_| ());
-    assert_eq!(in_sync.summary, "primary_to_backup: in sync: everything announced is at the destination");
+    assert_eq!(in_sync.sentence.to_string(), "primary_to_backup: in sync: everything announced is at the destination");
     assert_eq!((in_sync.state, in_sync.limiting), (RouteState::InSync, Some(LimitingFactor::Idle)));
 }
 
@@ -105,16 +118,15 @@ fn a_route_that_waits_names_the_peer_and_since_when() {
     let waiting = LaneCounts { ready: tally(204, 1), ..LaneCounts::default() };
     let route = status(waiting, &peers, |_| ());
     assert_eq!(
-        route.summary,
-        "primary_to_backup: blocked: backup (http://backup:7080) is unreachable since 10:02 UTC: connection refused; \
-         204 blobs wait and are not charged"
+        route.sentence.to_string(),
+        "primary_to_backup: blocked: backup is unreachable since 10:02 UTC: connection refused; 204 blobs wait"
     );
     assert_eq!((route.state, route.limiting), (RouteState::Blocked, Some(LimitingFactor::Breaker)));
     let idle = status(LaneCounts::default(), &peers, |_| ());
-    assert_eq!(idle.state, RouteState::InSync);
-    assert!(idle.summary.contains("but backup (http://backup:7080) is unreachable"), "{}", idle.summary);
+    assert_eq!(idle.state, RouteState::Blocked);
+    assert!(idle.sentence.to_string().ends_with("backup is unreachable since 10:02 UTC: connection refused"));
     let queue = queue_of(0, 100, None, 0, None);
-    assert_eq!(overall(&[idle], &peers, &queue, false).0, ReplicatorState::Attention);
+    assert_eq!(overall(&[idle], &queue, false).0, ReplicatorState::Attention);
 }
 
 #[test]
@@ -122,69 +134,226 @@ fn failed_and_parked_entries_are_told_apart() {
     let up = [peer("primary", None), peer("backup", None)];
     let retrying = LaneCounts { retrying: tally(3, 30), ..LaneCounts::default() };
     let route = status(retrying, &up, |facts| facts.oldest.next_due = Some(now() + Duration::from_secs(40)));
-    assert_eq!(route.summary, "primary_to_backup: retrying: 3 blobs failed before, next attempt in 40 s");
+    assert_eq!(
+        route.sentence.to_string(),
+        "primary_to_backup: retrying: 3 blobs failed before, next attempt in 40.0 s"
+    );
     assert_eq!(route.limiting, Some(LimitingFactor::Idle));
-    let fast = Trend { done_per_second: 1098.0, ..Trend::default() };
+    let fast = Trend { done_per_second: 1098.0, is_steady: true, ..Trend::default() };
     assert_eq!(status(retrying, &up, |facts| facts.trend = fast).eta, None);
     let parked = LaneCounts { parked: tally(1, 10), ..LaneCounts::default() };
     let route = status(parked, &up, |_| ());
-    assert_eq!(route.summary, "primary_to_backup: parked: 1 blob was given up, see recent_faults");
+    assert_eq!(
+        route.sentence.to_string(),
+        "primary_to_backup: parked: 1 blob was given up; blobferry failures list primary_to_backup"
+    );
     assert_eq!(route.backlog.tally.entries, 0);
-    let (state, summary) = overall(&[route], &up, &queue_of(1, 100, None, 0, None), false);
+    let (state, summary) = overall(&[route], &queue_of(1, 100, None, 0, None), false);
     assert_eq!(state, ReplicatorState::Attention);
-    assert!(summary.starts_with("attention: primary_to_backup: parked"), "{summary}");
+    assert!(summary.to_string().starts_with("attention: primary_to_backup: parked"), "{summary}");
+}
+
+fn paused(end: Option<u64>, reason: &str) -> InForce {
+    let configured = Limits::workers(32);
+    let stamp = Stamp {
+        set_by: "eve@host".to_owned(),
+        set_time: now() - Duration::from_secs(7080),
+        expire_time: end.map(|seconds| now() + Duration::from_secs(seconds)),
+        reason: reason.to_owned(),
+    };
+    let limits = configured.with(&[Override::Paused]);
+    InForce { limits, configured, overrides: vec![(Override::Paused, stamp)] }
 }
 
 #[test]
 fn a_paused_route_says_who_paused_it_and_until_when_and_what_waits() {
     let down = [peer("primary", None), peer("backup", Some("connection refused"))];
     let counts = LaneCounts { ready: tally(1204, 9), claimed: tally(3, 9), ..LaneCounts::default() };
-    let pause = |end: Option<u64>, reason: &str| {
-        let configured = Limits::workers(32);
-        let stamp = Stamp {
-            set_by: "eve@host".to_owned(),
-            set_time: now() - Duration::from_secs(7080),
-            expire_time: end.map(|seconds| now() + Duration::from_secs(seconds)),
-            reason: reason.to_owned(),
-        };
-        let limits = configured.with(&[Override::Paused]);
-        InForce { limits, configured, overrides: vec![(Override::Paused, stamp)] }
-    };
-    let route = status(counts, &down, |facts| facts.limits = pause(Some(600), "disk swap"));
+    let route = status(counts, &down, |facts| facts.limits = paused(Some(600), "disk swap"));
     assert_eq!(
-        route.summary,
-        "primary_to_backup: paused by eve@host since 10:02 UTC, for another 10 min (disk swap): 1,204 blobs wait, 3 copies in \
-         flight are being finished"
+        route.sentence.to_string(),
+        "primary_to_backup: paused by eve@host since 10:02 UTC, for another 10 min (disk swap): 1,204 blobs wait, 3 in flight"
     );
     assert_eq!((route.state, route.limiting, route.eta), (RouteState::Paused, Some(LimitingFactor::Paused), None));
     assert!(!route.state.works());
     let (state, summary) = overall(
         &[route],
-        &[],
         &queue_status(QueueFacts { entries: 1, max_entries: 100, ..QueueFacts::default() }, now()),
         false,
     );
     assert_eq!(state, ReplicatorState::Attention);
-    assert!(summary.starts_with("attention: primary_to_backup: paused by eve@host"), "{summary}");
-    let idle = status(LaneCounts::default(), &down, |facts| facts.limits = pause(None, ""));
-    assert_eq!(idle.summary, "primary_to_backup: paused by eve@host since 10:02 UTC: 0 blobs wait");
+    assert!(summary.to_string().starts_with("attention: primary_to_backup: paused by eve@host"), "{summary}");
+    let idle = status(LaneCounts::default(), &down, |facts| facts.limits = paused(None, ""));
+    assert_eq!(idle.sentence.to_string(), "primary_to_backup: paused by eve@host since 10:02 UTC: 0 blobs wait");
+}
+
+/// The rows of the table of `docs/STATES.md`: the state, its sentence, the route's health, and what `--check` exits with.
+fn documented() -> Vec<[String; 4]> {
+    let text = include_str!("../../docs/STATES.md");
+    let rows = text.lines().filter(|line| line.starts_with("| `"));
+    let cell = |cell: &str| cell.trim().trim_matches('`').to_owned();
+    rows.map(|row| {
+        let cells: Vec<&str> = row.trim_matches('|').split(" | ").collect();
+        [cells[0], cells[2], cells[3], cells[4]].map(cell)
+    })
+    .collect()
+}
+
+/// The facts behind the example of each row.
+fn example(state: &str) -> RouteStatus {
+    let up = [peer("a", None), peer("b", None)];
+    let waiting = LaneCounts { ready: tally(204, 3_200_000), claimed: tally(4, 50_586), ..LaneCounts::default() };
+    let none = LaneCounts::default();
+    let three = tally(3, 30);
+    let of = |fresh: LaneCounts, peers: &[PeerStatus], change: &dyn Fn(&mut RouteFacts<'_>)| {
+        let route = Route { name: "a_to_b".into(), id: RouteId(1), from: "a".into(), to: "b".into(), enabled: true };
+        status_of(&route, fresh, peers, change)
+    };
+    let needed = NeededSync {
+        reason: "the route is new to the queue".to_owned(),
+        problem: "sync-6 failed: a cannot be reached".to_owned(),
+        next_time: Some(now() + Duration::from_secs(30)),
+    };
+    let report = || report(vec![fault(FaultKind::DestinationRejected, "b", "no")]);
+    match state {
+        "ORPHANED" => of(LaneCounts { ready: tally(30, 1), ..none }, &up, &|facts| facts.orphaned = true),
+        "DISABLED" => {
+            let route =
+                Route { name: "a_to_b".into(), id: RouteId(1), from: "a".into(), to: "b".into(), enabled: false };
+            status_of(&route, none, &up, |_| ())
+        }
+        "DRAINING" => of(waiting, &up, &|facts| facts.draining = true),
+        "PAUSED" => of(waiting, &up, &|facts| facts.limits = paused(Some(600), "disk swap")),
+        "DEGRADED" => of(none, &up, &|facts| {
+            (facts.degraded, facts.needed_sync) = (true, Some(needed.clone()));
+        }),
+        "BLOCKED" => of(
+            LaneCounts { ready: tally(204, 1), ..none },
+            &[peer("a", None), peer("b", Some("connection refused"))],
+            &|facts| facts.needed_sync = Some(needed.clone()),
+        ),
+        "RETRYING" => of(LaneCounts { retrying: three, ..none }, &up, &|facts| {
+            facts.oldest.next_due = Some(now() + Duration::from_secs(40));
+            facts.worker = Some(report());
+        }),
+        "SYNCING" => of(none, &up, &|facts| {
+            facts.newest_sync = Some(SyncRecord::new(SyncId(7), "a_to_b", SyncMode::Copy, "", now()));
+        }),
+        "COPYING" => of(waiting, &up, &|facts| {
+            facts.trend =
+                Trend { done_per_second: 812.2, bytes_per_second: 2.2e6, is_steady: true, ..Trend::default() };
+        }),
+        "PARKED" => of(LaneCounts { parked: three, ..none }, &up, &|facts| facts.worker = Some(report())),
+        "NEEDS_SYNC" => of(none, &up, &|facts| facts.needed_sync = Some(needed.clone())),
+        "IN_SYNC" => of(none, &up, &|_| ()),
+        other => panic!("no example of {other}"),
+    }
 }
 
 #[test]
-fn a_route_works_while_it_copies_and_not_while_it_waits() {
-    let (up, down) = ([peer("a", None), peer("b", None)], [peer("a", None), peer("b", Some("connection refused"))]);
-    let works = |fresh: LaneCounts, enabled: bool, peers: &[PeerStatus]| {
-        let route = Route { name: "a_to_b".into(), id: RouteId(1), from: "a".into(), to: "b".into(), enabled };
-        route_works(&route, &RouteCounts { fresh, ..RouteCounts::default() }, None, peers)
+fn every_state_is_as_its_documentation_says() {
+    let rows = documented();
+    for [state, sentence, health, check] in &rows {
+        let told = example(state);
+        assert_eq!(told.sentence.to_string(), *sentence);
+        let name = told.state.as_str().replace(' ', "_").to_uppercase().replace("NEEDS_A_FULL", "NEEDS");
+        assert_eq!((&name, told.state.works()), (state, health == "SERVING"));
+        let is_draining = told.state == RouteState::Draining;
+        let (all, text) = overall(std::slice::from_ref(&told), &queue_of(0, 100, None, 0, None), is_draining);
+        let passes = matches!(told.state, RouteState::InSync | RouteState::Disabled | RouteState::Orphaned);
+        assert_eq!(passes && all == ReplicatorState::Ok, check == "0", "{state}: {text}");
+        assert!(text.to_string().chars().count() <= LONGEST, "{text}");
+    }
+    assert_eq!(rows.len(), 12, "every state has a row");
+}
+
+#[test]
+fn with_both_stores_down_it_says_so_whatever_else_it_needs() {
+    let down = [peer("primary", Some("connection refused")), peer("backup", Some("no route"))];
+    let blocked = status(LaneCounts::default(), &down, |_| ());
+    assert_eq!(
+        blocked.sentence.to_string(),
+        "primary_to_backup: blocked: primary and backup cannot be used: connection refused"
+    );
+    // One that has not been asked yet is no better.
+    let unknown = [peer("primary", None), peer_of("backup", None, None)];
+    let waits = status(LaneCounts::default(), &unknown, |_| ());
+    assert_eq!(waits.state, RouteState::Blocked);
+    assert_eq!(waits.sentence.to_string(), "primary_to_backup: blocked: backup has not said yet what it is");
+}
+
+#[test]
+fn a_route_works_while_it_copies_and_has_nothing_parked() {
+    let peers = [peer("a", None), peer("b", None)];
+    let route = Route { name: "a_to_b".into(), id: RouteId(1), from: "a".into(), to: "b".into(), enabled: true };
+    let works = |fresh: LaneCounts| {
+        let counts = &RouteCounts { fresh, ..RouteCounts::default() };
+        let (orphaned, draining, paused, degraded, needs_sync) = (false, false, false, false, false);
+        RouteConditions {
+            route: &route,
+            orphaned,
+            draining,
+            paused,
+            degraded,
+            counts,
+            newest_sync: None,
+            needs_sync,
+            peers: &peers,
+        }
+        .works()
     };
     let ready = LaneCounts { ready: tally(2, 2), ..LaneCounts::default() };
-    let retrying = LaneCounts { retrying: tally(2, 2), ..LaneCounts::default() };
-    let some_parked = LaneCounts { parked: tally(1, 1), ..ready };
-    assert!(works(LaneCounts::default(), true, &up) && works(ready, true, &up));
-    assert!(!works(LaneCounts::default(), false, &up), "disabled");
-    assert!(!works(ready, true, &down), "blocked");
-    assert!(!works(retrying, true, &up) && !works(some_parked, true, &up));
-    assert!(works(LaneCounts::default(), true, &down), "nothing waits for the peer");
+    assert!(works(LaneCounts::default()) && works(ready));
+    assert!(!works(LaneCounts { parked: tally(1, 1), ..ready }));
+    assert!(!works(LaneCounts { retrying: tally(1, 1), ..LaneCounts::default() }));
+}
+
+fn fault(kind: FaultKind, peer: &str, message: &str) -> ErrorGroup {
+    ErrorGroup {
+        kind,
+        code: None,
+        peer: peer.into(),
+        message: message.to_owned(),
+        count: 3,
+        charged: 3,
+        first: now(),
+        last: now(),
+        example: None,
+    }
+}
+
+fn report(errors: Vec<ErrorGroup>) -> Report {
+    Report {
+        activity: Activity::Ready,
+        in_progress: Vec::new(),
+        errors,
+        confirmed: 0,
+        copied: 0,
+        copied_bytes: 0,
+        waits: Waits::default(),
+        alarm: None,
+        vanished: None,
+    }
+}
+
+/// Every sentence has a cause at most, and keeps to its length whatever others say.
+#[test]
+fn a_sentence_names_the_cause_and_the_command() {
+    let up = [peer("primary", None), peer("backup", None)];
+    let parked = LaneCounts { parked: tally(3, 2), ..LaneCounts::default() };
+    let corrupt = format!("the store's bytes of sha256-{} are corrupt", "0".repeat(64));
+    let report = || report(vec![fault(FaultKind::SourceBytesCorrupt, "primary", &format!("{corrupt}: {corrupt}"))]);
+    let told = status(parked, &up, |facts| facts.worker = Some(report())).sentence.to_string();
+    assert!(told.starts_with("primary_to_backup: parked: 3 blobs were given up: source_bytes_corrupt at pr"), "{told}");
+    assert!(told.ends_with("…; blobferry failures list primary_to_backup"), "{told}");
+    assert_eq!(told.chars().count(), LONGEST);
+    let gone = status(LaneCounts::default(), &up, |facts| {
+        facts.worker = Some(Report { vanished: Some(now()), ..report() });
+    });
+    assert_eq!(gone.state, RouteState::InSync);
+    assert!(gone.sentence.to_string().contains("gone from primary since 12:00 UTC"), "{}", gone.sentence);
+    let (state, all) = overall(&[gone], &queue_of(0, 100, None, 0, None), false);
+    assert_eq!(state, ReplicatorState::Attention, "{all}");
 }
 
 #[test]
@@ -197,18 +366,18 @@ fn a_full_sync_that_failed_is_told_until_another_starts() {
     sync.failure = Some(SyncFailure { kind: None, peer: String::new(), code: None, message });
     let failed = status(LaneCounts::default(), &up, |facts| facts.newest_sync = Some(sync.clone()));
     assert_eq!(
-        failed.summary,
-        "primary_to_backup: in sync: everything announced is at the destination; but the last full sync, sync-7, failed at \
-         12:00 UTC: backup cannot be reached"
+        failed.sentence.to_string(),
+        "primary_to_backup: needs a full sync: sync-7 failed: backup cannot be reached; blobferry sync primary_to_backup"
     );
+    assert_eq!(failed.state, RouteState::NeedsSync);
     let queue = queue_of(0, 100, None, 0, None);
-    assert_eq!(overall(&[failed], &up, &queue, false).0, ReplicatorState::Attention);
+    assert_eq!(overall(&[failed], &queue, false).0, ReplicatorState::Attention);
     let again = SyncRecord::new(SyncId(8), "primary_to_backup", SyncMode::Copy, "", now());
     let running = status(LaneCounts::default(), &up, |facts| {
         (facts.newest_sync, facts.last_sync) = (Some(again), Some(sync));
     });
-    assert!(!running.summary.contains("failed"), "{}", running.summary);
-    assert_eq!(overall(&[running], &up, &queue, false).0, ReplicatorState::Ok);
+    assert!(!running.sentence.to_string().contains("failed"), "{}", running.sentence.to_string());
+    assert_eq!(overall(&[running], &queue, false).0, ReplicatorState::Ok);
 }
 
 #[test]
@@ -217,39 +386,38 @@ fn parked_entries_fill_no_queue_and_raise_an_alarm_in_the_end() {
     let many = queue_status(facts.clone(), now());
     assert_eq!(many.state, QueueState::Ok);
     assert_eq!(
-        many.summary,
-        "ok: 120 entries, accepting announcements; 21 are parked, more than queue.parked_max_share allows (20); retry or \
-         discard them"
+        many.sentence.to_string(),
+        "holds 21 entries parked, more than queue.parked_max_share allows (20): blobferry failures list"
     );
-    assert_eq!(overall(&[], &[], &many, false).0, ReplicatorState::Attention);
+    assert_eq!(overall(&[], &many, false).0, ReplicatorState::Attention);
     let some = queue_status(QueueFacts { parked: 20, ..facts.clone() }, now());
-    assert_eq!((some.state, overall(&[], &[], &some, false).0), (QueueState::Full, ReplicatorState::NotAccepting));
+    assert_eq!((some.state, overall(&[], &some, false).0), (QueueState::Full, ReplicatorState::NotAccepting));
     assert!(
-        some.summary.ends_with("it holds its 100 entries, parked ones aside; copying makes room"),
+        some.sentence.to_string().ends_with("it holds its 100 entries, parked ones aside; copying makes room"),
         "{}",
-        some.summary
+        some.sentence.to_string()
     );
     let few = queue_status(QueueFacts { entries: 119, parked: 20, ..facts }, now());
-    assert_eq!((few.state, overall(&[], &[], &few, false).0), (QueueState::Ok, ReplicatorState::Ok));
+    assert_eq!((few.state, overall(&[], &few, false).0), (QueueState::Ok, ReplicatorState::Ok));
 }
 
 #[test]
 fn a_queue_that_refuses_outweighs_its_routes_and_the_drain_outweighs_all() {
     let full = queue_of(100, 100, None, 0, None);
     assert_eq!(
-        full.summary,
-        "full: 100 entries, announcements are refused: it holds its 100 entries; copying makes room"
+        full.sentence.to_string(),
+        "full: announcements are refused: it holds its 100 entries; copying makes room"
     );
     let low = queue_of(1, 100, Some(1 << 20), 1 << 30, None);
-    assert!(low.reason.contains("1.0 MiB left, less than the reserve of 1.0 GiB"), "{}", low.reason);
+    assert!(low.reason.contains("1.00 MiB left, less than the reserve of 1.00 GiB"), "{}", low.reason);
     let failing = queue_of(1, 100, None, 0, Some("no".to_owned()));
     for queue in [&full, &low, &failing] {
-        assert_eq!(overall(&[], &[], queue, false).0, ReplicatorState::NotAccepting);
+        assert_eq!(overall(&[], queue, false).0, ReplicatorState::NotAccepting);
     }
-    assert_eq!(overall(&[], &[], &full, true).0, ReplicatorState::Draining);
+    assert_eq!(overall(&[], &full, true).0, ReplicatorState::Draining);
     let draining =
         status(LaneCounts { ready: tally(2, 2), ..LaneCounts::default() }, &[], |facts| facts.draining = true);
-    assert_eq!(draining.summary, "primary_to_backup: draining: 0 being finished, 2 stay queued");
+    assert_eq!(draining.sentence.to_string(), "primary_to_backup: draining: 0 being finished, 2 stay queued");
 }
 
 #[test]
@@ -285,10 +453,8 @@ fn a_queue_that_lost_something_says_what_since_when_and_what_mends_it() {
     let facts = QueueFacts { max_entries: 100, incidents: vec![incident], ..QueueFacts::default() };
     let queue = queue_status(facts.clone(), now());
     assert_eq!(
-        queue.summary,
-        "degraded: 0 entries, accepting announcements; what was accepted from 09:30 UTC to 10:00 UTC may be lost: its log \
-         was damaged and is read up to there; it is kept as it was in /data/queue/db.damaged-1; a full sync of each route \
-         makes up for it"
+        queue.sentence.to_string(),
+        "degraded: what was accepted from 09:30 UTC to 10:00 UTC may be lost; a full sync of each route makes up for it"
     );
     assert_eq!((queue.state, queue.reason.as_str()), (QueueState::Degraded, ""));
     let needed = NeededSync {
@@ -301,12 +467,11 @@ fn a_queue_that_lost_something_says_what_since_when_and_what_mends_it() {
         facts.needed_sync = Some(needed);
     });
     assert_eq!(
-        route.summary,
-        "primary_to_backup: degraded: entries were lost with a part of the queue, and a full sync makes up for it; a full \
-         sync is needed, begun again in 30 s: a part of the queue was lost; the last attempt: sync-1 failed: no"
+        route.sentence.to_string(),
+        "primary_to_backup: degraded: a part of the queue was lost, a full sync is begun in 30.0 s: sync-1 failed: no"
     );
-    assert_eq!(overall(&[route], &up, &queue, false).0, ReplicatorState::Degraded);
+    assert_eq!(overall(&[route], &queue, false).0, ReplicatorState::Degraded);
     // What refuses announcements is worse.
     let full = queue_status(QueueFacts { max_entries: 0, ..facts }, now());
-    assert_eq!((full.state, overall(&[], &up, &full, false).0), (QueueState::Full, ReplicatorState::NotAccepting));
+    assert_eq!((full.state, overall(&[], &full, false).0), (QueueState::Full, ReplicatorState::NotAccepting));
 }

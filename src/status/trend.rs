@@ -1,7 +1,8 @@
 //! Rates and direction of a route, from samples of its counters.
 
 use crate::clock::Monotonic;
-use crate::queue::RouteCounts;
+use crate::limits::Limits;
+use crate::queue::{RouteCounts, Tally};
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -31,8 +32,10 @@ struct Sample {
 /// stands idle.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Trend {
-    /// Whether the backlog is larger than a minute ago; absent until that is known.
+    /// Whether the backlog is larger than a minute ago and than ten seconds ago; absent until that is known.
     pub growing: Option<bool>,
+    /// Whether it has had a backlog for all of the last ten seconds.
+    pub is_steady: bool,
     /// Blobs copied in a second.
     pub blobs_per_second: f64,
     /// Bytes copied in a second.
@@ -42,12 +45,21 @@ pub struct Trend {
 }
 
 impl Trend {
-    /// How long until so many entries are gone, at this rate; `None` where that is never.
-    pub fn eta(&self, backlog: u64) -> Option<Duration> {
-        if backlog == 0 || self.done_per_second <= 0.0 {
+    /// How long until this backlog is copied, at the pace of the last ten seconds and within these limits. `None` where that
+    /// is never, or the route has not been at work for so long: what a burst does tells nothing.
+    pub fn eta(&self, backlog: &Tally, limits: &Limits) -> Option<Duration> {
+        if backlog.entries == 0 || !self.is_steady || self.done_per_second <= 0.0 {
             return None;
         }
-        Duration::try_from_secs_f64(backlog as f64 / self.done_per_second).ok()
+        let bytes = |per_second: f64| if per_second > 0.0 { backlog.bytes as f64 / per_second } else { 0.0 };
+        let entries = |per_second: f64| backlog.entries as f64 / per_second;
+        let seconds = [
+            entries(self.done_per_second),
+            bytes(self.bytes_per_second),
+            limits.bytes_per_second.map_or(0.0, |limit| bytes(limit as f64)),
+            limits.blobs_per_second.map_or(0.0, |limit| entries(limit.per_second())),
+        ];
+        Duration::try_from_secs_f64(seconds.into_iter().fold(0.0, f64::max)).ok()
     }
 }
 
@@ -74,21 +86,27 @@ impl Samples {
     /// The trend up to now, with these figures as the newest.
     pub fn trend(&self, now: Monotonic, backlog: u64, counts: &RouteCounts) -> Trend {
         let Some(oldest) = self.kept.front() else { return Trend::default() };
-        let growing = (now.since(oldest.at) >= GROWTH_WINDOW).then_some(backlog > oldest.backlog);
         let from = self.kept.iter().find(|sample| now.since(sample.at) <= RATE_WINDOW);
+        let less_before = [Some(oldest), from].into_iter().flatten().all(|sample| sample.backlog < backlog);
+        let growing = (now.since(oldest.at) >= GROWTH_WINDOW).then_some(less_before);
+        let before = self.kept.iter().rfind(|sample| now.since(sample.at) >= RATE_WINDOW);
+        let is_steady = before.is_some_and(|before| {
+            self.kept.iter().filter(|sample| sample.at >= before.at).all(|sample| sample.backlog > 0)
+        });
         let Some(from) = from.or(self.kept.back()) else { return Trend::default() };
         let seconds = now.since(from.at).as_secs_f64();
         if seconds < SPACING.as_secs_f64() {
-            return Trend { growing, ..Trend::default() };
+            return Trend { growing, is_steady, ..Trend::default() };
         }
         let done = counts.confirmed + counts.discarded;
         let since = self.kept.iter().rfind(|sample| now.since(sample.at) >= IDLE_WINDOW);
         if !is_busy(counts) && since.is_some_and(|sample| sample.done == done) {
-            return Trend { growing, ..Trend::default() };
+            return Trend { growing, is_steady, ..Trend::default() };
         }
         let rate = |new: u64, old: u64| new.saturating_sub(old) as f64 / seconds;
         Trend {
             growing,
+            is_steady,
             blobs_per_second: rate(counts.copied, from.copied),
             bytes_per_second: rate(counts.copied_bytes, from.copied_bytes),
             done_per_second: rate(done, from.done),
@@ -103,8 +121,9 @@ fn is_busy(counts: &RouteCounts) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Samples, is_busy};
+    use super::{Samples, Trend, is_busy};
     use crate::clock::Monotonic;
+    use crate::limits::{BlobRate, Limits};
     use crate::queue::{LaneCounts, RouteCounts, Tally};
     use std::time::Duration;
 
@@ -130,10 +149,46 @@ mod tests {
         assert_eq!(trend.growing, Some(true));
         assert!((trend.blobs_per_second - 10.0).abs() < 0.1, "{trend:?}");
         assert!((trend.bytes_per_second - 10_000.0).abs() < 100.0, "{trend:?}");
-        assert_eq!(trend.eta(100), Some(Duration::from_secs(10)));
-        assert_eq!(trend.eta(0), None);
+        let (entries, none) = (|entries| Tally { entries, ..Tally::default() }, Limits::workers(1));
+        assert_eq!(trend.eta(&entries(100), &none), Some(Duration::from_secs(10)));
+        assert_eq!(trend.eta(&entries(0), &none), None);
         let later = samples.trend(at(400), 9_000, &counts(52_000));
-        assert_eq!((later.growing, later.eta(9_000)), (Some(false), None));
+        assert_eq!((later.growing, later.eta(&entries(9_000), &none)), (Some(false), None));
+    }
+
+    /// 128 MiB in small and large blobs, of which the small ones were copied in the first second.
+    #[test]
+    fn how_long_it_takes_follows_from_bytes_and_limits_and_never_from_a_burst() {
+        let backlog = Tally { entries: 10, bytes: 128 << 20, unknown_size: 0 };
+        let slow = Limits { bytes_per_second: Some(1 << 20), ..Limits::workers(1) };
+        let mut samples = Samples::default();
+        samples.add(at(0), 0, &counts(0));
+        samples.add(at(1), 800, &counts(0));
+        samples.add(at(2), 10, &counts(790));
+        assert_eq!(samples.trend(at(3), 10, &counts(790)).eta(&backlog, &slow), None, "a burst");
+        for second in 3..=20 {
+            samples.add(at(second), 10, &counts(790 + second));
+        }
+        let trend = samples.trend(at(21), 10, &counts(811));
+        // One of 1,000 bytes a second: by the entries 10 s, by the bytes 37 hours.
+        let eta = trend.eta(&backlog, &Limits::workers(1)).unwrap();
+        assert!(eta > Duration::from_hours(30), "{eta:?}");
+        let fast = Trend { bytes_per_second: 1e9, done_per_second: 1e6, ..trend };
+        assert_eq!(fast.eta(&backlog, &slow), Some(Duration::from_secs(128)));
+        let one = BlobRate::new(0.1).unwrap();
+        let few = Limits { blobs_per_second: Some(one), ..Limits::workers(1) };
+        assert_eq!(fast.eta(&backlog, &few), Some(Duration::from_secs(100)));
+    }
+
+    #[test]
+    fn a_backlog_that_shrinks_again_does_not_grow() {
+        let mut samples = Samples::default();
+        for second in 0..=70 {
+            // A burst at half time, and less since.
+            samples.add(at(second), if second < 30 { 0 } else { 1000 - second }, &counts(0));
+        }
+        assert_eq!(samples.trend(at(71), 929, &counts(0)).growing, Some(false));
+        assert_eq!(samples.trend(at(71), 2000, &counts(0)).growing, Some(true));
     }
 
     #[test]

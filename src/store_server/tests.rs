@@ -378,7 +378,7 @@ async fn an_oversize_message_is_out_of_range() {
     let large = vec![0u8; MAX_DECODED_BYTES + 1];
     let blob = blob_of(&large).to_string();
     let status = served.send(vec![header(&blob), Some(Part::Chunk(large.into()))]).await.unwrap_err();
-    assert_eq!((status.code(), reason_of(&status)), (Code::OutOfRange, None));
+    assert_eq!((status.code(), reason_of(&status).as_deref()), (Code::OutOfRange, Some("MESSAGE_TOO_LARGE")));
     let fitting = vec![0u8; 4 << 20];
     let blob = blob_of(&fitting).to_string();
     served.send(vec![header(&blob), Some(Part::Chunk(fitting.into()))]).await.unwrap();

@@ -5,7 +5,10 @@ use super::judge::{BlobState, HopState};
 use super::{Story, StoryError};
 use crate::announce::Route;
 use crate::blob::BlobRef;
+use crate::breaker::Phase;
+use crate::fault::FaultKind;
 use crate::queue::lookup::{Completion, DiscardedBy, Ending, Known};
+use crate::words::span;
 use crate::worker::InProgress;
 use futures::future::join_all;
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,6 +27,8 @@ pub struct RouteStory {
     pub orphaned: bool,
     /// Whether an operator has paused it.
     pub paused: bool,
+    /// The store that keeps it from copying, if one does: its breaker is not closed.
+    pub blocked_by: Option<Arc<str>>,
     /// In one sentence.
     pub summary: String,
     /// How the blob stands.
@@ -87,9 +92,21 @@ impl Story {
             let worker = parts.workers.iter().find(|worker| worker.spec().id == route.id);
             let copy = worker.and_then(|worker| worker.copy_of(blob));
             let paused = self.paused(route.id);
-            let summary = String::new();
-            let mut story =
-                RouteStory { route, orphaned, paused, summary, state, known, copy, at_source, at_destination };
+            let is_shut =
+                |name: &&Arc<str>| parts.peers.get(&***name).is_some_and(|peer| peer.snapshot().phase != Phase::Closed);
+            let blocked_by = [&route.from, &route.to].into_iter().find(is_shut).cloned();
+            let mut story = RouteStory {
+                route,
+                orphaned,
+                paused,
+                blocked_by,
+                summary: String::new(),
+                state,
+                known,
+                copy,
+                at_source,
+                at_destination,
+            };
             story.summary = story.sentence(now);
             told.push(story);
         }
@@ -167,12 +184,27 @@ impl RouteStory {
             "; the route is disabled"
         } else if self.paused && self.state.moves {
             "; the route is paused"
+        } else if let Some(store) = self.blocked_by.as_ref().filter(|_| self.state.moves && !self.is_done()) {
+            return format!("{}: {what}; the route is blocked: {store} cannot be used now", route.name);
+        } else if self.is_corrupt() {
+            return format!("{}: {what}; {} has it, with other bytes: write it there again", route.name, route.from);
         } else if self.known.successor.is_some() {
             "; announced again meanwhile, so that it is copied once more"
         } else {
             ""
         };
         format!("{}: {what}{more}", route.name)
+    }
+
+    /// Whether nothing is left to be done for it.
+    fn is_done(&self) -> bool {
+        matches!(self.state.state, BlobState::Confirmed | BlobState::Discarded)
+    }
+
+    /// Whether the bytes that the source gave were not those of the ref, when it was last tried.
+    fn is_corrupt(&self) -> bool {
+        let kind = self.state.failure.as_ref().map(|failure| failure.kind);
+        !self.is_done() && kind == Some(FaultKind::SourceBytesCorrupt)
     }
 
     fn queued(&self, ago: impl Fn(SystemTime) -> String) -> String {
@@ -211,15 +243,4 @@ fn overall(routes: &[RouteStory]) -> String {
     let told = states.into_iter().filter(|state| counted(*state) > 0);
     let told: Vec<String> = told.map(|state| format!("{} on {} of {all}", state.as_str(), counted(state))).collect();
     if all == 1 { routes[0].state.state.as_str().to_owned() } else { told.join(", ") + " routes" }
-}
-
-/// A span of time as people say it, in whole units.
-fn span(span: Duration) -> String {
-    match span.as_secs() {
-        0 => format!("{} ms", span.as_millis()),
-        seconds @ 1..120 => format!("{seconds} s"),
-        seconds @ 120..7200 => format!("{} min", seconds / 60),
-        seconds @ 7200..172_800 => format!("{} h", seconds / 3600),
-        seconds => format!("{} d", seconds / 86_400),
-    }
 }

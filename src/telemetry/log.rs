@@ -8,6 +8,7 @@ use super::storm::{EventPace, Storm};
 use super::tracer::current_ids;
 use crate::clock::Clock;
 use crate::config::LogConfig;
+use crate::words::is_unsafe;
 use std::collections::HashMap;
 use std::fmt::{self, Write as _};
 use std::io::{self, IsTerminal as _};
@@ -62,10 +63,7 @@ pub(super) fn one_line(text: &str) -> String {
 
 fn escape(text: &str, out: &mut String) {
     for c in text.chars() {
-        // Also what reorders or hides the text around it: bidirectional marks, separators, zero-width characters.
-        let hidden =
-            matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
-        if c.is_control() || hidden {
+        if is_unsafe(c) {
             out.extend(c.escape_default());
         } else {
             out.push(c);

@@ -95,7 +95,7 @@ fn a_server_of_the_wrong_kind_is_called_what_it_is() {
     ] {
         let output = run(arguments);
         let stderr = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {stderr}");
+        assert_eq!(output.status.code(), Some(3), "{arguments:?}: {stderr}");
         assert!(stderr.contains(kind) && stderr.contains("address"), "{arguments:?}: {stderr}");
     }
     let judged = run(&["conformance", "--store", &at]);

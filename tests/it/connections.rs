@@ -391,7 +391,7 @@ async fn a_frozen_peer_is_named_and_goes_on_where_it_was() {
             let status = route(&mut operator.clone()).await;
             // By the fault of a copy, or as what blocks the route, where it was asked what it is before any copy was tried.
             let mut faults = status.recent_faults.iter().filter_map(|group| group.fault.as_ref());
-            let blocks = status.summary.contains(&format!("blocked: {name} (http"));
+            let blocks = status.summary.contains(&format!("blocked: {name} "));
             (blocks || faults.any(|fault| fault.peer == name)).then_some(())
         })
         .await;

@@ -173,9 +173,14 @@ fn what_compose_starts_ferries_a_blob() {
     for name in ["primary", "backup"] {
         let data = format!("disk://{}", world.path(name).display());
         let mut arguments = texts(&services[name]["command"]);
-        assert_eq!(arguments, ["store", "--listen", "0.0.0.0:7080", "--data", "disk:///var/lib/blobferry"]);
+        let data_of_image = "disk:///var/lib/blobferry";
+        assert_eq!(
+            arguments,
+            ["store", "--listen", "[::]:7080", "--http-listen", "[::]:7071", "--data", data_of_image]
+        );
         "{}".clone_into(&mut arguments[2]);
-        data.clone_into(&mut arguments[4]);
+        "[::]:0".clone_into(&mut arguments[4]);
+        data.clone_into(&mut arguments[6]);
         let environment = variables(&services[name]["environment"]);
         let log = world.path(&format!("{name}.log"));
         let server = start(&arguments, 2, &log, &environment);
@@ -212,6 +217,27 @@ fn what_compose_starts_ferries_a_blob() {
     answers(&owned(&["wait", "--timeout", "60s", hello]), &environment, &replicator);
     let got = run(&owned(&["get", "--store", &backup, hello]), &environment);
     assert_eq!(String::from_utf8_lossy(&got.stdout), "hello", "{}", replicator.said());
+}
+
+/// `docker build` sees nothing else than what `.dockerignore` lets through.
+#[test]
+fn what_the_dockerfile_copies_is_not_ignored() {
+    let read = |name: &str| fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap();
+    let (dockerfile, ignored) = (read("Dockerfile"), read(".dockerignore"));
+    assert!(ignored.lines().any(|line| line == "*"), "all is ignored that is not named");
+    let named: BTreeSet<&str> = ignored.lines().filter_map(|line| line.strip_prefix('!')).collect();
+    let copies =
+        dockerfile.lines().filter_map(|line| line.strip_prefix("COPY ")).filter(|line| !line.starts_with("--from"));
+    let mut seen = 0;
+    for copy in copies {
+        let mut paths: Vec<&str> = copy.split_whitespace().collect();
+        paths.pop();
+        for path in paths {
+            assert!(Path::new(path).ancestors().any(|parent| named.contains(parent.to_str().unwrap())), "{path}");
+            seen += 1;
+        }
+    }
+    assert!(seen > 5, "{seen}");
 }
 
 /// A certificate authority that nothing trusts but what is told to.

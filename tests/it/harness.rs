@@ -305,7 +305,7 @@ pub(crate) async fn reader(server: &Server) -> Reader {
     Reader::new(channel(&server.url()).await).max_decoding_message_size(64 << 20)
 }
 
-async fn channel(url: &str) -> Channel {
+pub(crate) async fn channel(url: &str) -> Channel {
     Channel::from_shared(url.to_owned()).unwrap().connect().await.unwrap()
 }
 

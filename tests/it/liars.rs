@@ -179,7 +179,7 @@ async fn an_emptied_source_raises_an_alarm_and_no_blob_is_given_up() {
     refs.extend(write_and_announce(&operator, &liar.url, 100..160).await);
     let status = until("it is noticed", async || {
         let status = route(&mut operator.clone()).await;
-        status.summary.contains("vanished from a").then_some(status)
+        status.summary.contains("gone from a").then_some(status)
     })
     .await;
     assert_ne!(status.state(), pb::RouteState::Blocked, "{}", status.summary);

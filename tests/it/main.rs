@@ -16,6 +16,7 @@ mod failpoints;
 mod failures;
 mod faults;
 mod figures;
+mod first_hour;
 mod foreign;
 mod harness;
 mod http;

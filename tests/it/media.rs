@@ -132,7 +132,8 @@ async fn a_queue_whose_disk_fails_says_so_loses_nothing_and_goes_on_by_itself() 
         assert_eq!((refused.code(), &*reason(&refused)), trouble.refusal(), "{trouble:?}: {refused:?}");
         until("the status says what and where", async || {
             let said = status(&operator).await;
-            let is_told = said.summary.contains(&folder) && said.summary.contains(trouble.said());
+            let reason = &said.queue.as_ref().unwrap().reason;
+            let is_told = reason.contains(&folder) && reason.contains(trouble.said());
             (is_told && said.state() == pb::ReplicatorState::NotAccepting).then_some(())
         })
         .await;

@@ -280,10 +280,20 @@ fn repository(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
+/// Waits until both stores have said what they are: a route is not in sync before.
+async fn answered(line: &Line) {
+    let operator = line.operator().await;
+    until("both stores have answered", async || {
+        (route(&mut operator.clone()).await.state() == pb::RouteState::InSync).then_some(())
+    })
+    .await;
+}
+
 /// A replicator that has nothing to do is not behind, however long ago the last blob was.
 #[tokio::test(flavor = "multi_thread")]
 async fn idle_means_no_lag() {
     let line = Line::new("");
+    answered(&line).await;
     let idle = async || {
         let scrape = Scrape::of(&line.replicator).await;
         for name in ["lag_seconds", "backfill_age_seconds"] {
@@ -367,6 +377,7 @@ async fn values_agree_with_status() {
     // After a restart what the queue keeps goes on, and the rest begins anew.
     line.replicator.kill();
     line.replicator.again();
+    answered(&line).await;
     let scrape = Scrape::of(&line.replicator).await;
     agrees(&scrape, &route(&mut line.operator().await).await);
     assert_eq!(scrape.route("confirmed_blobs_total"), 600.0);

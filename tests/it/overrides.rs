@@ -132,7 +132,7 @@ async fn limits_change_live_expire_and_go_back_to_the_configuration() {
 
     let shown = said(&["limits", "--workers", "3", "--bytes-per-second", "5MiB", "--by", "eve"], &replicator, 0);
     assert!(shown.starts_with("a_to_b: 3 workers, 5.00 MiB/s, any number of blobs/s\n"), "{shown}");
-    assert!(shown.contains("workers set by eve at ") && shown.contains("configured: 32 workers"), "{shown}");
+    assert!(shown.contains("workers = 3 set by eve at ") && shown.contains("configured: 32 workers"), "{shown}");
     said(&["limits", "--workers", "7", "--for", "100ms"], &replicator, 0);
     until("seven workers are over", async || {
         (route(&mut operator.clone()).await.limits.unwrap().workers == Some(32)).then_some(())
@@ -179,9 +179,7 @@ async fn another_store_is_used_only_once_it_was_adopted() {
     .await;
     let (old, new) = (found.expected_store_id.clone(), found.peer_info.unwrap().store_id);
     assert!(old != new && !old.is_empty() && !new.is_empty());
-    for part in [&old, &new, &format!("blobferry adopt b \"{new}\"")] {
-        assert!(found.summary.contains(part.as_str()), "{} lacks {part}", found.summary);
-    }
+    assert!(found.summary.ends_with(&format!("if it is to be: blobferry adopt b \"{new}\"")), "{}", found.summary);
 
     let wrong = said(&["adopt", "b", "x"], &replicator, 1);
     assert!(wrong.contains(&new), "{wrong}");

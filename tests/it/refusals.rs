@@ -62,10 +62,10 @@ async fn refuses_bad_streams(mut to: Receiver) -> Vec<BlobRef> {
         assert_eq!(fields, ["header.ref"]);
     }
 
-    // A message larger than any is refused by the transport: without details.
+    // A message larger than any is refused before anybody reads it.
     let (large, bytes) = blob(3, 6 << 20);
     let (code, reason, _) = refused(&mut to, vec![header(large, None), chunk_message(&bytes)]).await;
-    assert_eq!((code, reason.as_str()), (Code::OutOfRange, ""));
+    assert_eq!((code, reason.as_str()), (Code::OutOfRange, "MESSAGE_TOO_LARGE"));
 
     // A stream cut halfway: the client goes before its half-close.
     let (cut, bytes) = blob(4, 100_000);

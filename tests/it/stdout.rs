@@ -132,7 +132,7 @@ impl Scene {
         self.world.path(name).to_str().unwrap().to_owned()
     }
 
-    /// Ways to call a command that has something to say; without it the two that serve.
+    /// Ways to call a command that has something to say; without those that have not.
     fn ways(&self, command: &str) -> Vec<Vec<String>> {
         let (store, at) = (self.store.url(), self.replicator.url());
         let (files, config, large) = (self.path("files"), self.path("replicator.toml"), self.large.as_str());
@@ -144,7 +144,10 @@ impl Scene {
         let of_replicator = |ways: &[&[&str]]| with(ways, &at);
         let of_store = |ways: &[&[&str]]| with(ways, &store);
         match command {
-            "serve" | "store" => Vec::new(),
+            // The last one writes files alone.
+            "serve" | "store" | "man" => Vec::new(),
+            "version" => with(&[&[], &["--json"]], &[]),
+            "completions" => with(&[&["bash"]], &[]),
             "demo" => with(&[&["--exit", "--data", NEW, &files]], &[]),
             "conformance" => of_store(&[&[]]),
             "status" => of_replicator(&[&[], &["--check"]]),

@@ -1,9 +1,10 @@
 //! A replicator's status as text. Pure: what is shown depends on the message alone, its own clock included.
 
 use crate::cli::limits::override_line;
-use crate::cli::text::{Table, bytes, bytes_rate, cause, count, counted, plain, rate, span};
+use crate::cli::table::Table;
 use crate::pb;
 use crate::pb::v1;
+use crate::words::{bytes, bytes_rate, cause, number, plain, rate, several, span};
 use prost_types::Timestamp;
 use std::time::Duration;
 
@@ -55,8 +56,8 @@ pub(super) fn short(status: &v1::ReplicatorStatus) -> String {
             "{time}{state} {} {} backlog {} parked {} lag {} {} {}\n",
             said(&route.name),
             word(route.state().as_str_name(), "ROUTE_STATE_"),
-            count(backlog.waiting),
-            count(backlog.parked),
+            number(backlog.waiting),
+            number(backlog.parked),
             route.lag.as_ref().and_then(pb::std_duration).map_or_else(|| "?".to_owned(), span),
             rate(route.copied_blobs_per_second()),
             bytes_rate(route.copied_bytes_per_second()),
@@ -79,10 +80,10 @@ fn routes(routes: &[v1::RouteStatus]) -> String {
             word(route.state().as_str_name(), "ROUTE_STATE_"),
             word(route.limiting_factor().as_str_name(), "LIMITING_FACTOR_"),
             route.lag.as_ref().and_then(pb::std_duration).map_or_else(|| "?".to_owned(), span),
-            count(sum(|lane| lane.ready.as_ref())),
-            count(sum(|lane| lane.claimed.as_ref())),
-            count(sum(|lane| lane.retrying.as_ref())),
-            count(sum(|lane| lane.parked.as_ref())),
+            number(sum(|lane| lane.ready.as_ref())),
+            number(sum(|lane| lane.claimed.as_ref())),
+            number(sum(|lane| lane.retrying.as_ref())),
+            number(sum(|lane| lane.parked.as_ref())),
             bytes(route_backlog(route).bytes),
             rate(route.copied_blobs_per_second()),
             bytes_rate(route.copied_bytes_per_second()),
@@ -97,15 +98,15 @@ fn route_details(route: &v1::RouteStatus, now: Option<&Timestamp>) -> String {
     if !route.summary.is_empty() {
         line(&sentence(behind(&route.summary, &route.name)));
     }
-    for one in route.limits.iter().flat_map(|limits| &limits.overrides) {
-        line(&override_line(one));
+    if let Some(limits) = &route.limits {
+        limits.overrides.iter().for_each(|one| line(&override_line(limits, one)));
     }
     if let (Some(start), Some(all)) = (&route.since_start, &route.all_time) {
         line(&format!(
             "copied {}, {} since start; {}, {} in all",
-            counted(start.copied_blobs(), "blob"),
+            several(start.copied_blobs(), "blob"),
             bytes(start.copied_bytes()),
-            counted(all.copied_blobs(), "blob"),
+            several(all.copied_blobs(), "blob"),
             bytes(all.copied_bytes()),
         ));
     }
@@ -118,11 +119,14 @@ fn route_details(route: &v1::RouteStatus, now: Option<&Timestamp>) -> String {
     for sync in route.running_sync.iter().chain(route.last_sync.as_ref()) {
         line(&sync_line(sync, now));
     }
+    if let Some(needed) = &route.needed_sync {
+        line(&needed_line(needed, now));
+    }
     for copy in route.copies.iter().take(COPIES_SHOWN) {
         line(&copy_line(copy, now));
     }
     if let Some(more) = route.copies.len().checked_sub(COPIES_SHOWN + 1) {
-        line(&format!("and {} more in progress", count(more as u64 + 1)));
+        line(&format!("and {} more in progress", number(more as u64 + 1)));
     }
     for group in &route.recent_faults {
         line(&fault_line(group, now));
@@ -142,28 +146,38 @@ pub(crate) fn sync_line(sync: &v1::FullSync, now: Option<&Timestamp>) -> String 
     let mut text = format!(
         "full sync {} {state}{when}: {failure}compared {} with {}, missing {}, differing {}, in flight {}, confirmed {}",
         said(&sync.id),
-        count(counts.source_blobs()),
-        count(counts.destination_blobs()),
-        count(counts.missing()),
-        count(counts.differing()),
-        count(counts.in_flight()),
-        count(counts.confirmed()),
+        number(counts.source_blobs()),
+        number(counts.destination_blobs()),
+        number(counts.missing()),
+        number(counts.differing()),
+        number(counts.in_flight()),
+        number(counts.confirmed()),
     );
-    for (number, what) in [
+    for (value, what) in [
         (counts.pending(), "pending"),
         (counts.parked(), "parked"),
         (counts.discarded(), "discarded"),
         (counts.extra_at_destination(), "only at the destination"),
     ] {
-        if number > 0 {
-            text.push_str(&format!(", {} {what}", count(number)));
+        if value > 0 {
+            text.push_str(&format!(", {} {what}", number(value)));
         }
     }
     for unknown in &sync.unknown_functions {
         let blobs = unknown.source_blobs().saturating_add(unknown.destination_blobs());
-        text.push_str(&format!("; {} of the unknown function {}", count(blobs), said(&unknown.function)));
+        text.push_str(&format!("; {} of the unknown function {}", number(blobs), said(&unknown.function)));
     }
     text
+}
+
+fn needed_line(needed: &v1::NeededFullSync, now: Option<&Timestamp>) -> String {
+    let next = needed.next_attempt_time.as_ref().zip(now).and_then(|(next, now)| since(Some(now), Some(next)));
+    let next = next.map_or_else(String::new, |wait| format!(", begun in {}", span(wait)));
+    let problem = match sentence(&needed.problem) {
+        problem if problem.is_empty() => problem,
+        problem => format!("; the last attempt: {problem}"),
+    };
+    format!("a full sync is needed{next}: {}{problem}", sentence(&needed.reason))
 }
 
 fn copy_line(copy: &v1::CopyInProgress, now: Option<&Timestamp>) -> String {
@@ -174,7 +188,7 @@ fn copy_line(copy: &v1::CopyInProgress, now: Option<&Timestamp>) -> String {
     let repair = if copy.repair { ", a repair" } else { "" };
     let others = match copy.blobs().saturating_sub(1) {
         0 => String::new(),
-        others => format!(" and {} more", count(others)),
+        others => format!(" and {} more", number(others)),
     };
     format!("{}{others} {stage}, {} of {whole}{age}{attempt}{repair}", said(&copy.r#ref), bytes(copy.bytes()))
 }
@@ -184,7 +198,7 @@ fn fault_line(group: &v1::FaultGroup, now: Option<&Timestamp>) -> String {
     let ago = since(group.last_time.as_ref(), now).map_or_else(String::new, |ago| format!(", last {} ago", span(ago)));
     let example =
         if group.example_ref.is_empty() { String::new() } else { format!(", such as {}", said(&group.example_ref)) };
-    format!("{} x {cause}{ago}{example}", count(group.count()))
+    format!("{} x {cause}{ago}{example}", number(group.count()))
 }
 
 fn fault(fault: &v1::Fault) -> String {
@@ -240,7 +254,7 @@ fn queue(queue: Option<&v1::QueueStatus>) -> String {
     };
     let state = word(queue.state().as_str_name(), "QUEUE_STATE_");
     let entries =
-        if queue.entries() == 1 { "1 entry".to_owned() } else { format!("{} entries", count(queue.entries())) };
+        if queue.entries() == 1 { "1 entry".to_owned() } else { format!("{} entries", number(queue.entries())) };
     let free = queue.free_bytes.map_or_else(String::new, |free| format!(", {} free", bytes(free)));
     let reason = if queue.reason.is_empty() { String::new() } else { format!(": {}", sentence(&queue.reason)) };
     format!("queue {state}, {entries}{free}{reason}")

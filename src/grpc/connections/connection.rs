@@ -19,7 +19,7 @@ pub(super) struct Connection {
     store_id: OnceLock<Option<Arc<str>>>,
     calls: AtomicUsize,
     began: Instant,
-    /// When something last came, in milliseconds after it began.
+    /// When something last came, in milliseconds after it began; 0: nothing came.
     heard: AtomicU64,
     is_retired: AtomicBool,
 }
@@ -73,7 +73,12 @@ impl Connection {
 
     fn heard(&self) {
         let millis = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.heard.store(millis, Ordering::Relaxed);
+        self.heard.store(millis.max(1), Ordering::Relaxed);
+    }
+
+    /// Whether any call was ever answered on it.
+    pub(super) fn has_answered(&self) -> bool {
+        self.store_id.get().is_some() || self.heard.load(Ordering::Relaxed) > 0
     }
 
     fn silent_since(&self) -> Instant {

@@ -14,7 +14,7 @@ use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -22,7 +22,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
 use tonic::body::Body;
 use tower::Service as _;
 
@@ -30,6 +30,12 @@ use tower::Service as _;
 /// four connections hold at most 64 MiB. Half of it is also the budget of h2 for unread small frames, beyond which it gives
 /// up the connection.
 const CONNECTION_WINDOW: u32 = 16 << 20;
+
+/// What a server of HTTP/1 answers in kind, and one of TLS with an alert.
+const QUESTION: &[u8] = b"GET / HTTP/1.1\r\nHost: blobferry\r\nConnection: close\r\n\r\n";
+
+/// How long to wait for the first word of whoever does not speak HTTP/2.
+const SPOKEN_WITHIN: Duration = Duration::from_secs(1);
 
 /// How long a connection is silent before TCP asks for a sign of life, and how often it asks then.
 const KEEPALIVE: Duration = Duration::from_secs(20);
@@ -115,8 +121,7 @@ impl Connector {
             match &self.tls {
                 None => greet(stream, window).await,
                 Some((tls, name)) => {
-                    let stream =
-                        tls.connect(name.clone(), stream).await.map_err(|error| format!("TLS: {}", said(&error)))?;
+                    let stream = tls.connect(name.clone(), stream).await.map_err(|error| of_tls(&error))?;
                     if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
                         return Err("TLS: the server does not offer HTTP/2".to_owned());
                     }
@@ -125,6 +130,35 @@ impl Connector {
             }
         };
         timeout(self.connect_timeout, greeted).await.map_err(too_long)?
+    }
+
+    /// What is spoken there in place of gRPC, where that can be told: the port or the scheme may be wrong.
+    pub(super) async fn spoken(&self) -> Option<&'static str> {
+        if self.tls.is_some() {
+            return None;
+        }
+        let asked = async {
+            let mut stream = self.tcp.clone().call(self.uri.clone()).await.ok()?.into_inner();
+            stream.write_all(QUESTION).await.ok()?;
+            let mut first = [0; 5];
+            stream.read_exact(&mut first).await.ok()?;
+            match first {
+                [b'H', b'T', b'T', b'P', b'/'] => Some("it speaks HTTP/1, not gRPC: is this its HTTP port?"),
+                // An alert, or a handshake.
+                [0x15 | 0x16, 3, ..] => Some("it speaks TLS: https:// in place of http://?"),
+                _ => None,
+            }
+        };
+        timeout(SPOKEN_WITHIN, asked).await.ok().flatten()
+    }
+}
+
+/// Why there is no TLS.
+fn of_tls(error: &io::Error) -> String {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match inner {
+        Some(rustls::Error::InvalidMessage(_)) => "it does not speak TLS: http:// in place of https://?".to_owned(),
+        _ => format!("TLS: {}", said(error)),
     }
 }
 

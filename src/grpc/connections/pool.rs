@@ -42,8 +42,7 @@ pub(super) struct Maker {
 impl Maker {
     async fn make(self: Arc<Self>, window: u32) -> Result<Arc<Connection>, Status> {
         let connected = self.connector.connect(window).await;
-        let connected =
-            connected.map_err(|why| Status::unavailable(format!("cannot connect to {}: {why}", self.uri)))?;
+        let connected = connected.map_err(|why| Status::unavailable(format!("cannot connect: {why}")))?;
         let connection = Connection::new(connected, self.silence);
         if self.expected.get().is_none() {
             return Ok(Arc::new(connection));
@@ -58,10 +57,23 @@ impl Maker {
             Ok(answer) => answer.into_inner().peer_info.map(|info| info.store_id).filter(|id| !id.is_empty()),
             // Whoever uses the connection will find out what it is.
             Err(status) if status.code() == Code::Unimplemented => None,
-            Err(status) => return Err(connection.refusal().map_or(status, refused)),
+            Err(status) => {
+                let status = connection.refusal().map_or(status, refused);
+                return Err(self.ended(&connection, status).await);
+            }
         };
         connection.identified(id.map(Arc::from)).await;
         Ok(Arc::new(connection))
+    }
+}
+
+impl Maker {
+    /// Why a call failed. Where nothing ever came on its connection, another protocol may be spoken there.
+    async fn ended(&self, connection: &Connection, status: Status) -> Status {
+        if connection.has_answered() || connection.refusal().is_some() {
+            return status;
+        }
+        self.connector.spoken().await.map_or(status, Status::unavailable)
     }
 }
 
@@ -157,7 +169,7 @@ impl Pool {
                     (None, Some(unsent)) if resent < RESENT => {
                         (request, resent) = (unsent, resent + 1);
                     }
-                    _ => return Err(broken(error.into_error())),
+                    _ => return Err(self.maker.ended(lease.connection(), broken(error.into_error())).await),
                 },
             }
         }

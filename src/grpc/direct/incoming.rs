@@ -163,8 +163,11 @@ impl<T: Chunked> Direct<T> {
                         return Err(Status::internal("a message is flagged as compressed on a stream that is not"));
                     }
                     if len > MAX_DECODED_BYTES {
-                        let message = format!("a message of {len} bytes came; at most {MAX_DECODED_BYTES} may be");
-                        return Err(Status::out_of_range(message));
+                        // In the codec's own words.
+                        let limit = MAX_DECODED_BYTES;
+                        return Err(Status::out_of_range(format!(
+                            "Error, decoded message length too large: found {len} bytes, the limit is: {limit} bytes"
+                        )));
                     }
                     self.at = At::Head(len);
                 }

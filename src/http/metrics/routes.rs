@@ -10,9 +10,19 @@ use std::time::{Duration, SystemTime};
 
 use MetricKind::{Counter, Gauge};
 
-const ROUTE_STATES: [&str; 11] = [
-    "in_sync", "copying", "syncing", "parked", "retrying", "blocked", "degraded", "paused", "draining", "disabled",
+const ROUTE_STATES: [&str; 12] = [
+    "in_sync",
+    "copying",
+    "syncing",
+    "parked",
+    "retrying",
+    "blocked",
+    "degraded",
+    "paused",
+    "draining",
+    "disabled",
     "orphaned",
+    "needs_sync",
 ];
 
 const fn route_state(state: RouteState) -> &'static str {
@@ -28,6 +38,7 @@ const fn route_state(state: RouteState) -> &'static str {
         RouteState::Draining => 8,
         RouteState::Disabled => 9,
         RouteState::Orphaned => 10,
+        RouteState::NeedsSync => 11,
     }]
 }
 

@@ -260,6 +260,13 @@ NONSENSE = [
     ("a privileged port", {"ports": {"grpc": 80}}, ["ports.grpc", "1024"]),
     ("a volume of no size", {"persistence": {"size": "large"}}, ["persistence.size"]),
     ("a claim, and no persistence", {"persistence": {"enabled": False, "existingClaim": "q"}}, ["persistence.existingClaim", "remove one"]),
+    (
+        "a reserve that the volume cannot hold",
+        {"persistence": {"size": "1Gi"}, "config": {"queue": {"reserve_bytes": "2GB"}}},
+        ["config.queue.reserve_bytes: is 2GB", "whole volume has 1Gi", "persistence.size"],
+    ),
+    ("the usual reserve on a volume of its size", {"persistence": {"size": "1024Mi"}}, ["config.queue.reserve_bytes"]),
+    ("a name to listen at", {"listenHost": "localhost"}, ["listenHost"]),
     ("a digest that is none", {"image": {"digest": "latest"}}, ["image.digest"]),
     ("a store of the trial's name", {"trialStores": {"enabled": True}, "config": {"stores": {"backup": {"endpoint": "http://b:2"}}}}, ["config.stores.backup", "another name"]),
     ("the chart's own variable", {"extraEnv": [{"name": "BLOBFERRY__SERVER__LISTEN", "value": "x"}]}, ["extraEnv", "ports.grpc"]),

@@ -119,7 +119,7 @@ fn a_page_tells_how_everything_stands() {
         "  and 2 more in progress\n",
         "  4,212 x destination unavailable at backup [UNAVAILABLE]: connection [2Jrefused, last 10.0 s ago, such as sha256-2cf2\n",
         "primary  REACHABLE    CLOSED           http://primary:7080  0193      -\n",
-        "backup   UNREACHABLE  OPEN for 1 min 0 s  http://backup:7080",
+        "backup   UNREACHABLE  OPEN for 1 min  http://backup:7080",
         "  backup: it does not answer since a minute\n",
     ] {
         let squeezed = |text: &str| text.split(' ').filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ");
@@ -176,7 +176,7 @@ fn a_full_sync_in_a_line() {
     };
     assert_eq!(
         sync_line(&sync, at(100).as_ref()),
-        "full sync sync-7 FAILED 1 min 0 s ago: source unavailable at primary: gone; compared 1,000 with 900, missing 100, \
+        "full sync sync-7 FAILED 1 min ago: source unavailable at primary: gone; compared 1,000 with 900, missing 100, \
          differing 0, in flight 0, confirmed 60, 40 pending"
     );
 }

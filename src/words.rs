@@ -1,11 +1,14 @@
-//! Numbers, sizes and spans of time as people read them, and tables. Pure.
+//! Figures, times and the texts of others, as people read them. Pure.
+//!
+//! Every sentence, table and message of blobferry writes them so.
 
-use std::fmt::Write as _;
-use std::time::Duration;
+use crate::clock::to_unix_ms;
+use std::borrow::Cow;
+use std::time::{Duration, SystemTime};
 
 /// `1234567` as `1,234,567`.
-pub(crate) fn count(number: u64) -> String {
-    let digits = number.to_string();
+pub(crate) fn number(value: u64) -> String {
+    let digits = value.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
     for (at, digit) in digits.chars().enumerate() {
         if at > 0 && (digits.len() - at).is_multiple_of(3) {
@@ -16,31 +19,34 @@ pub(crate) fn count(number: u64) -> String {
     text
 }
 
-/// `1 blob`, `2 blobs`; the plural is made with an `s`.
-pub(crate) fn counted(number: u64, noun: &str) -> String {
-    format!("{} {}", count(number), noun_of(number, noun))
+/// `1 blob`, `2 blobs`, `3 entries`.
+pub(crate) fn several(value: u64, noun: &str) -> String {
+    format!("{} {}", number(value), noun_of(value, noun))
 }
 
 /// `blob` for one, `blobs` for all other numbers.
-pub(crate) fn noun_of(number: u64, noun: &str) -> String {
-    let s = if number == 1 { "" } else { "s" };
-    format!("{noun}{s}")
+pub(crate) fn noun_of(value: u64, noun: &str) -> Cow<'_, str> {
+    match (value, noun.strip_suffix('y')) {
+        (1, _) => Cow::Borrowed(noun),
+        (_, Some(stem)) => Cow::Owned(format!("{stem}ies")),
+        (_, None) => Cow::Owned(format!("{noun}s")),
+    }
 }
 
-/// Bytes in binary units, with three digits that say something: `0 B`, `1.50 KiB`, `271 MiB`.
-pub(crate) fn bytes(number: u64) -> String {
+/// Bytes in binary units, to three digits: `0 B`, `1.50 KiB`, `271 MiB`.
+pub(crate) fn bytes(value: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    if number < 1024 {
-        return format!("{number} B");
+    if value < 1024 {
+        return format!("{value} B");
     }
-    let mut value = number as f64 / 1024.0;
+    let mut scaled = value as f64 / 1024.0;
     let mut unit = 0;
     // Rounded to a whole 1024 it would read better in the next unit.
-    while value >= 1023.5 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
+    while scaled >= 1023.5 && unit + 1 < UNITS.len() {
+        scaled /= 1024.0;
         unit += 1;
     }
-    format!("{} {}", digits3(value), UNITS[unit])
+    format!("{} {}", digits3(scaled), UNITS[unit])
 }
 
 /// A rate of bytes: `12.4 MiB/s`.
@@ -59,15 +65,15 @@ pub(crate) fn rate(per_second: f64) -> String {
         return format!("{}/s", digits3(per_second));
     }
     let whole = Duration::try_from_secs_f64(per_second.round()).map_or(u64::MAX, |whole| whole.as_secs());
-    format!("{}/s", count(whole))
+    format!("{}/s", number(whole))
 }
 
 /// How many in a second; 0 where no time has passed.
-pub(crate) fn per_second(number: u64, span: Duration) -> f64 {
-    if span.is_zero() { 0.0 } else { number as f64 / span.as_secs_f64() }
+pub(crate) fn per_second(value: u64, span: Duration) -> f64 {
+    if span.is_zero() { 0.0 } else { value as f64 / span.as_secs_f64() }
 }
 
-/// A span of time in at most two units: `0 s`, `12 ms`, `2.10 s`, `3 min 12 s`, `4 h 0 min`, `12 d 3 h`.
+/// A span of time in at most two units: `0 s`, `12 ms`, `2.10 s`, `3 min 12 s`, `4 h`, `12 d 3 h`.
 pub(crate) fn span(span: Duration) -> String {
     let seconds = span.as_secs();
     if span.is_zero() {
@@ -78,13 +84,27 @@ pub(crate) fn span(span: Duration) -> String {
         format!("{} ms", span.as_millis())
     } else if seconds < 60 {
         format!("{} s", digits3(span.as_secs_f64()))
-    } else if seconds < 3600 {
-        format!("{} min {} s", seconds / 60, seconds % 60)
-    } else if seconds < 86_400 {
-        format!("{} h {} min", seconds / 3600, seconds / 60 % 60)
     } else {
-        format!("{} d {} h", seconds / 86_400, seconds / 3600 % 24)
+        let (whole, rest) = if seconds < 3600 {
+            ((seconds / 60, "min"), (seconds % 60, "s"))
+        } else if seconds < 86_400 {
+            ((seconds / 3600, "h"), (seconds / 60 % 60, "min"))
+        } else {
+            ((seconds / 86_400, "d"), (seconds / 3600 % 24, "h"))
+        };
+        match rest {
+            (0, _) => format!("{} {}", whole.0, whole.1),
+            (rest, unit) => format!("{} {} {rest} {unit}", whole.0, whole.1),
+        }
     }
+}
+
+/// The time of day in UTC, with the date where that is not today: `10:02 UTC`, `2026-11-21 10:02 UTC`.
+pub(crate) fn time(time: SystemTime, now: SystemTime) -> String {
+    let text = humantime::format_rfc3339_seconds(time).to_string();
+    let day = |time| to_unix_ms(time) / 86_400_000;
+    let (date, clock) = (text.get(..10).unwrap_or_default(), text.get(11..16).unwrap_or_default());
+    if day(time) == day(now) { format!("{clock} UTC") } else { format!("{date} {clock} UTC") }
 }
 
 /// A part of a whole in percent, cut so that 100% is only said of the whole.
@@ -104,69 +124,33 @@ fn digits3(value: f64) -> String {
     format!("{value:.decimals$}")
 }
 
-/// A table: a heading and rows, columns as wide as they need; those after the first `left` stand to the right.
-pub(crate) struct Table {
-    rows: Vec<Vec<String>>,
-    left: usize,
+/// Whether a character could steer a terminal, or reorder or hide the text around it: control characters, bidirectional
+/// marks, separators, zero-width characters.
+pub(crate) fn is_unsafe(c: char) -> bool {
+    let hides = matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+    c.is_control() || hides
 }
 
-impl Table {
-    /// A table with this heading, whose first `left` columns stand to the left.
-    pub(crate) fn new(heading: &[&str], left: usize) -> Self {
-        Self { rows: vec![heading.iter().map(|&cell| cell.to_owned()).collect()], left }
-    }
-
-    /// Adds a row.
-    pub(crate) fn row(&mut self, cells: Vec<String>) {
-        self.rows.push(cells);
-    }
-
-    /// The table as lines, each indented and ended.
-    pub(crate) fn render(&self, indent: &str) -> String {
-        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
-        let widths: Vec<usize> = (0..columns)
-            .map(|column| self.rows.iter().filter_map(|row| row.get(column)).map(|c| c.chars().count()).max())
-            .map(|width| width.unwrap_or(0))
-            .collect();
-        let mut text = String::new();
-        for row in &self.rows {
-            let mut line = indent.to_owned();
-            for (column, cell) in row.iter().enumerate() {
-                let space = " ".repeat(widths[column] - cell.chars().count());
-                let gap = if column > 0 { "  " } else { "" };
-                let (before, after) = if column < self.left { ("", space) } else { (space.as_str(), String::new()) };
-                // Writing to a String does not fail.
-                if write!(line, "{gap}{before}{cell}{after}").is_err() {
-                    return text;
-                }
-            }
-            text.push_str(line.trim_end());
-            text.push('\n');
-        }
-        text
-    }
-}
-
-/// Foreign text, safe for a terminal: control characters become spaces, and what is long is cut.
+/// The text of somebody else in one line: what [is unsafe](is_unsafe) becomes a space, and what is long is cut.
 pub(crate) fn plain(text: &str, longest: usize) -> String {
-    let mut kept: String = text.chars().take(longest).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let mut kept: String = text.chars().take(longest).map(|c| if is_unsafe(c) { ' ' } else { c }).collect();
     if text.chars().nth(longest).is_some() {
         kept.push('…');
     }
     kept
 }
 
-/// A chain of errors without the links that only say that there is a next one, and without the system's number:
-/// `tcp connect error: transport error: Connection refused (os error 111)` as `Connection refused`.
+/// A chain of errors without the links that only say that there is a next one, without what is said twice, and without the
+/// system's number: `tcp connect error: transport error: Connection refused (os error 111)` as `Connection refused`.
 pub(crate) fn cause(chain: &str) -> String {
-    const LINKS: [&str; 4] =
-        ["transport error", "tcp connect error", "error trying to connect", "client error (Connect)"];
+    const LINKS: [&str; 5] =
+        ["transport error", "tcp connect error", "error trying to connect", "client error (Connect)", "cannot connect"];
     let mut kept: Vec<&str> = Vec::new();
     let mut links = chain.split(": ").peekable();
     while let Some(link) = links.next() {
         // The last one stays: nothing else may be left.
         let says_nothing = LINKS.contains(&link) && links.peek().is_some();
-        if !says_nothing && kept.last() != Some(&link) {
+        if !says_nothing && !kept.contains(&link) {
             kept.push(link);
         }
     }
@@ -180,14 +164,16 @@ pub(crate) fn cause(chain: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Table, bytes, bytes_rate, cause, count, counted, percent, plain, rate, span};
+    use super::{bytes, bytes_rate, cause, noun_of, number, percent, plain, rate, several, span, time};
+    use crate::clock::from_unix_ms;
     use std::time::Duration;
 
     #[test]
     fn numbers_are_grouped_by_the_thousand() {
-        let shown: Vec<String> = [0, 7, 999, 1000, 12_345, 1_234_567, u64::MAX].into_iter().map(count).collect();
+        let shown: Vec<String> = [0, 7, 999, 1000, 12_345, 1_234_567, u64::MAX].into_iter().map(number).collect();
         assert_eq!(shown, ["0", "7", "999", "1,000", "12,345", "1,234,567", "18,446,744,073,709,551,615"]);
-        assert_eq!((counted(1, "blob"), counted(0, "blob")), ("1 blob".to_owned(), "0 blobs".to_owned()));
+        assert_eq!([several(1, "blob"), several(0, "blob"), several(2, "entry")], ["1 blob", "0 blobs", "2 entries"]);
+        assert_eq!(noun_of(1, "entry"), "entry");
     }
 
     #[test]
@@ -207,7 +193,7 @@ mod tests {
         assert_eq!([rate(0.0), rate(3.2), rate(1023.6), rate(f64::NAN)], ["0/s", "3.20/s", "1,024/s", "0/s"]);
         let spans = [0, 12, 2_100, 59_940, 192_000, 14_400_000, 1_047_600_000];
         let shown: Vec<String> = spans.into_iter().map(|ms| span(Duration::from_millis(ms))).collect();
-        assert_eq!(shown, ["0 s", "12 ms", "2.10 s", "59.9 s", "3 min 12 s", "4 h 0 min", "12 d 3 h"]);
+        assert_eq!(shown, ["0 s", "12 ms", "2.10 s", "59.9 s", "3 min 12 s", "4 h", "12 d 3 h"]);
         assert_eq!(span(Duration::from_micros(1)), "under 1 ms");
     }
 
@@ -217,11 +203,10 @@ mod tests {
     }
 
     #[test]
-    fn a_table_is_as_wide_as_it_needs_to_be() {
-        let mut table = Table::new(&["NAME", "READY"], 1);
-        table.row(vec!["a_long_name".to_owned(), "1".to_owned()]);
-        table.row(vec!["é".to_owned(), "1,000".to_owned()]);
-        assert_eq!(table.render("  "), "  NAME         READY\n  a_long_name      1\n  é            1,000\n");
+    fn a_time_of_another_day_has_its_date() {
+        let now = from_unix_ms(1_767_225_600_000 + 86_400_000 + 43_200_000);
+        assert_eq!(time(now - Duration::from_secs(7200), now), "10:00 UTC");
+        assert_eq!(time(now - Duration::from_secs(86_400), now), "2026-01-01 12:00 UTC");
     }
 
     #[test]
@@ -230,11 +215,14 @@ mod tests {
         assert_eq!(cause(long), "backup: Connection refused (UNAVAILABLE)");
         assert_eq!(cause("transport error"), "transport error");
         assert_eq!(cause("x (os error 1: y"), "x (os error 1: y");
+        let twice = "the store's bytes of X are corrupt: the store's bytes of X are corrupt: digest";
+        assert_eq!(cause(twice), "the store's bytes of X are corrupt: digest");
     }
 
     #[test]
-    fn foreign_text_cannot_steer_the_terminal() {
+    fn foreign_text_steers_nothing() {
         assert_eq!(plain("a\u{1b}[2Jb\nc", 80), "a [2Jb c");
+        assert_eq!(plain("a\u{202e}b", 80), "a b");
         assert_eq!(plain("abcdef", 3), "abc…");
         assert_eq!(plain("abc", 3), "abc");
     }
