@@ -1,6 +1,7 @@
 //! Tasks with names and an owner. Dropping a crew aborts its tasks.
 
 use anyhow::{Error, Result, anyhow};
+use futures::FutureExt as _;
 use std::collections::HashMap;
 use std::future::Future;
 use tokio::task::{Id, JoinSet};
@@ -20,7 +21,8 @@ impl Crew {
 
     pub(super) fn spawn(&mut self, name: &str, work: impl Future<Output = Result<()>> + Send + 'static) {
         let span = tracing::info_span!("task", task = name);
-        let id = self.tasks.spawn(work.instrument(span)).id();
+        // Boxed, so that tokio's machinery of a task is compiled once, and not for each kind of work.
+        let id = self.tasks.spawn(work.boxed().instrument(span)).id();
         self.names.insert(id, name.to_owned());
     }
 

@@ -113,7 +113,9 @@ impl RocksQueue {
         read: impl FnOnce(&Arc<Shared>) -> Result<T, QueueError> + Send + 'static,
     ) -> Result<T, QueueError> {
         let shared = Arc::clone(&self.shared);
-        let result = tokio::task::spawn_blocking(move || read(&shared)).await;
+        // Boxed, so that tokio's machinery of a task is compiled once for each kind of answer, and not for each question.
+        let work: Box<dyn FnOnce() -> Result<T, QueueError> + Send> = Box::new(move || read(&shared));
+        let result = tokio::task::spawn_blocking(work).await;
         result.map_err(|error| QueueError::Read(error.to_string()))?
     }
 }

@@ -35,11 +35,13 @@ impl Io {
     {
         let permit = self.permits.clone().acquire_owned().await;
         let permit = permit.map_err(|closed| StoreError::io("waiting for the disk", io::Error::other(closed)))?;
-        Ok(BlockingJob(tokio::task::spawn_blocking(move || {
+        // Boxed, so that tokio's machinery of a task is compiled once for each kind of result, and not for each kind of work.
+        let work: Box<dyn FnOnce() -> T + Send> = Box::new(move || {
             let result = work();
             drop(permit);
             result
-        })))
+        });
+        Ok(BlockingJob(tokio::task::spawn_blocking(work)))
     }
 
     /// Starts the job and waits for its end.
