@@ -256,3 +256,87 @@ pub(super) struct ScanResult {
     /// When the next row of `retry` is due.
     pub(super) next_due: Option<SystemTime>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{AsideRow, Claims, ScanResult};
+    use crate::blob::DigestFunction;
+    use crate::clock::from_unix_ms;
+    use crate::queue::rocks::keys;
+    use crate::queue::rocks::row::{Place, Stored};
+    use crate::queue::{Entry, Lane, Misses, RouteId, Seq, Weight};
+    use std::sync::Arc;
+
+    const ROUTE: RouteId = RouteId(1);
+
+    fn stored(seq: u64, place: Place) -> Arc<Stored> {
+        let time = from_unix_ms(seq);
+        let entry = Entry {
+            seq: Seq(seq),
+            route: ROUTE,
+            blob: DigestFunction::Sha256.ref_of(&seq.to_be_bytes()),
+            size: None,
+            lane: Lane::Fresh,
+            enqueue_time: time,
+            due_time: time,
+            attempts: 0,
+            misses: Misses::default(),
+            weight: Weight::default(),
+            failure: None,
+            trace: None,
+            visited: Vec::new(),
+            syncs: Vec::new(),
+            repair: false,
+        };
+        Arc::new(Stored { entry, place, alone: true })
+    }
+
+    /// Two that were found at 5 and 8, and the cursors behind them.
+    fn claimed() -> Claims {
+        let mut claims = Claims::default();
+        let entries = vec![stored(5, Place::Ready), stored(8, Place::Due)];
+        let found = ScanResult { entries, ready_from: 10, retry_from: (20, 8), ..ScanResult::default() };
+        claims.take(ROUTE, Lane::Fresh, &found);
+        claims
+    }
+
+    /// Without it, every opening would read over all rows that were ever settled.
+    #[test]
+    fn reading_begins_where_the_opened_queue_has_its_first_row() {
+        let mut claims = Claims::default();
+        claims.start_at(ROUTE, Lane::Backfill, 7);
+        assert_eq!(claims.ready_lows(ROUTE), Lane::ALL.map(|lane| if lane == Lane::Backfill { 7 } else { 0 }));
+    }
+
+    #[test]
+    fn what_is_claimed_is_known_and_reading_goes_on_behind_it() {
+        let mut claims = claimed();
+        let position = claims.position(ROUTE, Lane::Fresh);
+        assert_eq!((position.ready_from, position.retry_from), (10, (20, 8)));
+        assert_eq!(position.held, Some((5, from_unix_ms(5))));
+        assert_eq!(claims.row(ROUTE, Lane::Fresh, 8).map(|row| row.entry.seq), Some(Seq(8)));
+        assert!(claims.row(ROUTE, Lane::Fresh, 6).is_none());
+        let low = |claims: &Claims| claims.ready_lows(ROUTE).into_iter().max();
+        assert_eq!(low(&claims), Some(5));
+        claims.settle(ROUTE, Lane::Fresh, 5);
+        claims.release(ROUTE, Lane::Fresh, 8);
+        assert_eq!((low(&claims), claims.position(ROUTE, Lane::Fresh).held), (Some(8), Some((8, from_unix_ms(8)))));
+        assert_eq!(claims.released(ROUTE, Lane::Fresh, true), [8]);
+    }
+
+    /// Otherwise the entry would not be met again before a restart.
+    #[test]
+    fn a_bad_row_that_stays_where_it_is_is_read_again() {
+        let bad = |key: &[u8]| AsideRow { route: ROUTE, lane: Lane::Fresh, key: key.to_vec() };
+        let mut claims = claimed();
+        claims.meet_again(&bad(&keys::ready(ROUTE, Lane::Fresh, 3)));
+        claims.meet_again(&bad(&keys::retry(ROUTE, Lane::Fresh, 15, 2)));
+        let position = claims.position(ROUTE, Lane::Fresh);
+        assert_eq!((position.ready_from, position.retry_from), (3, (15, 2)));
+        // Nobody knows where a key belongs that is none: all is read again, and what is claimed stays so.
+        claims.meet_again(&bad(b"?"));
+        let position = claims.position(ROUTE, Lane::Fresh);
+        assert_eq!((position.ready_from, position.retry_from), (0, (0, 0)));
+        assert!(claims.is_claimed(ROUTE, Lane::Fresh, 5));
+    }
+}
