@@ -53,7 +53,10 @@ fn said(answer: &v1::AdoptStoreResponse, at: &str) -> String {
         return format!("{store} is {id}, as was known");
     }
     let before = if previous.is_empty() { String::new() } else { format!(", in place of {previous}") };
-    format!("{store} is {id} from now on{before}; to copy what it lacks: blobferry sync{at}")
+    format!(
+        "{store} is {id} from now on{before}; a full sync copies what it lacks, and begins by itself (where \
+         full_sync.on_start is \"off\": blobferry sync{at})"
+    )
 }
 
 #[cfg(test)]
@@ -69,7 +72,11 @@ mod tests {
             previous_store_id: "1".to_owned(),
             changed: true,
         };
-        assert_eq!(said(&answer, ""), "b is 2 from now on, in place of 1; to copy what it lacks: blobferry sync");
+        assert_eq!(
+            said(&answer, ""),
+            "b is 2 from now on, in place of 1; a full sync copies what it lacks, and begins by itself (where \
+             full_sync.on_start is \"off\": blobferry sync)"
+        );
         answer.changed = false;
         assert_eq!(said(&answer, ""), "b is 2, as was known");
     }

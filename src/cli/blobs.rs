@@ -33,7 +33,7 @@ pub(super) struct GetArgs {
     /// The blob's ref.
     #[arg(value_name = "REF")]
     blob: String,
-    /// Write to this file instead of stdout; it is replaced.
+    /// Write to this file instead of stdout; it is replaced, unless it is a device or a pipe.
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     #[command(flatten)]
@@ -82,6 +82,12 @@ async fn to_file(verified: VerifiedBytes, path: &Path) -> Result<(), CommandErro
     let failed = |error: std::io::Error| {
         CommandError::new(Exit::Failed, format!("{} cannot be written: {error}", path.display()))
     };
+    // A device or a pipe is written to, as stdout is: a file in its place would take it away from everybody.
+    if std::fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
+        let mut out = tokio::fs::File::options().write(true).open(path).await.map_err(failed)?;
+        verified.each(async |chunk| out.write_all(&chunk).await.map_err(failed)).await?;
+        return out.flush().await.map_err(failed);
+    }
     let Some(name) = path.file_name() else {
         return Err(CommandError::new(Exit::Usage, format!("{} names no file", path.display())));
     };

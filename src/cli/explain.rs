@@ -18,8 +18,8 @@ const SENTENCE: usize = 600;
   blobferry explain --no-stores --json \\
     sha256-2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824 | jq '.routes[].state'
 
-Tells for each route how the blob stands, when it was announced and in which trace, how it failed, \
-when it was confirmed, and whether the stores hold it right now.
+Tells for each route how the blob stands; while it is queued, when it was announced, in which trace, and how it failed; \
+later, when it was confirmed; and whether the stores hold it right now.
 
 Exit codes: 0 told, whatever the story; 2 not a ref; 3 unreachable.")]
 pub(super) struct ExplainArgs {
@@ -117,8 +117,14 @@ fn lines_of(entry: &v1::BlobEntry, line: &mut impl FnMut(&str, String)) {
             1 => format!("once, {last}"),
             times => format!("{} times, first {first}, last {last}", words::number(times)),
         };
-        let attempts = words::several(u64::from(entry.attempts()), "attempt");
-        line("failed", format!("{times}; {attempts} since it was announced or revived"));
+        // What missed it at the source is counted by time: see missing_patience.
+        let attempts = match fault.kind() {
+            v1::FaultKind::MissingAtSource => "given up after retry.missing_patience".to_owned(),
+            _ => {
+                format!("{} since it was announced or revived", words::several(u64::from(entry.attempts()), "attempt"))
+            }
+        };
+        line("failed", format!("{times}; {attempts}"));
         line("", format!("{}{at}: {}", cause_name(fault), words::plain(&fault.message, SENTENCE)));
     }
     if let Some(due) = &entry.due_time {

@@ -1,7 +1,7 @@
 //! `blobferry put`.
 
 use super::progress::{ProgressBoard, to_stderr};
-use super::{CommandError, Exit, StoreArg, of_replicator, output, walk};
+use super::{CommandError, Exit, StoreArg, no_store, of_replicator, output, walk};
 use crate::blob::{BlobMeta, DigestFunction};
 use crate::client::announcer::{AnnounceEvent, AnnounceSummary, announce};
 use crate::client::upload::{UploadCause, UploadError, UploadPlan, Uploaded, upload_all};
@@ -32,11 +32,12 @@ const TOLD: u64 = 20;
   blobferry put photo.jpg
   blobferry put --store http://127.0.0.1:7080 --announce http://127.0.0.1:7070 ~/photos
   blobferry put --verbose --function blake3 ~/photos > refs.txt
+  blobferry put --replace --announce http://127.0.0.1:7070 ~/photos/damaged.jpg
   blobferry put --announce http://ferry:7070 --source-store primary \\
     --store http://primary:7080 ~/photos
 
 Folders are walked; symbolic links in them are not followed. What the store holds already is not \
-sent again, but it is announced again, which is harmless. Announcements are retried for ten \
+sent again, unless --replace says so, but it is announced again, which is harmless. Announcements are retried for ten \
 minutes while the replicator is away or full.
 
 Exit codes: 0 all files are in the store, and announced; 1 some are not; 2 usage; \
@@ -57,6 +58,9 @@ pub(super) struct PutArgs {
     /// How many files are sent at a time (1 to 256).
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
     streams: u16,
+    /// Write also what the store holds already: it mends blobs whose bytes there are damaged.
+    #[arg(long)]
+    replace: bool,
     /// Print `REF SIZE PATH` for each file.
     #[arg(short, long)]
     verbose: bool,
@@ -115,8 +119,7 @@ async fn put_all(args: PutArgs, done: &Arc<PutDone>) -> Result<Exit, CommandErro
     let store = address.store()?;
     let info = store.info().await.map_err(|error| CommandError::of_store(address.url(), error))?;
     if info.kind == PeerKind::Replicator {
-        return Err(CommandError::new(Exit::Usage, "a replicator keeps no blobs, and is no place to put them")
-            .hint("name the store with --store, and the replicator with --announce"));
+        return Err(no_store(&address, &info));
     }
     if !info.functions.contains(&args.function) {
         let known: Vec<&str> = info.functions.iter().map(|function| function.name()).collect();
@@ -155,8 +158,12 @@ async fn put_all(args: PutArgs, done: &Arc<PutDone>) -> Result<Exit, CommandErro
         };
 
     let (mut tally, mut fatal) = (PutTally::default(), None);
-    let plan =
-        UploadPlan { function: args.function, streams: usize::from(args.streams), skip_present: info.abilities.stat };
+    let plan = UploadPlan {
+        function: args.function,
+        streams: usize::from(args.streams),
+        skip_present: info.abilities.stat,
+        replace: args.replace,
+    };
     let mut line = board.line("put");
     let uploads = upload_all(&store, ReceiverStream::new(paths), plan);
     let mut uploads = std::pin::pin!(uploads);

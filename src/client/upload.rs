@@ -111,6 +111,8 @@ pub struct UploadPlan {
     pub streams: usize,
     /// Ask first what the store holds; needs its ability to stat.
     pub skip_present: bool,
+    /// Write also what the store holds: the bytes that it has of it may be damaged.
+    pub replace: bool,
 }
 
 /// Hashes a file, on a thread for blocking work.
@@ -179,9 +181,9 @@ fn bytes_of(file: &LocalFile) -> ByteStream {
 ///
 /// # Errors
 /// See [`UploadCause`].
-pub async fn send(store: &dyn Store, file: LocalFile) -> Result<Uploaded, UploadError> {
+pub async fn send(store: &dyn Store, file: LocalFile, replace: bool) -> Result<Uploaded, UploadError> {
     let BlobMeta { blob, size } = file.meta;
-    let put = Put { blob, size: Some(size), replace: false };
+    let put = Put { blob, size: Some(size), replace };
     let result = store.receive(put, bytes_of(&file)).await;
     uploaded(file, result)
 }
@@ -201,10 +203,10 @@ fn uploaded(file: LocalFile, result: Result<Received, StoreError>) -> Result<Upl
 }
 
 /// Writes small files to a store together, and checks what it confirms of each.
-async fn send_pack(store: &dyn Store, files: Vec<LocalFile>) -> Vec<Result<Uploaded, UploadError>> {
+async fn send_pack(store: &dyn Store, files: Vec<LocalFile>, replace: bool) -> Vec<Result<Uploaded, UploadError>> {
     let parcel = |file: &LocalFile| {
         let BlobMeta { blob, size } = file.meta;
-        let put = Put { blob, size: Some(size), replace: false };
+        let put = Put { blob, size: Some(size), replace };
         Parcel { put, bytes: file.bytes.clone().unwrap_or_default(), trace: None }
     };
     let results = receive_all(store, files.iter().map(parcel).collect()).await;
@@ -249,7 +251,7 @@ pub fn upload_all<'a>(
 ) -> impl Stream<Item = Result<Uploaded, UploadError>> + Send + 'a {
     let identified = paths.map(move |path| identify(path, plan.function)).buffer_unordered(plan.streams);
     let pages = identified.ready_chunks(PAGE).map(move |page| async move {
-        let present = if plan.skip_present { present(store, &page).await } else { Ok(HashSet::new()) };
+        let present = if plan.skip_present && !plan.replace { present(store, &page).await } else { Ok(HashSet::new()) };
         (page, present)
     });
     pages
@@ -263,8 +265,8 @@ pub fn upload_all<'a>(
         .map(move |step| async move {
             match step {
                 UploadStep::Skip(file) => vec![Ok(Uploaded { file, was_sent: false })],
-                UploadStep::Send(file) => vec![send(store, file).await],
-                UploadStep::Pack(files) => send_pack(store, files).await,
+                UploadStep::Send(file) => vec![send(store, file, plan.replace).await],
+                UploadStep::Pack(files) => send_pack(store, files, plan.replace).await,
                 UploadStep::Fail(error) => vec![Err(error)],
             }
         })
@@ -300,7 +302,8 @@ mod tests {
     use std::path::{Path, PathBuf};
     use tonic::Code;
 
-    const PLAN: UploadPlan = UploadPlan { function: DigestFunction::Sha256, streams: 4, skip_present: true };
+    const PLAN: UploadPlan =
+        UploadPlan { function: DigestFunction::Sha256, streams: 4, skip_present: true, replace: false };
 
     fn files(dir: &Path) -> Vec<PathBuf> {
         let sizes = [0, 1, 1, KEPT_BYTES, KEPT_BYTES + 1, 3_000_000];
@@ -351,13 +354,13 @@ mod tests {
             let file = identify(path.clone(), DigestFunction::Sha256).await.unwrap();
             std::fs::write(&path, changed).unwrap();
             let blob = file.meta.blob;
-            let error = send(&store, file).await.unwrap_err();
+            let error = send(&store, file, false).await.unwrap_err();
             assert!(matches!(error.cause, UploadCause::Changed), "{error}");
             assert!(error.is_of_one_file());
             assert!(store.stat(&[blob]).await.unwrap().is_empty());
         }
         let piece = LocalFile::from_bytes("piece".into(), DigestFunction::Blake3, Bytes::from_static(b"x"));
-        assert!(send(&store, piece).await.unwrap().was_sent);
+        assert!(send(&store, piece, false).await.unwrap().was_sent);
     }
 
     #[test]

@@ -113,7 +113,7 @@ impl DemoStage {
         let writing = async move {
             let mut line = self.board.line("written, announced");
             let mut written = Written::default();
-            let plan = UploadPlan { function: FUNCTION, streams: STREAMS, skip_present: false };
+            let plan = UploadPlan { function: FUNCTION, streams: STREAMS, skip_present: false, replace: false };
             let mut uploads = std::pin::pin!(upload_all(&self.source, stream::iter(files), plan));
             let (mut done, mut bytes) = (0, 0);
             while let Some(uploaded) = uploads.next().await {
@@ -236,7 +236,7 @@ impl DemoStage {
             let metas: Blobs = files.iter().map(|file| (file.meta.blob, file.meta.size)).collect();
             let mut line = self.board.line("written in silence");
             let total = files.len() as u64;
-            let mut sends = stream::iter(files).map(|file| send(&self.source, file)).buffer_unordered(STREAMS);
+            let mut sends = stream::iter(files).map(|file| send(&self.source, file, false)).buffer_unordered(STREAMS);
             let mut done = 0;
             while let Some(sent) = sends.next().await {
                 sent.map_err(upload_failure)?;

@@ -30,7 +30,9 @@ impl PeerStatus {
     /// Why it cannot be used, where that is known.
     pub(super) fn trouble(&self) -> &str {
         let last_error = self.snapshot.last_error.as_ref().map(|(reason, _)| reason);
-        self.snapshot.reason.as_ref().or(last_error).map_or("it has not answered yet", |reason| &reason.message)
+        let reason = self.snapshot.reason.as_ref().or(last_error);
+        // The code says no more than that it is not there.
+        reason.map_or("it has not answered yet", |reason| reason.message.trim_end_matches(" (UNAVAILABLE)"))
     }
 
     /// What there is to say of it, after these words.

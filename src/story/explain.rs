@@ -187,7 +187,8 @@ impl RouteStory {
         } else if let Some(store) = self.blocked_by.as_ref().filter(|_| self.state.moves && !self.is_done()) {
             return format!("{}: {what}; the route is blocked: {store} cannot be used now", route.name);
         } else if self.is_corrupt() {
-            return format!("{}: {what}; {} has it, with other bytes: write it there again", route.name, route.from);
+            let mend = "blobferry put --replace mends it there";
+            return format!("{}: {what}; the bytes at {} are damaged: {mend}", route.name, route.from);
         } else if self.known.successor.is_some() {
             "; announced again meanwhile, so that it is copied once more"
         } else {

@@ -3,7 +3,8 @@
 use super::{BlobState, Holding, Story, StoryError, StoryParts, WaitEnd, WaitRequest, Waited};
 use crate::announce::{Route, RouteTable};
 use crate::blob::{BlobRef, DigestFunction};
-use crate::clock::{Entropy, SystemClock};
+use crate::breaker::Reason;
+use crate::clock::{Entropy, Monotonic, SystemClock};
 use crate::fault::FaultKind;
 use crate::peer::{Needs, Peer};
 use crate::queue::failures::{Failures, Remedy};
@@ -14,7 +15,7 @@ use crate::queue::{
 };
 use crate::store::faulty::FaultyStore;
 use crate::store::memory::MemoryStore;
-use crate::store::{Abilities, Put, Store};
+use crate::store::{Abilities, Put, Store, StoreInfo};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt, stream};
@@ -466,4 +467,24 @@ async fn the_story_is_told_in_every_state() {
     assert_eq!(story.routes[0].state.state, BlobState::Unknown);
     assert!(matches!(&story.routes[0].at_destination, Holding::Unknown { for_good: false, .. }));
     assert!(story.summary == "unknown" && story.routes[0].summary.contains("not known"), "{story:?}");
+}
+
+#[tokio::test]
+async fn the_story_says_what_keeps_a_blob_from_being_copied() {
+    let lab = Lab::new(&["a_b"]).await;
+    lab.put("a", 0).await;
+    lab.announce("a_b", 0..1).await;
+    let summary = async || lab.story.explain(blob(0), true).await.unwrap().routes[0].summary.clone();
+    assert!(summary().await.starts_with("a_b: waits for its first attempt"), "{}", summary().await);
+    let corrupt = Failure { kind: FaultKind::SourceBytesCorrupt, peer: "a".to_owned(), ..failure() };
+    lab.settle("a_b", 1, Outcome::Park { failure: corrupt, weight: Weight::ONE }).await;
+    assert!(
+        summary().await.ends_with("; the bytes at a are damaged: blobferry put --replace mends it there"),
+        "{}",
+        summary().await
+    );
+    lab.announce("a_b", 0..1).await;
+    let other = Reason::new(FaultKind::StoreIdChanged, "another store answers");
+    lab.story.parts.peers["b"].state().is_another(StoreInfo::of_own("x", "memory"), other, Monotonic::ZERO, 0.5);
+    assert!(summary().await.ends_with("; the route is blocked: b cannot be used now"), "{}", summary().await);
 }

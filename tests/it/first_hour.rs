@@ -280,6 +280,59 @@ fn the_program_tells_of_itself() {
     assert!(page.contains("Exit codes"), "{page}");
 }
 
+/// A file below a folder that has so many bytes.
+fn file_of(folder: &Path, bytes: u64) -> std::path::PathBuf {
+    let files = walkdir::WalkDir::new(folder).into_iter().map(Result::unwrap).filter(|file| file.file_type().is_file());
+    let mut sized = files.filter(|file| file.metadata().unwrap().len() == bytes);
+    sized.next().expect("there is one").into_path()
+}
+
+#[test]
+fn put_replaces_damaged_bytes_where_it_is_told_to() {
+    let world = World::new();
+    let [a, ..] = servers(&world, "off");
+    let file = world.path("file");
+    fs::write(&file, vec![7; 300_001]).unwrap();
+    let (at, file) = (a.url(), file.to_str().unwrap().to_owned());
+    let said = printed(&["put", "--verbose", "--store", &at, &file]);
+    let blob = said.split(' ').next().unwrap().to_owned();
+    fs::write(file_of(&world.path("a"), 300_001), vec![8; 300_001]).unwrap();
+    let out = world.path("out").display().to_string();
+    let get = ["get", "--store", at.as_str(), &blob, "-o", &out];
+    assert!(!run(&get, &[]).status.success(), "it is damaged");
+    printed(&["put", "--store", &at, &file]);
+    assert!(!run(&get, &[]).status.success(), "the store has it already");
+    printed(&["put", "--replace", "--store", &at, &file]);
+    printed(&get);
+
+    // What is no file is written to, and stays what it is.
+    let pipe = world.path("pipe").display().to_string();
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let read = world.path("read");
+    let copy = fs::File::create(&read).unwrap();
+    let mut reader = Command::new("cat").arg(&pipe).stdout(copy).spawn().unwrap();
+    printed(&["get", "--store", at.as_str(), &blob, "-o", &pipe]);
+    assert!(reader.wait().unwrap().success());
+    assert_eq!(fs::read(&read).unwrap(), vec![7; 300_001]);
+    assert!(std::os::unix::fs::FileTypeExt::is_fifo(&fs::metadata(&pipe).unwrap().file_type()));
+}
+
+/// As grpcurl prints it, and what matters most first.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_status_as_json_begins_with_its_sentence() {
+    let world = World::new();
+    let [.., replicator] = servers(&world, "off");
+    let begins = "{\n  \"summary\": ";
+    let said = printed(&["status", "--json", "--replicator", &replicator.url()]);
+    assert!(
+        said.starts_with(begins)
+            && said.contains("\"routes\": [\n    {\n      \"name\": \"a_to_b\",\n      \"summary\""),
+        "{said}"
+    );
+    let page = crate::http::page(&replicator, "/status.json").await;
+    assert!(page.contains(begins), "{page}");
+}
+
 /// Both stores down, and a full sync that never completed: nothing claims that all is well.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_in_sync_before_the_stores_were_compared() {

@@ -30,6 +30,7 @@ mod packs;
 #[path = "../bench/powerloss/cycles.rs"]
 mod powerloss;
 mod proxy;
+mod readme;
 mod refusals;
 mod rolling;
 mod stdout;

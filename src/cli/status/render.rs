@@ -26,6 +26,9 @@ pub(super) fn page(status: &v1::ReplicatorStatus) -> String {
         since(status.start_time.as_ref(), now).map_or_else(|| "?".to_owned(), span),
         queue(status.queue.as_ref()),
     ));
+    for incident in status.queue.iter().flat_map(|queue| &queue.incidents) {
+        text.push_str(&format!("  {}\n", sentence(&incident.summary)));
+    }
     if status.routes.is_empty() {
         text.push_str("\nNo routes are configured.\n");
     } else {
