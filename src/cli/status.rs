@@ -11,6 +11,7 @@ use clap::Args;
 use futures::stream::StreamExt as _;
 use std::io::IsTerminal as _;
 use std::time::Duration;
+use tonic::Code;
 use tonic_health::pb::health_check_response::ServingStatus;
 
 pub(crate) use render::{RouteBacklog, route_backlog, sync_line};
@@ -122,7 +123,6 @@ fn ended(url: &str) -> ClientError {
 }
 
 fn is_passing(error: &ClientError) -> bool {
-    use tonic::Code;
     matches!(error.code(), Code::Unavailable | Code::Unknown | Code::Cancelled | Code::DeadlineExceeded)
 }
 
@@ -172,7 +172,10 @@ pub(super) async fn health(args: HealthArgs) -> Result<Exit, CommandError> {
         }
         asked => asked,
     };
-    let health = health?;
+    let health = health.map_err(|error| match error.code() {
+        Code::NotFound => CommandError::from(error).hint("routes are called route/NAME; blobferry status lists them"),
+        _ => error.into(),
+    })?;
     output::line(health.as_str_name())?;
     Ok(if health == ServingStatus::Serving { Exit::Ok } else { Exit::No })
 }

@@ -210,6 +210,9 @@ fn who_set_a_limit_and_to_what_is_told() {
     let user = printed(&["limits", "--replicator", &at]);
     assert!(said.contains("workers = 3 set by ") && said.contains("bytes_per_second = 5.00 MiB set by "), "{said}");
     assert!(!user.contains("set by uid "), "{user}");
+    let (code, said) = failed(&["health", "--url", &at, "--service", "route/nobody"]);
+    assert_eq!(code, Some(4), "{said}");
+    assert!(said.contains("blobferry status lists them"), "{said}");
     let wrong = format!("sha256-{}", "0C".repeat(32));
     let (code, said) = failed(&["explain", "--replicator", &at, &wrong]);
     assert_eq!(code, Some(2), "{said}");
