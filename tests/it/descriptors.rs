@@ -154,8 +154,9 @@ async fn a_replicator_without_files_refuses_and_goes_on_when_there_are_some() {
         if said.is_empty() {
             let channel = Channel::from_shared(replicator.url()).unwrap().connect().await.unwrap();
             let mut client = HealthClient::new(channel);
-            // Let in or not, it takes what it gets.
-            client.check(HealthCheckRequest::default()).await.ok();
+            // Let in or not, it takes what it gets; a channel whose connection is refused may never say so.
+            let asked = client.check(HealthCheckRequest::default());
+            tokio::time::timeout(std::time::Duration::from_secs(5), asked).await.ok();
             held.lock().await.push(client);
         }
         (said.contains("RESOURCE_EXHAUSTED") && said.contains("the limit of open files")).then_some(())
