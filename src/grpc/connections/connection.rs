@@ -1,11 +1,14 @@
 //! One connection while it is used: which store is at its end, how many calls are on it, and whether it takes more.
 
-use super::connector::{Connected, Sender};
-use http::HeaderMap;
+use super::connector::Connected;
+use http::{HeaderMap, Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
+use tonic::body::Body;
 
 /// The metadata by which every answer says which store gives it.
 pub const STORE_ID: &str = "blobferry-store-id";
@@ -43,8 +46,12 @@ impl Connection {
         self.store_id.get_or_init(|| store_id);
     }
 
-    pub(super) fn sender(&self) -> Sender {
-        self.connected.sender.clone()
+    /// Sends a request. One that was not sent, because the connection had ended, comes back with the error.
+    pub(super) fn send(
+        &self,
+        request: Request<Body>,
+    ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<Body>>>> + use<> {
+        self.connected.send(request)
     }
 
     /// Why the peer serves nothing on it, where it said so.
@@ -58,7 +65,7 @@ impl Connection {
 
     /// Whether it takes more calls, now or later.
     pub(super) fn is_open(&self) -> bool {
-        !self.is_retired.load(Ordering::Relaxed) && !self.connected.sender.is_closed()
+        !self.is_retired.load(Ordering::Relaxed) && !self.connected.is_closed()
     }
 
     /// It takes no more calls. Those that are on it go on.

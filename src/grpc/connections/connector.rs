@@ -5,14 +5,16 @@
 //! that leads elsewhere after an hour is followed, and one dead address of several costs a moment.
 
 use super::{EndpointError, PeerEndpoint};
-use http::Uri;
+use http::{Request, Response, Uri};
+use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use std::error::Error;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::{mpsc, oneshot};
@@ -48,27 +50,46 @@ const LEAST_UNACKNOWLEDGED: Duration = Duration::from_secs(10);
 /// Streams that are opened before the peer has said how many it takes: its settings come with the answer to the first.
 const FIRST_STREAMS: usize = 1;
 
-/// What is sent on a connection.
-pub(super) type Sender = SendRequest<Body>;
-
 /// A connection that has come about.
 pub(super) struct Connected {
-    pub(super) sender: Sender,
+    sender: SendRequest<Body>,
+    /// Held while something is given to the driver, and while the driver drops what it would take it from. What a tokio channel
+    /// takes in at the very moment in which its receiver is dropped is given to nobody, and a call would wait for ever.
+    ending: Arc<Mutex<()>>,
     /// How many streams the peer takes at a time, by its settings as they were when they were last looked at.
     pub(super) streams: Arc<AtomicUsize>,
     /// Why the peer serves no call on it, where it said so.
     pub(super) refusal: Arc<OnceLock<String>>,
-    refresh: mpsc::Sender<oneshot::Sender<()>>,
+    refresh: mpsc::UnboundedSender<oneshot::Sender<()>>,
     /// Takes requests in, as long as this is held; what was taken in goes on.
     _driver: JoinSet<()>,
 }
 
 impl Connected {
+    /// Whether it takes no more requests.
+    pub(super) fn is_closed(&self) -> bool {
+        self.sender.is_closed()
+    }
+
+    /// Sends a request. One that was not sent, because the connection had ended, comes back with the error.
+    pub(super) fn send(
+        &self,
+        request: Request<Body>,
+    ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<Body>>>> + use<> {
+        let mut sender = self.sender.clone();
+        let _not_ending = lock(&self.ending);
+        sender.try_send_request(request)
+    }
+
     /// Brings `streams` up to date.
     pub(super) async fn refresh(&self) {
         let (done, refreshed) = oneshot::channel();
+        let asked = {
+            let _not_ending = lock(&self.ending);
+            self.refresh.send(done)
+        };
         // Where the connection has ended, nothing is to be known.
-        if self.refresh.send(done).await.is_ok() {
+        if asked.is_ok() {
             refreshed.await.ok();
         }
     }
@@ -206,7 +227,9 @@ where
     let told = streams.clone();
     let refusal = Arc::new(OnceLock::new());
     let refused = refusal.clone();
-    let (refresh, mut asked) = mpsc::channel::<oneshot::Sender<()>>(1);
+    let (refresh, mut asked) = mpsc::unbounded_channel::<oneshot::Sender<()>>();
+    let ending = Arc::new(Mutex::new(()));
+    let ends = ending.clone();
     let mut driver = JoinSet::new();
     driver.spawn(async move {
         let ended = loop {
@@ -228,8 +251,14 @@ where
                 refused.get_or_init(|| refusal.to_string());
             }
         }
+        let _none_is_sent = lock(&ends);
+        drop((connection, asked));
     });
-    Ok(Connected { sender, streams, refusal, refresh, _driver: driver })
+    Ok(Connected { sender, ending, streams, refusal, refresh, _driver: driver })
+}
+
+fn lock(ending: &Mutex<()>) -> MutexGuard<'_, ()> {
+    ending.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// An error with what is behind it, each once.
@@ -256,4 +285,49 @@ pub(super) fn http2(error: &hyper::Error) -> Option<&h2::Error> {
         source = error.source();
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Connector;
+    use crate::grpc::PeerEndpoint;
+    use crate::grpc::refused::refuse;
+    use http::Request;
+    use std::hint::spin_loop;
+    use std::time::{Duration, Instant};
+    use tokio::net::TcpListener;
+    use tokio::task::{JoinSet, block_in_place};
+    use tokio::time::timeout;
+    use tonic::body::Body;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_is_sent_while_a_connection_ends_comes_back() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri = format!("http://{}", listener.local_addr().unwrap());
+        let mut server = JoinSet::new();
+        server.spawn(async move {
+            let mut refused = JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                refused.spawn(refuse(stream));
+            }
+        });
+        let connector = Connector::new(&PeerEndpoint::at(uri.parse().unwrap())).unwrap();
+        for round in 0..3000 {
+            let connected = connector.connect(1 << 20).await.unwrap();
+            // Right after the driver has seen the refusal it drops its end. Without the lock one of some 200 calls hung.
+            block_in_place(|| {
+                let began = Instant::now();
+                while connected.refusal.get().is_none() && began.elapsed() < Duration::from_secs(1) {
+                    spin_loop();
+                }
+                (0..round % 40).for_each(|_| spin_loop());
+            });
+            let request = Request::post(uri.as_str()).body(Body::empty()).unwrap();
+            let (answer, ()) = tokio::join!(timeout(Duration::from_secs(20), connected.send(request)), async {
+                timeout(Duration::from_secs(20), connected.refresh()).await.expect("it ends")
+            });
+            let error = answer.expect("it comes back").unwrap_err();
+            assert!(error.message().is_some(), "round {round}: it is not sent: {error:?}");
+        }
+    }
 }

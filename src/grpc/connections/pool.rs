@@ -6,7 +6,7 @@
 //! streams is known before it could be hit; where all connections are at that limit more are made, up to [`MOST`].
 
 use super::connection::{Connection, ExpectedStore, Lease, OtherStore, id_in};
-use super::connector::{Connector, Sender, http2, said};
+use super::connector::{Connector, http2, said};
 use crate::pb::v1;
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared};
@@ -43,11 +43,11 @@ impl Maker {
     async fn make(self: Arc<Self>, window: u32) -> Result<Arc<Connection>, Status> {
         let connected = self.connector.connect(window).await;
         let connected = connected.map_err(|why| Status::unavailable(format!("cannot connect: {why}")))?;
-        let connection = Connection::new(connected, self.silence);
+        let connection = Arc::new(Connection::new(connected, self.silence));
         if self.expected.get().is_none() {
-            return Ok(Arc::new(connection));
+            return Ok(connection);
         }
-        let bare = BareChannel { sender: connection.sender(), uri: self.uri.clone() };
+        let bare = BareChannel { connection: connection.clone(), uri: self.uri.clone() };
         let mut client = BlobReceiverServiceClient::new(bare);
         let answer = timeout(self.request_timeout, client.get_peer_info(v1::GetPeerInfoRequest {})).await;
         let seconds = self.request_timeout.as_secs_f64();
@@ -63,7 +63,7 @@ impl Maker {
             }
         };
         connection.identified(id.map(Arc::from)).await;
-        Ok(Arc::new(connection))
+        Ok(connection)
     }
 }
 
@@ -80,7 +80,7 @@ impl Maker {
 /// One connection, for the first question on it.
 #[derive(Clone)]
 struct BareChannel {
-    sender: Sender,
+    connection: Arc<Connection>,
     uri: Uri,
 }
 
@@ -97,8 +97,8 @@ impl Service<Request<Body>> for BareChannel {
         if let Err(status) = address(&mut request, &self.uri) {
             return ready(Err(status)).boxed();
         }
-        let mut sender = self.sender.clone();
-        async move { Ok(sender.send_request(request).await.map_err(broken)?.map(Body::new)) }.boxed()
+        let answer = self.connection.send(request);
+        async move { Ok(answer.await.map_err(|error| broken(error.into_error()))?.map(Body::new)) }.boxed()
     }
 }
 
@@ -157,7 +157,7 @@ impl Pool {
                 lease.connection().retire();
                 return Err(status);
             }
-            match lease.connection().sender().try_send_request(request).await {
+            match lease.connection().send(request).await {
                 Ok(answer) => {
                     lease.heard();
                     check(id_in(answer.headers()))?;
