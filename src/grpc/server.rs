@@ -239,7 +239,10 @@ impl Acceptor {
     async fn next(&mut self) -> Option<Accepted> {
         loop {
             match self.listener.accept().await {
-                Ok((stream, _)) => return self.admit(stream).await,
+                Ok((stream, _)) if self.has_spare() => return self.admit(stream).await,
+                // The process took the spare file's place for another. This connection's place is the spare file's now: were it
+                // served, nobody after it could be told anything.
+                Ok((stream, _)) => self.refuse(stream).await,
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
                     if !self.refuse_with_spare().await {
@@ -273,6 +276,11 @@ impl Acceptor {
         self.calls.observer.iter().for_each(|observer| observer.refused());
     }
 
+    fn has_spare(&mut self) -> bool {
+        self.spare = self.spare.take().or_else(spare);
+        self.spare.is_some()
+    }
+
     /// Refuses the one that waits first, where there is no file for it. Whether that was done.
     async fn refuse_with_spare(&mut self) -> bool {
         if self.spare.take().is_none() {
@@ -281,16 +289,19 @@ impl Acceptor {
         }
         // It may be gone, and the file be somebody else's by now.
         let accepted = tokio::time::timeout(ACCEPT_PAUSE, self.listener.accept()).await;
-        let is_refused = match accepted {
-            Ok(Ok((stream, _))) => {
-                self.refused();
-                refuse(stream).await;
-                true
-            }
-            _ => false,
+        let Ok(Ok((stream, _))) = accepted else {
+            self.spare = spare();
+            return false;
         };
+        self.refuse(stream).await;
+        true
+    }
+
+    /// Refuses a connection where it stands, and makes its file the spare one.
+    async fn refuse(&mut self, stream: TcpStream) {
+        self.refused();
+        refuse(stream).await;
         self.spare = spare();
-        is_refused
     }
 }
 

@@ -135,6 +135,31 @@ async fn until_refused(operator: &mut Replication) -> (Vec<BlobRef>, tonic::Stat
     panic!("{} announcements needed no file", acked.len());
 }
 
+/// Lets a server have a few files more than it has open, and takes connections until one is refused. Gives those that were
+/// let in.
+async fn refused_when_full(server: &Server) -> Vec<HealthClient<Channel>> {
+    allow(server, Some(open_files(server) + 8));
+    let held = tokio::sync::Mutex::new(Vec::new());
+    until("who comes then is told why", async || {
+        let said = health_of(server).stderr;
+        let said = String::from_utf8_lossy(&said);
+        if said.is_empty() {
+            let channel = Channel::from_shared(server.url()).unwrap().connect().await.unwrap();
+            let mut client = HealthClient::new(channel);
+            // Let in or not, it takes what it gets. tonic's own channel may wait for ever for the answer to a call that it took in
+            // while its connection ended.
+            let asked = client.check(HealthCheckRequest::default());
+            tokio::time::timeout(std::time::Duration::from_secs(5), asked).await.ok();
+            held.lock().await.push(client);
+        }
+        (said.contains("RESOURCE_EXHAUSTED") && said.contains("the limit of open files")).then_some(())
+    })
+    .await;
+    let held = held.into_inner();
+    assert!(held.len() < 64, "few more are let in");
+    held
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replicator_without_files_refuses_and_goes_on_when_there_are_some() {
     let world = World::new();
@@ -145,24 +170,7 @@ async fn a_replicator_without_files_refuses_and_goes_on_when_there_are_some() {
     let mut operator = replication(&replicator).await;
     // It is let in before there are none.
     assert_ne!(status(&operator).await.state(), pb::ReplicatorState::NotAccepting);
-    // A few more than it has.
-    allow(&replicator, Some(open_files(&replicator) + 8));
-    let held = tokio::sync::Mutex::new(Vec::new());
-    until("who comes then is told why", async || {
-        let said = health_of(&replicator).stderr;
-        let said = String::from_utf8_lossy(&said);
-        if said.is_empty() {
-            let channel = Channel::from_shared(replicator.url()).unwrap().connect().await.unwrap();
-            let mut client = HealthClient::new(channel);
-            // Let in or not, it takes what it gets; a channel whose connection is refused may never say so.
-            let asked = client.check(HealthCheckRequest::default());
-            tokio::time::timeout(std::time::Duration::from_secs(5), asked).await.ok();
-            held.lock().await.push(client);
-        }
-        (said.contains("RESOURCE_EXHAUSTED") && said.contains("the limit of open files")).then_some(())
-    })
-    .await;
-    assert!(held.lock().await.len() < 64, "few more are let in");
+    let held = refused_when_full(&replicator).await;
 
     allow(&replicator, Some(NONE));
     let (without, mut waiting) = (Instant::now(), Vec::new());
@@ -245,6 +253,10 @@ async fn a_store_without_files_refuses_and_goes_on_when_there_are_some() {
     .await;
     // What it has it gives.
     assert_eq!(fetch(&mut fetching, first).await.unwrap(), bytes);
+    // Who comes now finds no file, not even the spare one. When there are a few again, the last is for refusals nevertheless.
+    let waiting = TcpStream::connect(&store.address).await.unwrap();
+    until("the spare one is lost", async || store.said().contains("could not be accepted").then_some(())).await;
+    drop((refused_when_full(&store).await, waiting));
 
     allow(&store, None);
     until("it takes blobs again", async || send(&mut client.clone(), large, &large_bytes).await.ok()).await;
