@@ -28,7 +28,9 @@ RUN mkdir src && echo 'fn main() {}' | tee build.rs > src/main.rs && touch src/l
 COPY build.rs ./
 COPY proto proto
 COPY src src
-RUN scripts/cargo build --bin blobferry
+# The commit that `blobferry version` names; there is no repository here to ask.
+ARG REVISION=unknown
+RUN BLOBFERRY_COMMIT="$REVISION" scripts/cargo build --bin blobferry
 
 # All files of the image but the program: they change with Debian, not with every commit.
 FROM builder AS files

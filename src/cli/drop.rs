@@ -67,7 +67,7 @@ pub(super) async fn drop_route(args: DropArgs) -> Result<Exit, CommandError> {
 
 fn said(answer: &v1::DropRouteResponse, count_only: bool) -> String {
     let route = words::plain(&answer.route, 200);
-    let entries = |number: u64| format!("{} {}", words::number(number), if number == 1 { "entry" } else { "entries" });
+    let entries = |number| words::several(number, "entry");
     if count_only {
         return format!("{route} has {}", entries(answer.remaining_entries()));
     }

@@ -29,7 +29,7 @@ pub(super) fn explained(status: Status) -> Status {
 }
 
 /// A message of so many bytes came.
-pub(super) fn too_large(bytes: u64) -> Status {
+fn too_large(bytes: u64) -> Status {
     Reason::MessageTooLarge.status_with(
         format!(
             "a message of {bytes} bytes came, and {MAX_MESSAGE_BYTES} are taken; send chunks, or fewer items at a time"

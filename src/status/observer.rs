@@ -139,7 +139,7 @@ impl Observer {
             let route = &watched.route;
             let needs_sync = self.needed_sync(watched).is_some();
             let newest_sync = self.parts.syncs.last(&route.name);
-            let standing = RouteConditions {
+            let conditions = RouteConditions {
                 route,
                 orphaned: false,
                 draining,
@@ -150,7 +150,7 @@ impl Observer {
                 needs_sync,
                 peers: &peers,
             };
-            standing.works() && !(watched.waits_for_sync && needs_sync)
+            conditions.works() && !(watched.waits_for_sync && needs_sync)
         };
         configured.map(|watched| (watched.route.name.clone(), works(watched))).collect()
     }

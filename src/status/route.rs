@@ -151,7 +151,7 @@ pub struct RouteFacts<'a> {
 
 /// The picture of a route; `peers` are all peers.
 pub fn route_status(facts: RouteFacts<'_>, peers: &[PeerStatus], now: SystemTime) -> RouteStatus {
-    let standing = RouteConditions {
+    let conditions = RouteConditions {
         route: facts.route,
         orphaned: facts.orphaned,
         draining: facts.draining,
@@ -162,19 +162,19 @@ pub fn route_status(facts: RouteFacts<'_>, peers: &[PeerStatus], now: SystemTime
         needs_sync: facts.needed_sync.is_some(),
         peers,
     };
-    let state = standing.state();
+    let state = conditions.state();
     let backlog = Backlog::of(&facts.counts, facts.oldest.fresh, now);
     let eta = match state {
-        RouteState::Copying | RouteState::Syncing if standing.waiting() > 0 => {
+        RouteState::Copying | RouteState::Syncing if conditions.waiting() > 0 => {
             facts.trend.eta(&backlog.tally, &facts.limits.limits)
         }
         _ => None,
     };
-    let teller = Teller { standing: &standing, facts: &facts, backlog, eta, now };
+    let teller = Teller { conditions: &conditions, facts: &facts, backlog, eta, now };
     let sentence = teller.sentence(state);
     let alarm = !matches!(state, RouteState::Orphaned | RouteState::Disabled) && teller.alarm().is_some();
-    let (ready, claimed) = (standing.sum(|lane| lane.ready).entries, standing.claimed());
-    let limiting = limiting(&facts, ready, claimed, !standing.absent_peers().is_empty(), now);
+    let (ready, claimed) = (conditions.sum(|lane| lane.ready).entries, conditions.claimed());
+    let limiting = limiting(&facts, ready, claimed, !conditions.absent_peers().is_empty(), now);
 
     let RouteFacts { route, limits, counts, at_start, oldest, trend, worker, newest_sync, last_sync, .. } = facts;
     let (running_sync, last_sync) = match newest_sync {
@@ -218,7 +218,7 @@ pub fn route_status(facts: RouteFacts<'_>, peers: &[PeerStatus], now: SystemTime
 
 /// Finds the words.
 struct Teller<'a> {
-    standing: &'a RouteConditions<'a>,
+    conditions: &'a RouteConditions<'a>,
     facts: &'a RouteFacts<'a>,
     backlog: Backlog,
     eta: Option<Duration>,
@@ -227,7 +227,7 @@ struct Teller<'a> {
 
 impl Teller<'_> {
     fn sentence(&self, state: RouteState) -> Sentence {
-        let name = &self.standing.route.name;
+        let name = &self.conditions.route.name;
         let head = |text: &str| Sentence::new(format!("{name}: {}{text}", state.as_str()));
         let mut sentence = match state {
             RouteState::Orphaned => return self.orphaned(head(": no longer configured")),
@@ -270,7 +270,7 @@ impl Teller<'_> {
             }
         };
         self.explain(&mut sentence, state);
-        if let Some(sync) = self.standing.running_sync() {
+        if let Some(sync) = self.conditions.running_sync() {
             let text = format!("{}: {}", sync.id, sync.summary());
             match state {
                 RouteState::Syncing if self.backlog.tally.entries == 0 => sentence.because(&format!(": {text}")),
@@ -285,11 +285,11 @@ impl Teller<'_> {
         if let Some(alarm) = self.alarm() {
             sentence.because(&alarm);
         }
-        if self.standing.parked() > 0 {
+        if self.conditions.parked() > 0 {
             if state != RouteState::Parked {
                 sentence.add(format!("; {}", self.given_up()));
             }
-            sentence.end(&format!("; blobferry failures list {}", self.standing.route.name));
+            sentence.end(&format!("; blobferry failures list {}", self.conditions.route.name));
         }
         if matches!(state, RouteState::Parked | RouteState::Retrying)
             && let Some(group) = self.latest_fault()
@@ -300,7 +300,8 @@ impl Teller<'_> {
         if let Some(Activity::PeerOverloaded(name)) = self.facts.worker.as_ref().map(|report| &report.activity) {
             sentence.because(&self.overloaded(name));
         }
-        if state == RouteState::Copying && self.facts.needed_sync.is_some() && self.standing.running_sync().is_none() {
+        if state == RouteState::Copying && self.facts.needed_sync.is_some() && self.conditions.running_sync().is_none()
+        {
             sentence.add("; a full sync is needed");
         }
     }
@@ -308,7 +309,7 @@ impl Teller<'_> {
     /// What somebody should look at although blobs may be copied.
     fn alarm(&self) -> Option<String> {
         let report = self.facts.worker.as_ref()?;
-        let Route { from, to, .. } = self.standing.route;
+        let Route { from, to, .. } = self.conditions.route;
         if let Activity::QueueFailed(why) = &report.activity {
             return Some(format!("; the queue fails: {why}"));
         }
@@ -326,7 +327,7 @@ impl Teller<'_> {
     }
 
     fn overloaded(&self, name: &str) -> String {
-        let peer = self.standing.peers.iter().find(|peer| *peer.snapshot.name == *name);
+        let peer = self.conditions.peers.iter().find(|peer| *peer.snapshot.name == *name);
         match peer.and_then(|peer| peer.snapshot.concurrency_limit) {
             Some(1) => format!("; {name} is overloaded, and takes one copy at a time"),
             Some(limit) => format!("; {name} is overloaded, and takes {limit} copies at a time"),
@@ -339,22 +340,22 @@ impl Teller<'_> {
     }
 
     fn given_up(&self) -> String {
-        let parked = self.standing.parked();
+        let parked = self.conditions.parked();
         format!("{} {} given up", several(parked, "blob"), if parked == 1 { "was" } else { "were" })
     }
 
     /// The full sync that it needs: when it begins, and why it has not completed; or the one that failed.
     fn tell_needed(&self, sentence: &mut Sentence, begins: &str) {
-        if let Some(sync) = self.standing.running_sync() {
+        if let Some(sync) = self.conditions.running_sync() {
             sentence.because(&format!("; {} makes up for it: {}", sync.id, sync.summary()));
             return;
         }
         let needed = self.facts.needed_sync.as_ref();
         match needed.and_then(|needed| needed.next_time).and_then(|next| next.duration_since(self.now).ok()) {
             Some(wait) => sentence.add(format!("{begins}{}", span(wait))),
-            None => sentence.end(&format!("; blobferry sync {}", self.standing.route.name)),
+            None => sentence.end(&format!("; blobferry sync {}", self.conditions.route.name)),
         }
-        match (needed, self.standing.failed_sync()) {
+        match (needed, self.conditions.failed_sync()) {
             (Some(needed), _) if !needed.problem.is_empty() => sentence.because(&format!(": {}", needed.problem)),
             (_, Some(sync)) => {
                 let why = sync.failure.as_ref().map_or("", |failure| failure.message.as_str());
@@ -366,7 +367,7 @@ impl Teller<'_> {
     }
 
     fn blocked(&self, head: &str) -> Sentence {
-        let absent = self.standing.absent_peers();
+        let absent = self.conditions.absent_peers();
         let mut sentence = match absent.as_slice() {
             [one, other, ..] => {
                 let names = format!("{} and {}", one.snapshot.name, other.snapshot.name);
@@ -410,13 +411,13 @@ impl Teller<'_> {
     fn orphaned(&self, mut sentence: Sentence) -> Sentence {
         sentence.add(self.kept());
         if Backlog::with_parked(&self.facts.counts) > 0 {
-            sentence.end(&format!(": configure it again, or blobferry drop {}", self.standing.route.name));
+            sentence.end(&format!(": configure it again, or blobferry drop {}", self.conditions.route.name));
         }
         sentence
     }
 
     fn draining(&self) -> String {
-        let copying = self.standing.claimed();
+        let copying = self.conditions.claimed();
         let rest = self.backlog.tally.entries.saturating_sub(copying);
         format!(": {} being finished, {} stay queued", number(copying), number(rest))
     }
@@ -433,7 +434,7 @@ impl Teller<'_> {
             }
             sentence.because(&why);
         }
-        let copying = self.standing.claimed();
+        let copying = self.conditions.claimed();
         let waiting = self.backlog.tally.entries.saturating_sub(copying);
         let wait = if waiting == 1 { "waits" } else { "wait" };
         sentence.end(&format!(": {} {wait}", several(waiting, "blob")));

@@ -256,8 +256,7 @@ fn queue(queue: Option<&v1::QueueStatus>) -> String {
         return "queue unknown".to_owned();
     };
     let state = word(queue.state().as_str_name(), "QUEUE_STATE_");
-    let entries =
-        if queue.entries() == 1 { "1 entry".to_owned() } else { format!("{} entries", number(queue.entries())) };
+    let entries = several(queue.entries(), "entry");
     let free = queue.free_bytes.map_or_else(String::new, |free| format!(", {} free", bytes(free)));
     let reason = if queue.reason.is_empty() { String::new() } else { format!(": {}", sentence(&queue.reason)) };
     format!("queue {state}, {entries}{free}{reason}")
