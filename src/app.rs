@@ -133,6 +133,7 @@ impl App {
             orphans: routes.orphans().to_vec(),
             peers: peers.clone(),
             workers: workers.clone(),
+            patience: config.retry.patience(),
             clock: parts.clock.clone(),
             entropy: parts.entropy.clone(),
         })

@@ -4,8 +4,10 @@
 //! enumerations, merges, keys. [`BlobRef::to_key`] gives bytes that sort exactly like the text (function name, `-`, digest
 //! bytes), at half the length.
 
+mod prefix;
 mod verify;
 
+pub use prefix::RefPrefix;
 pub use verify::{Hasher, Mismatch, Verifier};
 
 use std::cmp::Ordering;

@@ -9,9 +9,11 @@
 //! - `ask`: asks stores, many blobs at a time, within a time.
 //! - `tokens`: remembers what was announced together.
 //! - `explain`: all that is known of one blob.
+//! - `find`: which blob is meant by the beginning of its ref.
 
 mod ask;
 mod explain;
+mod find;
 mod judge;
 mod plan;
 mod tokens;
@@ -23,7 +25,8 @@ pub use judge::{BlobState, HopState};
 pub use wait::{Unconfirmed, WaitEnd, WaitRequest, Waited};
 
 use crate::announce::{AnnounceError, Names, Route, RouteTable};
-use crate::blob::{BlobRef, Excerpt};
+use crate::backoff::Patience;
+use crate::blob::{BlobRef, Excerpt, RefPrefix};
 use crate::clock::{Clock, Entropy};
 use crate::peer::Peer;
 use crate::queue::lookup::Lookup;
@@ -62,6 +65,24 @@ pub enum StoryError {
     /// The token was never issued here, or was forgotten.
     #[error("the wait token {0} is not known; it was never issued here, or is too old: wait for the refs instead")]
     UnknownToken(Excerpt),
+    /// No ref with this beginning is known.
+    #[error(
+        "no blob is queued, remembered, or held by a store that was asked, whose ref begins with {prefix}{unasked}"
+    )]
+    NoSuchRef {
+        /// The beginning.
+        prefix: RefPrefix,
+        /// Which stores could not be asked, for people; else empty.
+        unasked: String,
+    },
+    /// More than one ref has this beginning.
+    #[error("several refs begin with {prefix}, such as {found}; give more digits")]
+    AmbiguousRef {
+        /// The beginning.
+        prefix: RefPrefix,
+        /// Some of them, for people.
+        found: String,
+    },
     /// Too many refs are being waited for.
     #[error("too many blobs are being waited for; retry with backoff")]
     TooBusy,
@@ -81,6 +102,8 @@ pub struct StoryParts {
     pub peers: BTreeMap<String, Arc<Peer>>,
     /// The workers of the enabled routes.
     pub workers: Vec<Arc<Worker>>,
+    /// When entries are given up.
+    pub patience: Patience,
     /// Tells the time.
     pub clock: Arc<dyn Clock>,
     /// Makes tokens.
@@ -92,7 +115,8 @@ pub struct Story {
     parts: StoryParts,
     tokens: Tokens,
     room: Arc<Semaphore>,
-    // Looks of waiting calls at the queue, at a time: they must leave it to those who copy.
+    // Looks at the queue of calls that wait, or that know no more than a ref's beginning, at a time: they must leave it to those
+    // who copy.
     looks: Semaphore,
     // Tokens whose refs are being read, at a time: they take memory before it is known whether there is room.
     loads: Semaphore,

@@ -2,14 +2,15 @@
 
 use super::progress::to_stderr;
 use super::{CommandError, Exit, StoreArg, of_store, output};
-use crate::blob::{BlobMeta, BlobRef, Verifier};
+use crate::blob::{BlobMeta, BlobRef, RefPrefix, Verifier};
+use crate::client::Address;
 use crate::pb::Encoder;
 use crate::pb::v1;
 use crate::store::{ByteRange, ByteStream, EnumerateRange, Store, StoreError};
 use crate::words;
 use bytes::Bytes;
 use clap::Args;
-use futures::stream::StreamExt as _;
+use futures::stream::{StreamExt as _, TryStreamExt as _};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use tokio::io::AsyncWriteExt as _;
@@ -20,17 +21,17 @@ const PAGE: usize = 1000;
 /// Arguments of `get`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  blobferry get --store http://127.0.0.1:7081 sha256-2cf2… > hello.txt
-  blobferry get sha256-2cf2… -o hello.txt
+  blobferry get --store http://127.0.0.1:7081 sha256-2cf24dba > hello.txt
+  blobferry get sha256-2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824 -o hello.txt
 
 A file appears under its name only once every byte was verified. On stdout, the last chunk is \
 held back until then, so that bytes with another digest are never written whole; the exit code is \
 then 1.
 
-Exit codes: 0 read and verified; 1 the bytes are wrong, or cannot be written; 2 not a ref; \
-3 unreachable; 4 not held.")]
+Exit codes: 0 read and verified; 1 the bytes are wrong, or cannot be written; 2 not a ref, or the \
+beginning of several; 3 unreachable; 4 not held.")]
 pub(super) struct GetArgs {
-    /// The blob's ref.
+    /// The blob's ref, or its beginning with 8 digits or more.
     #[arg(value_name = "REF")]
     blob: String,
     /// Write to this file instead of stdout; it is replaced, unless it is a device or a pipe.
@@ -41,9 +42,10 @@ pub(super) struct GetArgs {
 }
 
 pub(super) async fn get(args: GetArgs) -> Result<Exit, CommandError> {
-    let blob = parse_ref(&args.blob)?;
     let address = args.store.address()?;
-    let fetched = match address.store()?.fetch(blob, ByteRange::default()).await {
+    let store = address.store()?;
+    let blob = meant(&args.blob, &store, &address).await?;
+    let fetched = match store.fetch(blob, ByteRange::default()).await {
         Ok(fetched) => fetched,
         Err(error) => return Err(of_store(&address, error).await),
     };
@@ -197,16 +199,16 @@ fn meta_line(encoder: &Encoder, meta: &BlobMeta, json: bool) -> Result<String, C
 /// Arguments of `stat`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  blobferry stat sha256-2cf2…
-  blobferry stat --store http://127.0.0.1:7081 sha256-2cf2… sha256-e3b0…
+  blobferry stat sha256-2cf24dba
+  blobferry stat --store http://127.0.0.1:7081 sha256-2cf24dba sha256-e3b0c442
   blobferry ls --store http://a:7080 | cut -d' ' -f1 |
     xargs blobferry stat --store http://b:7080
 
 Prints `REF SIZE` lines in the order of the arguments, and `REF missing` to stderr.
 
-Exit codes: 0 all are held; 2 not a ref; 3 unreachable; 4 some are missing.")]
+Exit codes: 0 all are held; 2 not a ref, or the beginning of several; 3 unreachable; 4 some are missing.")]
 pub(super) struct StatArgs {
-    /// The blobs' refs.
+    /// The blobs' refs, or their beginnings with 8 digits or more.
     #[arg(value_name = "REF", required = true)]
     blobs: Vec<String>,
     /// Print one JSON object per line, as grpcurl prints a blob.
@@ -217,9 +219,12 @@ pub(super) struct StatArgs {
 }
 
 pub(super) async fn stat(args: StatArgs) -> Result<Exit, CommandError> {
-    let blobs = args.blobs.iter().map(|blob| parse_ref(blob)).collect::<Result<Vec<_>, _>>()?;
     let address = args.store.address()?;
     let store = address.store()?;
+    let mut blobs = Vec::with_capacity(args.blobs.len());
+    for text in &args.blobs {
+        blobs.push(meant(text, &store, &address).await?);
+    }
     let encoder = Encoder::new()?;
     let mut missing = 0u64;
     for page in blobs.chunks(PAGE) {
@@ -243,8 +248,28 @@ pub(super) async fn stat(args: StatArgs) -> Result<Exit, CommandError> {
     Ok(if missing == 0 { Exit::Ok } else { Exit::No })
 }
 
-fn parse_ref(text: &str) -> Result<BlobRef, CommandError> {
-    text.parse().map_err(|error: crate::blob::RefError| CommandError::new(Exit::Usage, error.to_string()))
+/// The blob that is meant by its ref, or by the beginning of it where one blob alone in the store begins so.
+async fn meant(text: &str, store: &impl Store, address: &Address) -> Result<BlobRef, CommandError> {
+    let prefix = match (text.parse(), RefPrefix::parse(text)) {
+        (Ok(blob), _) => return Ok(blob),
+        (Err(_), Some(prefix)) => prefix,
+        (Err(error), None) => return Err(CommandError::new(Exit::Usage, error.to_string())),
+    };
+    let range = EnumerateRange { after: prefix.as_str().to_owned(), until: prefix.end(), limit: Some(2) };
+    let listed = async { store.enumerate(range).await?.try_collect::<Vec<_>>().await }.await;
+    let pages = match listed {
+        Ok(pages) => pages,
+        Err(error) => return Err(of_store(address, error).await),
+    };
+    let found: Vec<BlobRef> = pages.iter().flat_map(|page| &page.blobs).map(|meta| meta.blob).collect();
+    match found[..] {
+        [blob] => Ok(blob),
+        [] => Err(CommandError::new(Exit::No, format!("no blob of {} begins with {prefix}", address.url()))),
+        [first, second, ..] => {
+            let what = format!("several blobs begin with {prefix}, such as {first}, {second}");
+            Err(CommandError::new(Exit::Usage, what).hint("give more digits"))
+        }
+    }
 }
 
 #[cfg(test)]

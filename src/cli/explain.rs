@@ -3,8 +3,7 @@
 use super::failures::{cause_name, moment};
 use super::{CommandError, Exit, ReplicatorArg, of_replicator, output};
 use crate::client::Replicator;
-use crate::pb::Encoder;
-use crate::pb::v1;
+use crate::pb::{Encoder, std_duration, v1};
 use crate::words;
 use clap::Args;
 
@@ -14,16 +13,16 @@ const SENTENCE: usize = 600;
 /// Arguments of `explain`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  blobferry explain sha256-2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824
+  blobferry explain sha256-2cf24dba
   blobferry explain --no-stores --json \\
     sha256-2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824 | jq '.routes[].state'
 
-Tells for each route how the blob stands; while it is queued, when it was announced, in which trace, and how it failed; \
-later, when it was confirmed; and whether the stores hold it right now.
+Tells for each route how the blob stands: when it was announced, in which trace, how it failed, when it is given up, when it \
+was confirmed; and whether the stores hold it right now.
 
-Exit codes: 0 told, whatever the story; 2 not a ref; 3 unreachable.")]
+Exit codes: 0 told, whatever the story; 2 not a ref, or the beginning of several; 3 unreachable; 4 no known ref begins so.")]
 pub(super) struct ExplainArgs {
-    /// The blob's ref.
+    /// The blob's ref, or its beginning with 8 digits or more.
     #[arg(value_name = "REF")]
     blob: String,
     /// Do not ask the stores.
@@ -71,6 +70,12 @@ fn render(answer: &v1::ExplainBlobResponse) -> String {
             let at = completion.time.as_ref().map(moment).unwrap_or_default();
             let again = if route.entry.is_some() { ", and queued again since" } else { "" };
             line("last ended", format!("{at}, {what}{size}{again}"));
+            if let Some(queued) = &completion.enqueue_time {
+                line("", format!("queued {}", moment(queued)));
+            }
+            if !completion.traceparent.is_empty() {
+                line("", format!("trace {}", words::plain(&completion.traceparent, 100)));
+            }
         }
         let last = route.entry.as_ref().and_then(|entry| entry.last_fault.as_ref());
         for (store, held) in [(&route.from, &route.at_source), (&route.to, &route.at_destination)] {
@@ -117,18 +122,21 @@ fn lines_of(entry: &v1::BlobEntry, line: &mut impl FnMut(&str, String)) {
             1 => format!("once, {last}"),
             times => format!("{} times, first {first}, last {last}", words::number(times)),
         };
-        // What missed it at the source is counted by time: see missing_patience.
-        let attempts = match fault.kind() {
-            v1::FaultKind::MissingAtSource => "given up after retry.missing_patience".to_owned(),
-            _ => {
-                format!("{} since it was announced or revived", words::several(u64::from(entry.attempts()), "attempt"))
-            }
-        };
-        line("failed", format!("{times}; {attempts}"));
+        line("failed", times);
         line("", format!("{}{at}: {}", cause_name(fault), words::plain(&fault.message, SENTENCE)));
     }
     if let Some(due) = &entry.due_time {
         line("next attempt", moment(due));
+        let attempts = words::several(u64::from(entry.attempts()), "attempt");
+        let weight = entry.charged();
+        line(
+            "given up",
+            format!("when its failures weigh {}; {attempts} weigh {weight:.1} so far", entry.park_after()),
+        );
+        if let (Some(missed), Some(patience)) = (&entry.missed_for, &entry.missing_patience) {
+            let [missed, patience] = [missed, patience].map(|span| words::span(std_duration(span).unwrap_or_default()));
+            line("", format!("or when it was missing at the source for {patience}; {missed} so far"));
+        }
     }
     if !entry.full_sync_ids.is_empty() {
         let syncs: Vec<String> = entry.full_sync_ids.iter().map(|id| words::plain(id, 40)).collect();
@@ -165,8 +173,21 @@ mod tests {
                 failures: Some(4),
                 last_fault: Some(fault),
                 first_failure_time: time(),
+                due_time: time(),
+                charged: Some(1.23),
+                park_after: Some(10),
+                missed_for: Some(prost_types::Duration { seconds: 90, nanos: 0 }),
+                missing_patience: Some(prost_types::Duration { seconds: 7200, nanos: 0 }),
                 full_sync_ids: vec!["sync-1".to_owned()],
                 ..v1::BlobEntry::default()
+            }),
+            completion: Some(v1::BlobCompletion {
+                kind: v1::CompletionKind::Copied.into(),
+                time: time(),
+                size_bytes: Some(1536),
+                enqueue_time: Some(prost_types::Timestamp { seconds: 60, nanos: 0 }),
+                traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned(),
+                ..v1::BlobCompletion::default()
             }),
             at_source: Some(v1::StoreHolding {
                 holding: v1::Holding::Yes.into(),
@@ -188,9 +209,15 @@ mod tests {
             "a_to_b: given up",
             "  queued       1970-01-01T00:00:00Z, fresh, announced, 1.50 KiB",
             "  came through x, primary",
-            "  failed       4 times, first 1970-01-01T00:00:00Z, last 1970-01-01T00:01:00Z; 3 attempts since it was announced or revived",
+            "  failed       4 times, first 1970-01-01T00:00:00Z, last 1970-01-01T00:01:00Z",
             "               destination_rejected INVALID_ARGUMENT at backup: no thanks",
+            "  next attempt 1970-01-01T00:00:00Z",
+            "  given up     when its failures weigh 10; 3 attempts weigh 1.2 so far",
+            "               or when it was missing at the source for 2 h; 1 min 30 s so far",
             "  awaited by   sync-1",
+            "  last ended   1970-01-01T00:00:00Z, copied, 1.50 KiB, and queued again since",
+            "               queued 1970-01-01T00:01:00Z",
+            "               trace 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
             "  primary      holds it, 0 B",
             "  backup       unknown: it is down",
         ];

@@ -4,9 +4,10 @@
 //! thousands. That a blob is neither queued nor remembered therefore says nothing about whether it was ever copied.
 
 use super::{Entry, QueueError, RouteId};
-use crate::blob::BlobRef;
+use crate::blob::{BlobRef, RefPrefix};
 use crate::fault::FaultKind;
 use async_trait::async_trait;
+use std::collections::BTreeSet;
 use std::time::SystemTime;
 use tokio::sync::watch;
 
@@ -60,13 +61,32 @@ pub enum Ending {
     },
 }
 
+/// When an entry was put into the queue, and by whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Enqueued {
+    /// When, by the queue's clock.
+    pub time: SystemTime,
+    /// The W3C `traceparent` of its announcement; empty where it had none.
+    pub traceparent: String,
+}
+
+impl Enqueued {
+    /// How this entry was put into the queue.
+    pub(super) fn of(entry: &Entry) -> Self {
+        let traceparent = entry.trace.as_ref().map(|trace| trace.traceparent.clone());
+        Self { time: entry.enqueue_time, traceparent: traceparent.unwrap_or_default() }
+    }
+}
+
 /// When and how an entry left the queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Completion {
     /// When, by the queue's clock.
     pub time: SystemTime,
     /// How.
     pub ending: Ending,
+    /// How it had come; not told where an earlier version of this program completed it.
+    pub enqueued: Option<Enqueued>,
 }
 
 /// What the queue knows of a blob on a route.
@@ -86,6 +106,11 @@ pub trait Lookup: Send + Sync + 'static {
     /// What is known of each of these, in their order, all as of one moment between two durable writes: what a chain
     /// confirmed on one route is found on the next. Only whether an entry is claimed may be newer.
     async fn look_up(&self, blobs: Vec<(RouteId, BlobRef)>) -> Result<Vec<Known>, QueueError>;
+
+    /// Refs with this beginning that these routes have entries of, or remember completions of; so many at most. It reads all
+    /// that is remembered: for people who ask now and then.
+    async fn find(&self, routes: Vec<RouteId>, prefix: RefPrefix, most: usize)
+    -> Result<BTreeSet<BlobRef>, QueueError>;
 
     /// Changes after every durable write in which entries were settled or discarded, on any route. A hint.
     fn settlements(&self) -> watch::Receiver<u64>;

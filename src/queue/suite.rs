@@ -20,7 +20,8 @@ pub(crate) use limits::{
     full_queue_refuses_announcements_whole, parked_entries_keep_nothing_out, sizes_that_lie_leave_the_sums_right,
 };
 pub(crate) use lookup::{
-    blobs_are_looked_up_in_every_state, completions_are_remembered, no_gap_shows_between_two_hops, settlements_are_told,
+    blobs_are_found_by_the_beginning_of_their_refs, blobs_are_looked_up_in_every_state, completions_are_remembered,
+    no_gap_shows_between_two_hops, settlements_are_told,
 };
 
 use crate::blob::{BlobRef, DigestFunction};
@@ -111,7 +112,7 @@ macro_rules! conformance {
             claimed_and_ready_entries_are_no_failures, a_discarded_entry_makes_way_for_its_successor,
             a_dropped_route_is_empty_and_works_again, a_route_half_dropped_is_whole,
             claimed_entries_outlive_the_drop_of_their_route, blobs_are_looked_up_in_every_state,
-            completions_are_remembered, no_gap_shows_between_two_hops, settlements_are_told
+            completions_are_remembered, blobs_are_found_by_the_beginning_of_their_refs, no_gap_shows_between_two_hops, settlements_are_told
         );
     };
     (@ $make:path, $($case:ident),+) => {

@@ -4,11 +4,12 @@ use super::encode;
 use super::failures::fault;
 use super::{ServiceParts, announce_status};
 use crate::announce::AnnounceError;
-use crate::blob::BlobRef;
+use crate::backoff::Patience;
+use crate::blob::{BlobRef, RefPrefix};
 use crate::grpc::{MAX_ITEMS, Reason, call_deadline, invalid_field, invalid_ref, queue_status};
-use crate::pb::{std_duration, timestamp, v1};
+use crate::pb::{duration, std_duration, timestamp, v1};
 use crate::queue::lookup::{Completion, DiscardedBy, Ending, Queued, Standing};
-use crate::queue::{Entry, Lane};
+use crate::queue::{Entry, Lane, Weight};
 use crate::story::{
     BlobState, BlobStory, Holding, HopState, RouteStory, StoryError, Unconfirmed, WaitEnd, WaitRequest, Waited,
 };
@@ -73,6 +74,8 @@ fn story_status(error: &StoryError) -> Status {
         StoryError::Queue(error) => queue_status(error),
         StoryError::RouteNotTaken { .. } => invalid_field("routes", &message),
         StoryError::UnknownToken(_) => Reason::WaitTokenNotFound.status(message),
+        StoryError::NoSuchRef { .. } => Reason::BlobMissing.status(message),
+        StoryError::AmbiguousRef { .. } => invalid_field("ref", &message),
         StoryError::TooBusy => Reason::TooBusy.status(message),
     }
 }
@@ -163,14 +166,20 @@ pub(super) async fn explain(
     parts: &ServiceParts,
     request: v1::ExplainBlobRequest,
 ) -> Result<v1::ExplainBlobResponse, Status> {
-    let blob: BlobRef = request.r#ref.parse().map_err(|error| invalid_ref("ref", &error))?;
-    let story = parts.story.explain(blob, !request.skip_stores).await.map_err(|error| story_status(&error))?;
+    let ask_stores = !request.skip_stores;
+    let blob = match (request.r#ref.parse(), RefPrefix::parse(&request.r#ref)) {
+        (Ok(blob), _) => blob,
+        (Err(_), Some(prefix)) => parts.story.find(&prefix, ask_stores).await.map_err(|error| story_status(&error))?,
+        (Err(error), None) => return Err(invalid_ref("ref", &error)),
+    };
+    let story = parts.story.explain(blob, ask_stores).await.map_err(|error| story_status(&error))?;
     let BlobStory { summary, blob, routes } = story;
     Ok(v1::ExplainBlobResponse { summary, r#ref: blob.to_string(), routes: routes.iter().map(route_story).collect() })
 }
 
 fn route_story(story: &RouteStory) -> v1::BlobRouteStory {
-    let RouteStory { route, orphaned, summary, state: hop, known, copy, at_source, at_destination, .. } = story;
+    let RouteStory { route, orphaned, summary, state: hop, known, patience, copy, at_source, at_destination, .. } =
+        story;
     v1::BlobRouteStory {
         summary: summary.clone(),
         route: route.name.to_string(),
@@ -181,9 +190,9 @@ fn route_story(story: &RouteStory) -> v1::BlobRouteStory {
         state: state(hop).into(),
         entry: known.queued.as_ref().map(|Queued { entry: queued, standing }| v1::BlobEntry {
             due_time: (*standing == Standing::Retrying).then(|| timestamp(queued.due_time)),
-            ..entry(queued)
+            ..entry(queued, patience)
         }),
-        successor: known.successor.as_ref().map(entry),
+        successor: known.successor.as_ref().map(|successor| entry(successor, patience)),
         copy: copy.as_ref().map(encode::copy),
         completion: known.completion.as_ref().map(completion),
         at_source: Some(holding(at_source)),
@@ -191,7 +200,7 @@ fn route_story(story: &RouteStory) -> v1::BlobRouteStory {
     }
 }
 
-fn entry(entry: &Entry) -> v1::BlobEntry {
+fn entry(entry: &Entry, patience: &Patience) -> v1::BlobEntry {
     let lane = match entry.lane {
         Lane::Fresh => v1::Lane::Fresh,
         Lane::Backfill => v1::Lane::Backfill,
@@ -212,6 +221,10 @@ fn entry(entry: &Entry) -> v1::BlobEntry {
         due_time: None,
         full_sync_ids: entry.syncs.iter().map(ToString::to_string).collect(),
         repair: entry.repair,
+        charged: Some(f64::from(entry.weight.0) / f64::from(Weight::ONE.0)),
+        park_after: Some(patience.park_after),
+        missed_for: (entry.misses.count > 0).then(|| duration(entry.misses.lasted)),
+        missing_patience: Some(duration(patience.missing)),
     }
 }
 
@@ -231,6 +244,8 @@ fn completion(completion: &Completion) -> v1::BlobCompletion {
         time: Some(timestamp(completion.time)),
         size_bytes: size,
         cause: encode::fault_kind(cause),
+        enqueue_time: completion.enqueued.as_ref().map(|enqueued| timestamp(enqueued.time)),
+        traceparent: completion.enqueued.as_ref().map(|enqueued| enqueued.traceparent.clone()).unwrap_or_default(),
     }
 }
 

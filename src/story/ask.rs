@@ -1,13 +1,17 @@
 //! Asks stores what they hold: many blobs at a time, within a time. Only a peer that its breaker would let copies use is
 //! asked, and what comes of it is told to no breaker.
 
-use crate::blob::BlobRef;
+use crate::blob::{BlobRef, RefPrefix};
 use crate::peer::{Peer, PeerSnapshot};
-use crate::store::StoreError;
+use crate::store::{EnumerateRange, StoreError};
+use futures::StreamExt as _;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
+
+/// How long a store may take to answer people.
+pub(super) const ASK_WITHIN: Duration = Duration::from_secs(3);
 
 /// Whether a store holds a blob right now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +45,23 @@ pub(super) async fn ask(peer: Option<&Arc<Peer>>, store: &str, blobs: &[BlobRef]
             held.collect()
         }
     }
+}
+
+/// Some refs of those that the store holds and that begin so; `None` where it did not list them, in time or at all.
+pub(super) async fn beginning_with(peer: &Arc<Peer>, prefix: &RefPrefix, most: usize) -> Option<Vec<BlobRef>> {
+    let range = EnumerateRange { after: prefix.as_str().to_owned(), until: prefix.end(), limit: Some(most as u64) };
+    let listed = async {
+        if !peer.identified().await || peer.info().is_some_and(|info| !info.abilities.enumerate) {
+            return None;
+        }
+        let mut pages = peer.store().enumerate(range).await.ok()?;
+        let mut blobs = Vec::new();
+        while let Some(page) = pages.next().await {
+            blobs.extend(page.ok()?.blobs.into_iter().map(|meta| meta.blob).filter(|blob| prefix.matches(blob)));
+        }
+        Some(blobs)
+    };
+    timeout(ASK_WITHIN, listed).await.ok().flatten()
 }
 
 enum Unanswered {

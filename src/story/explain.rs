@@ -1,9 +1,10 @@
 //! One blob's story: what the queue knows of it on every route, and what the stores say of it right now.
 
-use super::ask::{Holding, ask};
+use super::ask::{ASK_WITHIN, Holding, ask};
 use super::judge::{BlobState, HopState};
 use super::{Story, StoryError};
 use crate::announce::Route;
+use crate::backoff::{OnMissing, Patience};
 use crate::blob::BlobRef;
 use crate::breaker::Phase;
 use crate::fault::FaultKind;
@@ -13,10 +14,7 @@ use crate::worker::InProgress;
 use futures::future::join_all;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
-
-/// How long a store may take to say whether it holds the blob.
-const ASK_WITHIN: Duration = Duration::from_secs(3);
+use std::time::SystemTime;
 
 /// What is known of a blob on a route.
 #[derive(Clone, Debug)]
@@ -35,6 +33,8 @@ pub struct RouteStory {
     pub state: HopState,
     /// Its entries, and the latest completion that is remembered.
     pub known: Known,
+    /// When its entry is given up.
+    pub patience: Patience,
     /// The copy that is in progress, if one is; of a pack that the blob is in, all of it.
     pub copy: Option<InProgress>,
     /// Whether the source holds it.
@@ -103,6 +103,7 @@ impl Story {
                 summary: String::new(),
                 state,
                 known,
+                patience: parts.patience,
                 copy,
                 at_source,
                 at_destination,
@@ -133,11 +134,11 @@ impl RouteStory {
         };
         let to = &route.to;
         let what = match self.state.state {
-            BlobState::Confirmed => match self.known.completion {
-                Some(Completion { time, ending: Ending::Confirmed { copied: true, .. } }) => {
-                    format!("copied, and confirmed by {to} {}", ago(time))
+            BlobState::Confirmed => match &self.known.completion {
+                Some(Completion { time, ending: Ending::Confirmed { copied: true, .. }, .. }) => {
+                    format!("copied, and confirmed by {to} {}{}", ago(*time), self.took())
                 }
-                Some(Completion { time, .. }) => format!("found at {to} {}, nothing was sent", ago(time)),
+                Some(Completion { time, .. }) => format!("found at {to} {}, nothing was sent", ago(*time)),
                 None => format!("not queued; {to} holds it"),
             },
             BlobState::Ready => format!("waits for its first attempt, queued {}", self.queued(ago)),
@@ -150,17 +151,17 @@ impl RouteStory {
             BlobState::Retrying => {
                 let due = self.state.due.and_then(|due| due.duration_since(now).ok());
                 let next = due.map_or_else(|| "is due".to_owned(), |left| format!("follows in {}", span(left)));
-                format!("failed {}; the next attempt {next}", self.failed(ago))
+                format!("failed {}; the next attempt {next}{}", self.failed(ago), self.given_up())
             }
             BlobState::Parked => format!("given up: it failed {}", self.failed(ago)),
-            BlobState::Discarded => match self.known.completion {
-                Some(Completion { time, ending: Ending::Discarded { by, cause } }) => {
+            BlobState::Discarded => match &self.known.completion {
+                Some(Completion { time, ending: Ending::Discarded { by, cause }, .. }) => {
                     let by = match by {
                         DiscardedBy::Operator => "by an operator",
                         DiscardedBy::Configuration => "as configured",
                     };
                     let cause = cause.map(|kind| format!(" after {kind}")).unwrap_or_default();
-                    format!("discarded {by}{cause} {}", ago(time))
+                    format!("discarded {by}{cause} {}", ago(*time))
                 }
                 _ => "discarded".to_owned(),
             },
@@ -206,6 +207,27 @@ impl RouteStory {
     fn is_corrupt(&self) -> bool {
         let kind = self.state.failure.as_ref().map(|failure| failure.kind);
         !self.is_done() && kind == Some(FaultKind::SourceBytesCorrupt)
+    }
+
+    /// How long after its announcement it was confirmed, where both are known.
+    fn took(&self) -> String {
+        let done = self.known.completion.as_ref();
+        let took = done.and_then(|done| done.time.duration_since(done.enqueued.as_ref()?.time).ok());
+        took.map_or_else(String::new, |took| format!(", {} after it was queued", span(took)))
+    }
+
+    /// When it is given up, where its source does not hold it.
+    fn given_up(&self) -> String {
+        let missed = self.known.queued.as_ref().map(|queued| queued.entry.misses).filter(|misses| misses.count > 0);
+        let Some(missed) = missed else { return String::new() };
+        let then = match self.patience.on_missing {
+            OnMissing::Park => "parked",
+            OnMissing::Discard => "discarded",
+        };
+        format!(
+            "; it is {then} if it stays missing for {} more",
+            span(self.patience.missing.saturating_sub(missed.lasted))
+        )
     }
 
     fn queued(&self, ago: impl Fn(SystemTime) -> String) -> String {

@@ -180,7 +180,7 @@ mod tests {
     }
 
     fn done(ending: Ending) -> Known {
-        Known { completion: Some(Completion { time: UNIX_EPOCH, ending }), ..Known::default() }
+        Known { completion: Some(Completion { time: UNIX_EPOCH, ending, enqueued: None }), ..Known::default() }
     }
 
     fn states(judged: Judged) -> Vec<(BlobState, bool)> {

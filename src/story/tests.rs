@@ -2,6 +2,7 @@
 
 use super::{BlobState, Holding, Story, StoryError, StoryParts, WaitEnd, WaitRequest, Waited};
 use crate::announce::{Route, RouteTable};
+use crate::backoff::Patience;
 use crate::blob::{BlobRef, DigestFunction};
 use crate::breaker::Reason;
 use crate::clock::{Entropy, Monotonic, SystemClock};
@@ -77,6 +78,7 @@ impl Lab {
             orphans: orphans.clone(),
             peers: peers.collect(),
             workers: Vec::new(),
+            patience: Patience::default(),
             clock,
             entropy,
         };

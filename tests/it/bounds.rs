@@ -3,7 +3,7 @@
 use crate::harness::{Replication, announce, blob, reason};
 use async_trait::async_trait;
 use blobferry::app::{App, Parts};
-use blobferry::blob::BlobRef;
+use blobferry::blob::{BlobRef, RefPrefix};
 use blobferry::config::Config;
 use blobferry::queue::damage::{Condition, QueueTrouble};
 use blobferry::queue::drop::{DropEntries, Dropped};
@@ -14,6 +14,7 @@ use blobferry::queue::{
     Changes, Claim, ClaimRequest, Claimed, Oldest, Outcome, Push, Pushed, Queue, QueueError, RouteCounts, RouteId, Seq,
     State, StateWrite, SyncId, SyncTally, WholeQueue,
 };
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
@@ -115,6 +116,15 @@ impl DropEntries for Held {
 impl Lookup for Held {
     async fn look_up(&self, blobs: Vec<(RouteId, BlobRef)>) -> Result<Vec<Known>, QueueError> {
         self.queue.look_up(blobs).await
+    }
+
+    async fn find(
+        &self,
+        routes: Vec<RouteId>,
+        prefix: RefPrefix,
+        most: usize,
+    ) -> Result<BTreeSet<BlobRef>, QueueError> {
+        self.queue.find(routes, prefix, most).await
     }
 
     fn settlements(&self) -> watch::Receiver<u64> {

@@ -2,6 +2,7 @@
 //! variables that are spelt wrong; and whether the status tells the truth when nothing is right yet.
 
 use crate::harness::{Server, World, channel, program, reason, replication, route, until};
+use blobferry::blob::DigestFunction;
 use blobferry::pb::v1 as pb;
 use std::fs;
 use std::path::Path;
@@ -375,4 +376,56 @@ async fn nothing_is_in_sync_before_the_stores_were_compared() {
     assert_eq!(synced.status.code(), Some(0), "{}", text(&synced.stderr));
     until("it is in sync", async || (state().await == pb::RouteState::InSync).then_some(())).await;
     until("all is well", async || ((check(), health()) == (Some(0), Some(0))).then_some(())).await;
+}
+
+#[test]
+fn a_refs_beginning_is_enough_to_read_and_never_to_discard() {
+    let world = World::new();
+    let [a, _b, replicator] = servers(&world, "off");
+    let (store, at) = (a.url(), replicator.url());
+    // The digests of the last two begin with the same eight digits.
+    let texts = ["hello", "twin 117425", "twin 119165"];
+    let files = texts.map(|text| {
+        let file = world.path(&text.replace(' ', "-"));
+        fs::write(&file, text).unwrap();
+        file.to_str().unwrap().to_owned()
+    });
+    printed(&["put", "--store", &store, &files[0], &files[1], &files[2]]);
+    let (hello, twins) = ("sha256-2cf24dba", "sha256-b3de1bbe");
+    let whole = DigestFunction::Sha256.ref_of(b"hello").to_string();
+    let twin = DigestFunction::Sha256.ref_of(texts[1].as_bytes()).to_string();
+
+    assert_eq!(printed(&["get", "--store", &store, hello]), "hello");
+    assert_eq!(printed(&["get", "--store", &store, &twin[..40]]), texts[1]);
+    assert_eq!(printed(&["stat", "--store", &store, hello, &whole]), format!("{whole} 5\n{whole} 5\n"));
+    // It is nowhere in the queue: a store holds it.
+    let said = printed(&["explain", "--replicator", &at, hello]);
+    assert!(said.starts_with(&format!("{whole}: not queued\n")), "{said}");
+    printed(&["put", "--store", &store, "--announce", &at, &files[0]]);
+    printed(&["wait", "--replicator", &at, &whole]);
+    let said = printed(&["explain", "--replicator", &at, "--no-stores", hello]);
+    assert!(said.starts_with(&format!("{whole}: confirmed\n")), "{said}");
+    assert!(said.contains(" after it was queued\n") && said.contains("\n               queued 20"), "{said}");
+
+    for (arguments, code, what) in [
+        (vec!["get", "--store", &store, twins], 2, "several blobs begin with sha256-b3de1bbe"),
+        (vec!["stat", "--store", &store, twins], 2, "several blobs begin with sha256-b3de1bbe"),
+        (vec!["explain", "--replicator", &at, twins], 2, "several refs begin with sha256-b3de1bbe"),
+        (vec!["get", "--store", &store, "sha256-00000000"], 4, "begins with sha256-00000000"),
+        (vec!["explain", "--replicator", &at, "sha256-00000000"], 4, "whose ref begins with sha256-00000000"),
+        (vec!["explain", "--replicator", &at, "--no-stores", &twin[..20]], 4, "whose ref begins with sha256-b3de1bbe"),
+        (vec!["get", "--store", &store, "sha256-2cf24db"], 2, "a sha256 digest has 64 hex digits, not 7"),
+        (vec!["explain", "--replicator", &at, "sha256-2CF24DBA"], 2, "a sha256 digest has 64 hex digits, not 8"),
+        (
+            vec!["failures", "discard", "--replicator", &at, "--ref", hello],
+            2,
+            "a sha256 digest has 64 hex digits, not 8",
+        ),
+        (vec!["failures", "retry", "--replicator", &at, "--ref", hello], 2, "a sha256 digest has 64 hex digits, not 8"),
+        (vec!["wait", "--replicator", &at, hello], 2, "a sha256 digest has 64 hex digits, not 8"),
+    ] {
+        let (found, said) = failed(&arguments);
+        assert_eq!(found, Some(code), "{arguments:?}: {said}");
+        assert!(said.contains(what), "{arguments:?}: {said}");
+    }
 }

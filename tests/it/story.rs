@@ -254,6 +254,8 @@ async fn a_blobs_story_is_told_from_the_announcement_to_the_end() {
     assert_eq!((story.state(), story.entry.is_none()), (pb::BlobState::Discarded, true));
     let completion = story.completion.unwrap();
     assert_eq!(completion.kind(), pb::CompletionKind::DiscardedByOperator);
+    // When it was announced, and in which trace, is remembered with it.
+    assert_eq!((completion.enqueue_time, &*completion.traceparent), (entry.enqueue_time, trace));
     assert_eq!(completion.cause(), pb::FaultKind::MissingAtSource);
 
     // Confirmed, and that outlives the destination: what it holds now is unknown.
@@ -262,9 +264,16 @@ async fn a_blobs_story_is_told_from_the_announcement_to_the_end() {
     let answer = wait(&mut operator.clone(), for_refs(&[blob], 100)).await;
     assert_eq!(answer.outcome(), pb::WaitOutcome::Confirmed);
     let story = told(false).await;
-    let completion = story.completion.unwrap();
+    let completion = story.completion.clone().unwrap();
     assert_eq!((story.state(), completion.kind()), (pb::BlobState::Confirmed, pb::CompletionKind::Copied));
     assert_eq!((completion.size_bytes, story.at_destination.unwrap().size_bytes), (Some(4_000), Some(4_000)));
+    // A ref's beginning will do for people.
+    let prefix = &blob.to_string()[.."sha256-".len() + 8];
+    for shorter in ["explain", "explain --no-stores"] {
+        let arguments: Vec<&str> = shorter.split(' ').chain([prefix]).collect();
+        let (code, words) = code_and_words(&command(&arguments, &replicator).output().unwrap());
+        assert!(code == Some(0) && words.starts_with(&format!("{blob}: confirmed")), "{words}");
+    }
     destination.kill();
     let story = told(false).await;
     assert_eq!(story.state(), pb::BlobState::Confirmed);

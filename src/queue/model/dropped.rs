@@ -2,7 +2,7 @@
 
 use super::{ModelLine, ModelQueue, add};
 use crate::queue::drop::{DropEntries, Dropped};
-use crate::queue::lookup::{Completion, DiscardedBy, Ending};
+use crate::queue::lookup::{Completion, DiscardedBy, Ending, Enqueued};
 use crate::queue::{QueueError, RouteId, Tally};
 use async_trait::async_trait;
 
@@ -21,7 +21,8 @@ impl DropEntries for ModelQueue {
             add(&mut tally, &item.entry);
             let cause = item.entry.failure.as_ref().map(|failure| failure.kind);
             let ending = Ending::Discarded { by: DiscardedBy::Operator, cause };
-            inner.durable.completions.insert((route, item.entry.blob), Completion { time: now, ending });
+            let completion = Completion { time: now, ending, enqueued: Some(Enqueued::of(&item.entry)) };
+            inner.durable.completions.insert((route, item.entry.blob), completion);
             inner.durable.ended.entry(route).or_default().discarded += 1;
             for sync in &item.entry.syncs {
                 inner.durable.ended_syncs.entry(*sync).or_default().discarded += 1;

@@ -2,7 +2,7 @@
 
 use super::{Durable, ModelItem, ModelLine};
 use crate::blob::BlobRef;
-use crate::queue::lookup::{Completion, DiscardedBy, Ending};
+use crate::queue::lookup::{Completion, DiscardedBy, Ending, Enqueued};
 use crate::queue::{
     Entry, LARGEST_SIZE, Lane, Misses, Origin, Outcome, Push, Pushed, QueueError, RouteId, Seq, StateWrite, Weight,
 };
@@ -147,7 +147,8 @@ impl Durable {
             Outcome::Retry { .. } | Outcome::Park { .. } => None,
         };
         if let Some(ending) = ending {
-            self.completions.insert((route, item.entry.blob), Completion { time: now, ending });
+            let completion = Completion { time: now, ending, enqueued: Some(Enqueued::of(&item.entry)) };
+            self.completions.insert((route, item.entry.blob), completion);
         }
         let successor = self.queued(route, item.entry.blob).first().copied();
         match outcome {

@@ -1,10 +1,11 @@
 //! Looking blobs up in the plain queue. It forgets no completion.
 
 use super::{ModelLine, ModelQueue};
-use crate::blob::BlobRef;
+use crate::blob::{BlobRef, RefPrefix};
 use crate::queue::lookup::{Known, Lookup, Queued, Standing};
 use crate::queue::{QueueError, RouteId};
 use async_trait::async_trait;
+use std::collections::BTreeSet;
 use tokio::sync::watch;
 
 #[async_trait]
@@ -13,7 +14,7 @@ impl Lookup for ModelQueue {
         let inner = self.lock();
         let known = blobs.into_iter().map(|(route, blob)| {
             let mut known =
-                Known { completion: inner.durable.completions.get(&(route, blob)).copied(), ..Known::default() };
+                Known { completion: inner.durable.completions.get(&(route, blob)).cloned(), ..Known::default() };
             for seq in inner.durable.queued(route, blob) {
                 let Some(item) = inner.durable.items.get(&seq) else { continue };
                 let standing = match item.line {
@@ -31,6 +32,19 @@ impl Lookup for ModelQueue {
             known
         });
         Ok(known.collect())
+    }
+
+    async fn find(
+        &self,
+        routes: Vec<RouteId>,
+        prefix: RefPrefix,
+        most: usize,
+    ) -> Result<BTreeSet<BlobRef>, QueueError> {
+        let inner = self.lock();
+        let queued = inner.durable.items.values().map(|item| (item.entry.route, item.entry.blob));
+        let all = queued.chain(inner.durable.completions.keys().copied());
+        let found = all.filter(|(route, blob)| routes.contains(route) && prefix.matches(blob));
+        Ok(found.map(|(_, blob)| blob).collect::<BTreeSet<_>>().into_iter().take(most).collect())
     }
 
     fn settlements(&self) -> watch::Receiver<u64> {

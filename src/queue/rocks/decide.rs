@@ -152,7 +152,7 @@ impl Txn<'_> {
                     self.ended_syncs.entry(*sync).or_default().confirmed += 1;
                 }
                 let ending = Ending::Confirmed { size: *size, copied: *copied };
-                self.done.push(Done { route, blob: stored.entry.blob, ending });
+                self.done.push(Done::of(&stored.entry, ending));
                 self.end(&stored.entry, successor, refs)
             }
             Outcome::Discard => {
@@ -189,7 +189,7 @@ impl Txn<'_> {
 
     fn count_discard(&mut self, entry: &Entry, by: DiscardedBy) {
         let cause = entry.failure.as_ref().map(|failure| failure.kind);
-        self.done.push(Done { route: entry.route, blob: entry.blob, ending: Ending::Discarded { by, cause } });
+        self.done.push(Done::of(entry, Ending::Discarded { by, cause }));
         self.ended.entry(entry.route).or_default().discarded += 1;
         for sync in &entry.syncs {
             self.ended_syncs.entry(*sync).or_default().discarded += 1;

@@ -14,8 +14,8 @@ use super::keys::{self, family};
 use super::row::{self, DoneItem, DoneRow};
 use crate::blob::BlobRef;
 use crate::fault::FaultKind;
-use crate::queue::lookup::{DiscardedBy, Ending};
-use crate::queue::{QueueError, RouteId};
+use crate::queue::lookup::{Completion, DiscardedBy, Ending, Enqueued};
+use crate::queue::{Entry, QueueError, RouteId};
 use rocksdb::{DB, Direction, IteratorMode, WriteBatch};
 use std::collections::hash_map::RandomState;
 use std::collections::{HashMap, VecDeque};
@@ -23,11 +23,18 @@ use std::hash::BuildHasher;
 use std::time::SystemTime;
 
 /// What ended in a batch.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Done {
-    pub(super) route: RouteId,
-    pub(super) blob: BlobRef,
-    pub(super) ending: Ending,
+    route: RouteId,
+    blob: BlobRef,
+    ending: Ending,
+    enqueued: Enqueued,
+}
+
+impl Done {
+    pub(super) fn of(entry: &Entry, ending: Ending) -> Self {
+        Self { route: entry.route, blob: entry.blob, ending, enqueued: Enqueued::of(entry) }
+    }
 }
 
 /// Where completions are to be found. See the module's header.
@@ -71,6 +78,11 @@ impl DoneIndex {
             index.add(number, hashes);
         }
         Ok(index)
+    }
+
+    /// The number of the oldest row.
+    pub(super) fn oldest(&self) -> u64 {
+        self.rows.front().map_or(self.next, |(number, _)| *number)
     }
 
     /// Whether any completion is remembered at all.
@@ -163,10 +175,19 @@ fn item(done: &Done) -> DoneItem {
         size,
         outcome,
         cause: cause.map_or(0, |kind| u32::from(kind.number())),
+        enqueue_time: Some(keys::nanos(done.enqueued.time)),
+        traceparent: done.enqueued.traceparent.clone(),
     }
 }
 
-pub(super) fn ending(item: &DoneItem) -> Option<Ending> {
+/// What an item of a row of this time tells; `None` where it is of a later version.
+pub(super) fn completion(time: SystemTime, item: &DoneItem) -> Option<Completion> {
+    let enqueued =
+        item.enqueue_time.map(|nanos| Enqueued { time: keys::time(nanos), traceparent: item.traceparent.clone() });
+    Some(Completion { time, ending: ending(item)?, enqueued })
+}
+
+fn ending(item: &DoneItem) -> Option<Ending> {
     let cause = u8::try_from(item.cause).ok().and_then(FaultKind::from_number);
     match item.outcome {
         0 => Some(Ending::Confirmed { size: item.size, copied: true }),

@@ -1,6 +1,6 @@
 //! Families, keys and the small fixed values. Numbers are big-endian, so that keys sort as the numbers do.
 
-use crate::blob::BlobRef;
+use crate::blob::{BlobRef, RefPrefix};
 use crate::queue::{Lane, QueueError, RouteId};
 use rocksdb::{ColumnFamily, DB};
 use std::ops::Deref;
@@ -150,6 +150,16 @@ pub(super) fn reference(route: RouteId, blob: &BlobRef) -> Vec<u8> {
 pub(super) fn put_reference(route: RouteId, blob: &BlobRef, key: &mut Vec<u8>) {
     key.extend_from_slice(&route.0.to_be_bytes());
     blob.put_key(key);
+}
+
+/// What the `ref` keys of a route begin with whose refs begin so.
+pub(super) fn references(route: RouteId, prefix: &RefPrefix) -> Vec<u8> {
+    [&route.0.to_be_bytes()[..], &prefix.key()].concat()
+}
+
+/// The ref in a `ref` key.
+pub(super) fn blob_of_reference(key: &[u8]) -> Option<BlobRef> {
+    BlobRef::from_key(key.get(4..)?)
 }
 
 /// A big-endian number of exactly eight bytes.

@@ -1,16 +1,16 @@
-//! Looking blobs up: point reads in one snapshot, never a scan.
+//! Looking blobs up: point reads in one snapshot. Only who knows no more than a ref's beginning makes it scan.
 
 use super::done;
 use super::handle::RocksQueue;
 use super::keys::{self, Seqs, family};
 use super::row::{self, Place, Stored};
 use super::shared::Shared;
-use crate::blob::BlobRef;
+use crate::blob::{BlobRef, RefPrefix};
 use crate::queue::lookup::{Completion, Known, Lookup, Queued, Standing};
 use crate::queue::{QueueError, RouteId};
 use async_trait::async_trait;
-use rocksdb::{DB, Snapshot};
-use std::collections::{BTreeMap, HashMap};
+use rocksdb::{DB, Direction, IteratorMode, ReadOptions, Snapshot};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use tokio::sync::watch;
 
 impl Known {
@@ -87,8 +87,8 @@ impl Shared {
             for place in places {
                 let (route, blob) = &blobs[place];
                 let key = blob.to_key();
-                if let Some(ending) = items.get(&(route.0, &key[..])).and_then(|item| done::ending(item)) {
-                    found.insert(place, Completion { time, ending });
+                if let Some(done) = items.get(&(route.0, &key[..])).and_then(|item| done::completion(time, item)) {
+                    found.insert(place, done);
                 }
             }
         }
@@ -96,10 +96,55 @@ impl Shared {
     }
 }
 
+impl Shared {
+    /// Refs with this beginning, so many at most.
+    fn find(&self, routes: &[RouteId], prefix: &RefPrefix, most: usize) -> Result<BTreeSet<BlobRef>, QueueError> {
+        let db = self.db()?;
+        let snapshot = db.snapshot();
+        let failed = |error: rocksdb::Error| self.read_error(&error);
+        let mut found = BTreeSet::new();
+        let mut reading = ReadOptions::default();
+        // Those that are in memory alone are sorted for this.
+        reading.set_total_order_seek(true);
+        let mut rows = snapshot.raw_iterator_cf_opt(family(&db, keys::REF)?, reading);
+        for route in routes {
+            let (begin, before) = (keys::references(*route, prefix), found.len());
+            rows.seek(&begin);
+            while let Some(key) = rows.key().filter(|key| key.starts_with(&begin))
+                && found.len() - before < most
+            {
+                found.extend(keys::blob_of_reference(key).filter(|blob| prefix.matches(blob)));
+                rows.next();
+            }
+            rows.status().map_err(failed)?;
+        }
+        // Not from the first on: what was deleted lies there.
+        let oldest = self.done().oldest().to_be_bytes();
+        let rows = IteratorMode::From(&oldest, Direction::Forward);
+        for row in snapshot.iterator_cf(family(&db, keys::DONE)?, rows) {
+            let (_, value) = row.map_err(failed)?;
+            // An unreadable one is forgotten: it is no entry.
+            let row = row::decode_done(&value).unwrap_or_default();
+            let items = row.items.iter().filter(|item| routes.contains(&RouteId(item.route)));
+            found.extend(items.filter_map(|item| BlobRef::from_key(&item.blob)).filter(|blob| prefix.matches(blob)));
+        }
+        Ok(found.into_iter().take(most).collect())
+    }
+}
+
 #[async_trait]
 impl Lookup for RocksQueue {
     async fn look_up(&self, blobs: Vec<(RouteId, BlobRef)>) -> Result<Vec<Known>, QueueError> {
         self.read(move |shared| shared.look_up(&blobs)).await
+    }
+
+    async fn find(
+        &self,
+        routes: Vec<RouteId>,
+        prefix: RefPrefix,
+        most: usize,
+    ) -> Result<BTreeSet<BlobRef>, QueueError> {
+        self.read(move |shared| shared.find(&routes, &prefix, most)).await
     }
 
     fn settlements(&self) -> watch::Receiver<u64> {

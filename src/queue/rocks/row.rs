@@ -220,6 +220,11 @@ pub(super) struct DoneItem {
     /// Of a discarded one: the kind of its last failure; 0: none.
     #[prost(uint32, tag = "5")]
     pub(super) cause: u32,
+    /// Absent from rows of earlier versions, as the trace is.
+    #[prost(fixed64, optional, tag = "6")]
+    pub(super) enqueue_time: Option<u64>,
+    #[prost(string, tag = "7")]
+    pub(super) traceparent: String,
 }
 
 /// The entries that left the queue in one batch.

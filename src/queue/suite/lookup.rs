@@ -1,10 +1,12 @@
 //! What every queue must know of a blob that it is asked for.
 
 use super::{Bench, Make, announced, blob, confirmed, failure};
+use crate::blob::{BlobRef, RefPrefix};
 use crate::fault::FaultKind;
 use crate::queue::failures::Remedy;
-use crate::queue::lookup::{Completion, DiscardedBy, Ending, Known, Standing};
+use crate::queue::lookup::{Completion, DiscardedBy, Ending, Enqueued, Known, Standing};
 use crate::queue::{Lane, Origin, Outcome, Push, RouteId, Seq};
+use std::collections::BTreeSet;
 
 impl Bench {
     async fn known(&self, number: u64) -> Known {
@@ -74,6 +76,7 @@ pub(crate) async fn completions_are_remembered(make: Make) {
     for number in 1..=4 {
         bench.announce(number).await;
     }
+    let began = bench.clock.now();
     let claims = bench.claims(Lane::Fresh, 3).await;
     let outcomes = [
         Outcome::Confirmed { size: 101, copied: true, chained: Vec::new() },
@@ -88,6 +91,7 @@ pub(crate) async fn completions_are_remembered(make: Make) {
     assert_eq!(bench.known(4).await.completion, None, "parked is not over");
     bench.queue().remedy(bench.route, vec![seq], Remedy::Discard).await.unwrap();
 
+    let enqueued = || Some(Enqueued { time: began, traceparent: String::new() });
     let discarded = |by, cause| Ending::Discarded { by, cause };
     let expected = [
         Ending::Confirmed { size: 101, copied: true },
@@ -98,7 +102,7 @@ pub(crate) async fn completions_are_remembered(make: Make) {
     for round in 0..2 {
         for (number, ending) in (1..).zip(expected) {
             let known = bench.known(number).await;
-            assert_eq!(known.completion, Some(Completion { time: at, ending }), "round {round}");
+            assert_eq!(known.completion, Some(Completion { time: at, ending, enqueued: enqueued() }), "round {round}");
             assert_eq!(known.queued, None);
         }
         bench.subject.restart().await;
@@ -107,12 +111,59 @@ pub(crate) async fn completions_are_remembered(make: Make) {
     // Queued anew, the old completion is still told; then the new one holds.
     bench.announce(3).await;
     let known = bench.known(3).await;
-    assert_eq!(known.completion, Some(Completion { time: at, ending: expected[2] }));
+    assert_eq!(known.completion, Some(Completion { time: at, ending: expected[2], enqueued: enqueued() }));
+    let again = bench.clock.now();
     assert_eq!(known.queued.unwrap().standing, Standing::Ready);
     bench.clock.advance(5);
     bench.settle(bench.claim(Lane::Fresh).await, confirmed()).await;
-    let completion = Completion { time: bench.clock.now(), ending: Ending::Confirmed { size: 100, copied: true } };
+    let completion = Completion {
+        time: bench.clock.now(),
+        ending: Ending::Confirmed { size: 100, copied: true },
+        enqueued: Some(Enqueued { time: again, traceparent: String::new() }),
+    };
     assert_eq!(bench.known(3).await.completion, Some(completion));
+}
+
+pub(crate) async fn blobs_are_found_by_the_beginning_of_their_refs(make: Make) {
+    let mut bench = Bench::new(make).await;
+    for number in 1..=4 {
+        bench.announce(number).await;
+    }
+    let other = bench.queue().register("a_to_c", "a", "c").await.unwrap();
+    bench.queue().push(vec![announced(other, 5)], Vec::new()).await.unwrap();
+    bench.settle(bench.claim(Lane::Fresh).await, confirmed()).await;
+    let seq = bench.known(2).await.queued.unwrap().entry.seq;
+    bench.park(bench.claim(Lane::Fresh).await).await;
+    bench.queue().remedy(bench.route, vec![seq], Remedy::Discard).await.unwrap();
+    let (claimed, routes) = (bench.claim(Lane::Fresh).await, vec![bench.route, other]);
+    let prefix =
+        |number: u64, digits: usize| RefPrefix::parse(&blob(number).to_string()[.."sha256-".len() + digits]).unwrap();
+    for round in 0..2 {
+        // Confirmed, discarded, claimed or released, waiting, and on another route.
+        for number in 1..=5 {
+            for digits in [8, 9, 63] {
+                let found = bench.queue().find(routes.clone(), prefix(number, digits), 3).await.unwrap();
+                assert_eq!(found, BTreeSet::from([blob(number)]), "round {round}, blob {number}");
+            }
+        }
+        assert!(bench.queue().find(routes.clone(), prefix(6, 8), 3).await.unwrap().is_empty());
+        assert!(bench.queue().find(vec![bench.route], prefix(5, 8), 3).await.unwrap().is_empty());
+        if round == 0 {
+            bench.subject.restart().await;
+        }
+    }
+    drop(claimed);
+    // Several begin so: a few are told, of those that are queued and those that are remembered.
+    let twin = |last: u8| {
+        let mut digest = *blob(1).digest().first_chunk::<32>().unwrap();
+        digest[31] ^= last;
+        BlobRef::new(blob(1).function(), &digest).unwrap()
+    };
+    let pushes = (1..=5).map(|last| Push { blob: twin(last), ..announced(bench.route, 1) }).collect();
+    bench.queue().push(pushes, Vec::new()).await.unwrap();
+    assert_eq!(bench.queue().find(routes.clone(), prefix(1, 62), 3).await.unwrap().len(), 3);
+    let all = bench.queue().find(routes, prefix(1, 62), 100).await.unwrap();
+    assert_eq!(all, (0..=5).map(twin).collect());
 }
 
 pub(crate) async fn no_gap_shows_between_two_hops(make: Make) {
