@@ -89,6 +89,12 @@ impl ClientError {
         }
     }
 
+    /// Whether something else is at the address than a server of this protocol, so that asking again is of no use. A question
+    /// says then what it may be.
+    pub fn is_wrong_address(&self) -> bool {
+        matches!(self, Self::Unreachable { detail, .. } if detail.ends_with('?'))
+    }
+
     /// The stable reason that the server gave.
     pub fn reason(&self) -> Option<v1::ErrorReason> {
         match self {

@@ -20,6 +20,8 @@ const POLL: Duration = Duration::from_millis(250);
 const AGAIN: Duration = Duration::from_secs(5);
 /// How long a replicator may be away while its full sync is watched.
 const AWAY: Duration = Duration::from_mins(1);
+/// After so long without progress it is told why.
+const STILL: Duration = Duration::from_secs(3);
 
 /// Arguments of `sync`.
 #[derive(Debug, Args)]
@@ -173,6 +175,7 @@ pub(crate) async fn watch(
 ) -> Result<v1::FullSync, ClientError> {
     let mut line = board.line("full sync");
     let (mut away, mut compared) = (Duration::ZERO, 0);
+    let (mut last, mut still) = (v1::FullSyncCounts::default(), Duration::ZERO);
     loop {
         match replicator.full_sync(id.clone()).await {
             Ok(sync) => {
@@ -182,6 +185,14 @@ pub(crate) async fn watch(
                 }
                 let counts = sync.counts.unwrap_or_default();
                 compared = counts.source_blobs();
+                still = if counts == last { still + POLL } else { Duration::ZERO };
+                last = counts;
+                // Once for each time that it stands still.
+                if still == STILL
+                    && let Some(why) = held_up(replicator, &sync.route).await
+                {
+                    board.say(&why);
+                }
                 line.update(compared, None, || note(&counts));
             }
             Err(error) if error.code() == Code::Unavailable && away < AWAY => {
@@ -192,6 +203,14 @@ pub(crate) async fn watch(
         }
         tokio::time::sleep(POLL).await;
     }
+}
+
+/// Why a full sync does not get on, where its route's own sentence says so: it is paused, or blocked.
+async fn held_up(replicator: &mut Replicator, route: &str) -> Option<String> {
+    let status = replicator.status(vec![route.to_owned()]).await.ok()?;
+    let route = status.routes.into_iter().next()?;
+    let is_held_up = matches!(route.state(), v1::RouteState::Paused | v1::RouteState::Blocked);
+    is_held_up.then(|| words::plain(&route.summary, 300))
 }
 
 fn note(counts: &v1::FullSyncCounts) -> String {

@@ -98,8 +98,9 @@ fn item(meta: &BlobMeta) -> v1::EnqueueItem {
 
 /// A lost connection shows as UNKNOWN or CANCELLED at times, a slow answer as DEADLINE_EXCEEDED: announcing is idempotent.
 fn is_worth_retrying(error: &ClientError) -> bool {
-    matches!(
+    let may_pass = matches!(
         error.code(),
         Code::Unavailable | Code::ResourceExhausted | Code::DeadlineExceeded | Code::Unknown | Code::Cancelled
-    )
+    );
+    may_pass && !error.is_wrong_address()
 }

@@ -23,11 +23,12 @@ pub(super) fn limiting(
         return Some(LimitingFactor::Paused);
     }
     let due = facts.oldest.next_due.is_some_and(|due| due <= now);
-    if ready + claimed == 0 && !due {
-        return Some(LimitingFactor::Idle);
-    }
+    // A store that is away holds the route back, whether or not there is something to copy: nobody knows what a sync would find.
     if is_blocked {
         return Some(LimitingFactor::Breaker);
+    }
+    if ready + claimed == 0 && !due {
+        return Some(LimitingFactor::Idle);
     }
     match facts.worker.as_ref().map(|report| report.waits) {
         // While there is a backlog, what was idle before it holds nothing back.

@@ -123,7 +123,7 @@ fn a_route_that_waits_names_the_peer_and_since_when() {
     );
     assert_eq!((route.state, route.limiting), (RouteState::Blocked, Some(LimitingFactor::Breaker)));
     let idle = status(LaneCounts::default(), &peers, |_| ());
-    assert_eq!(idle.state, RouteState::Blocked);
+    assert_eq!((idle.state, idle.limiting), (RouteState::Blocked, Some(LimitingFactor::Breaker)));
     assert!(idle.sentence.to_string().ends_with("backup is unreachable since 10:02 UTC: connection refused"));
     let queue = queue_of(0, 100, None, 0, None);
     assert_eq!(overall(&[idle], &queue, false).0, ReplicatorState::Attention);

@@ -5,8 +5,9 @@ use crate::harness::{Server, World, channel, program, reason, replication, route
 use blobferry::blob::DigestFunction;
 use blobferry::pb::v1 as pb;
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tonic::client::Grpc;
@@ -71,6 +72,13 @@ fn a_wrong_port_or_scheme_is_called_what_it_is() {
         assert!(said.contains("speaks HTTP/1, not gRPC: is this its HTTP port?"), "{question:?}: {said}");
         assert_eq!(said.matches(&http).count(), 1, "{said}");
     }
+    // What would be announced there is not tried for the ten minutes that a replicator may be away.
+    let file = world.path("x");
+    fs::write(&file, "x").unwrap();
+    let put = ["put", "--store", &store.url(), "--announce", &http, file.to_str().unwrap()];
+    let (code, said) = failed(&put);
+    assert_eq!(code, Some(3), "{said}");
+    assert!(said.contains("speaks HTTP/1, not gRPC: is this its HTTP port?"), "{said}");
     let secure = store.url().replace("http://", "https://");
     for question in questions(&secure) {
         let (code, said) = failed(&question);
@@ -376,6 +384,28 @@ async fn nothing_is_in_sync_before_the_stores_were_compared() {
     assert_eq!(synced.status.code(), Some(0), "{}", text(&synced.stderr));
     until("it is in sync", async || (state().await == pb::RouteState::InSync).then_some(())).await;
     until("all is well", async || ((check(), health()) == (Some(0), Some(0))).then_some(())).await;
+}
+
+#[test]
+fn a_sync_that_is_watched_says_that_its_route_is_paused() {
+    let world = World::new();
+    let [a, _b, replicator] = servers(&world, "off");
+    let (file, at) = (world.path("x"), replicator.url());
+    fs::write(&file, "x").unwrap();
+    printed(&["put", "--store", &a.url(), file.to_str().unwrap()]);
+    printed(&["pause", "--replicator", &at, "--for", "1h", "--reason", "swap"]);
+    let mut watching = Command::new(program())
+        .args(["sync", "--watch", "--replicator", &at])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(watching.stderr.take().unwrap()).lines();
+    let told = lines.find_map(|line| line.ok().filter(|line| line.contains("paused"))).unwrap();
+    assert!(told.contains("swap"), "{told}");
+    printed(&["resume", "--replicator", &at]);
+    let rest: String = lines.map_while(Result::ok).collect();
+    assert!(watching.wait().unwrap().success(), "{rest}");
 }
 
 #[test]

@@ -58,11 +58,14 @@ fn every_command_works_as_it_stands_there() {
     let (readme, ports) = (read("README.md"), free_ports::<3>());
     let ferry = world.path("ferry").display().to_string();
     let here = |text: &str| {
-        let moved = text.replace("7070", &ports[0].to_string()).replace("7080", &ports[1].to_string());
-        moved.replace("7081", &ports[2].to_string()).replace("/tmp/ferry", &ferry)
+        let moved = text.replace("7070", &ports[0].to_string()).replace("7081", &ports[2].to_string());
+        // The store that is somebody's own is this one.
+        let moved = ["7080", "7090"].iter().fold(moved, |text, port| text.replace(port, &ports[1].to_string()));
+        moved.replace("/tmp/ferry", &ferry).replace("target/release/blobferry", program())
     };
-    let run_it = between(&readme, "## Run it\n", "## Run it in containers");
-    let api = between(&readme, "## The API\n", "### A store of your own");
+    let run_it = between(&readme, "## Run it\n", "## Install it");
+    let api = between(&readme, "## The API\n", "## Follow a blob");
+    let trace = between(&readme, "## Follow a blob\n", "OpenTelemetry's own variables");
     let [config] = blocks(run_it, "toml")[..] else { panic!("Run it has one configuration") };
     fs::write(world.path("blobferry.toml"), here(config)).unwrap();
     fs::create_dir(world.path("src")).unwrap();
@@ -84,8 +87,8 @@ fn every_command_works_as_it_stands_there() {
                       grpcurl() { command grpcurl \"$@\" | tee last; }\n\
                       token() { sed -n 's/.*\"waitToken\": \"\\([^\"]*\\)\".*/\\1/p' last; }\n"
         .to_owned();
-    let typed: Vec<&str> = blocks(run_it, "sh").into_iter().chain(blocks(api, "sh")).collect();
-    assert!(typed.len() >= 9, "{typed:?}");
+    let typed: Vec<&str> = [run_it, api, trace].into_iter().flat_map(|part| blocks(part, "sh")).collect();
+    assert!(typed.len() >= 11, "{typed:?}");
     for block in &typed {
         // What stands for an answer to the command before.
         let block = here(block).replace("TOKEN", "'\"$(token)\"'");
@@ -127,6 +130,43 @@ fn every_command_works_as_it_stands_there() {
     );
     assert!(said.contains("\"state\": \"FULL_SYNC_STATE_COMPLETED\""), "{said}");
     assert!(said.contains("ROUTE_STATE_"), "{said}");
+}
+
+/// A line without its numbers and their units.
+fn shape(line: &str) -> String {
+    let mut shape: Vec<String> = Vec::new();
+    for word in line.split_whitespace() {
+        let (bare, end) = word.strip_suffix(',').map_or((word, ""), |bare| (bare, ","));
+        let is_unit = ["B", "KiB", "MiB", "GiB", "B/s", "KiB/s", "MiB/s", "ms", "s", "min"].contains(&bare);
+        match shape.last_mut().filter(|last| is_unit && *last == "#") {
+            Some(last) => last.push_str(end),
+            None if bare.replace(',', "").parse::<f64>().is_ok() => shape.push(format!("#{end}")),
+            None => shape.push(word.to_owned()),
+        }
+    }
+    shape.join(" ")
+}
+
+#[test]
+fn the_demo_ends_with_the_summary_that_stands_there() {
+    let world = World::new();
+    let folder = world.path("files");
+    fs::create_dir(&folder).unwrap();
+    for number in 0..400 {
+        fs::write(folder.join(format!("{number}")), number.to_string().repeat(100)).unwrap();
+    }
+    let output = Command::new(program()).args(["demo", "--exit"]).arg(&folder).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let readme = read("README.md");
+    let summary =
+        blocks(between(&readme, "## Try it", "## Run it"), "").into_iter().find(|block| block.starts_with("1. "));
+    let summary = summary.expect("it has a summary");
+    let said = String::from_utf8_lossy(&output.stdout);
+    let mut lines = said.lines();
+    for shown in summary.lines() {
+        // Of a few files it tells more.
+        assert!(lines.any(|line| shape(line).starts_with(&shape(shown))), "{shown}\n{said}");
+    }
 }
 
 /// A text as one word of the shell.
