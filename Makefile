@@ -21,7 +21,7 @@ SYNC_BLOBS ?= 100000
 MODEL_OPS ?= 50000
 HISTORIES ?= 1000
 
-.PHONY: help build demo test test-slow kill powerloss diskfull sync field bench instructions queue-bench tracing-bench model simulate image-check lint proto-lint proto-baseline doc clean
+.PHONY: help build demo test test-slow kill powerloss diskfull sync field bench instructions queue-bench tracing-bench model simulate image-check dist dist-check lint proto-lint proto-baseline doc clean
 
 help: ## Show what can be made.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -83,6 +83,12 @@ simulate: ## Step the worker's scheduler through its scenarios, with 50 seeds ea
 
 image-check: ## Build the Dockerfile on a stand-in for its base image, and probe the result (as root; needs buildah, debootstrap).
 	@scripts/image-check
+
+dist: ## Make a release for x86_64 and aarch64: archives, Debian packages, SBOM, licences, checksums.
+	@scripts/dist
+
+dist-check: ## Run that release on a bare Debian 11, as root; the one for aarch64 under qemu.
+	@scripts/dist-check
 
 lint: ## Check format and lints, as CI does.
 	@cargo fmt --check
