@@ -16,11 +16,12 @@ use crate::blob::{BlobRef, Excerpt};
 use crate::clock::{Clock, Monotonic};
 use crate::queue::{Lane, Origin, Push, Pushed, Queue, QueueError, RouteCounts, RouteId, StateWrite, Tally};
 use crate::telemetry::{TraceContext, Tracer};
+use parking_lot::Mutex;
 use sends::Sends;
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 /// A configured route, registered with the queue.
@@ -385,12 +386,12 @@ impl Announcer {
 
     /// Why the last announcement could not be written durably; `None` where it could.
     pub fn trouble(&self) -> Option<String> {
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.trouble.lock().clone()
     }
 
     /// A durable write has succeeded: announcements may again.
     pub fn recovered(&self) {
-        if self.trouble.lock().unwrap_or_else(PoisonError::into_inner).take().is_some() {
+        if self.trouble.lock().take().is_some() {
             tracing::info!("announcements are written again");
         }
     }
@@ -409,7 +410,7 @@ impl Announcer {
     }
 
     fn refused(&self, error: &QueueError) {
-        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut trouble = self.trouble.lock();
         if trouble.replace(error.to_string()).is_none() {
             tracing::error!("announcements are refused: {error}");
         }
@@ -421,7 +422,7 @@ impl Announcer {
             None => {
                 // The blobs are queued. That their age cannot be read now is no reason to deny it.
                 let oldest = self.queue.oldest(route).await.ok().and_then(|oldest| oldest.fresh);
-                self.oldest().insert(route, (self.clock.monotonic(), oldest));
+                self.oldest.lock().insert(route, (self.clock.monotonic(), oldest));
                 oldest
             }
         };
@@ -431,17 +432,13 @@ impl Announcer {
     /// When the route's oldest entry was pushed, if that is known well enough; whoever finds that it is not asks for all.
     fn known_oldest(&self, route: RouteId) -> Option<Option<SystemTime>> {
         let now = self.clock.monotonic();
-        let mut known = self.oldest();
+        let mut known = self.oldest.lock();
         let (asked, oldest) = known.get_mut(&route)?;
         if now.since(*asked) < LAG_AGE {
             return Some(*oldest);
         }
         *asked = now;
         None
-    }
-
-    fn oldest(&self) -> MutexGuard<'_, HashMap<RouteId, (Monotonic, Option<SystemTime>)>> {
-        self.oldest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

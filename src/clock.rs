@@ -6,10 +6,10 @@
 //! restarts, and may jump.
 
 use crate::failpoint;
+use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use rand::{Rng, RngCore as _, SeedableRng};
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// The last millisecond of the year 9999, the latest time that a protobuf Timestamp can hold.
@@ -97,14 +97,14 @@ impl ManualClock {
 
     /// Lets both clocks run on by this much.
     pub fn advance(&self, by: Duration) {
-        let mut hands = self.hands.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut hands = self.hands.lock();
         hands.0 = hands.0.checked_add(by).unwrap_or(hands.0);
         hands.1 = hands.1.saturating_add(by);
     }
 
     /// Makes the wall clock jump, forward or back. The monotonic clock does not notice.
     pub fn set_wall(&self, now: SystemTime) {
-        self.hands.lock().unwrap_or_else(PoisonError::into_inner).0 = now;
+        self.hands.lock().0 = now;
     }
 }
 
@@ -117,11 +117,11 @@ impl Default for ManualClock {
 
 impl Clock for ManualClock {
     fn now(&self) -> SystemTime {
-        self.hands.lock().unwrap_or_else(PoisonError::into_inner).0
+        self.hands.lock().0
     }
 
     fn monotonic(&self) -> Monotonic {
-        self.hands.lock().unwrap_or_else(PoisonError::into_inner).1
+        self.hands.lock().1
     }
 }
 
@@ -154,7 +154,7 @@ impl Entropy {
 
     /// A number in `[0, 1)`.
     pub fn jitter(&self) -> f64 {
-        self.rng.lock().unwrap_or_else(PoisonError::into_inner).random()
+        self.rng.lock().random()
     }
 
     /// A number below `bound`; 0 where the bound is 0.
@@ -162,24 +162,24 @@ impl Entropy {
         if bound == 0 {
             return 0;
         }
-        self.rng.lock().unwrap_or_else(PoisonError::into_inner).random_range(0..bound)
+        self.rng.lock().random_range(0..bound)
     }
 
     /// Fills all of it at random.
     pub fn fill(&self, bytes: &mut [u8]) {
-        self.rng.lock().unwrap_or_else(PoisonError::into_inner).fill_bytes(bytes);
+        self.rng.lock().fill_bytes(bytes);
     }
 
     /// A name that nothing else has: 32 hexadecimal digits.
     pub fn name(&self) -> String {
-        format!("{:032x}", self.rng.lock().unwrap_or_else(PoisonError::into_inner).random::<u128>())
+        format!("{:032x}", self.rng.lock().random::<u128>())
     }
 
     /// A new id in the form of a ULID (26 characters, <https://github.com/ulid/spec>): it sorts by `now`, to the millisecond,
     /// and has 80 random bits.
     pub fn id(&self, now: SystemTime) -> String {
         const DIGITS: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
-        let random = self.rng.lock().unwrap_or_else(PoisonError::into_inner).random::<u128>() >> 48;
+        let random = self.rng.lock().random::<u128>() >> 48;
         let bits = u128::from(to_unix_ms(now)) << 80 | random;
         (0..26u32).rev().map(|digit| char::from(DIGITS[((bits >> (5 * digit)) & 31) as usize])).collect()
     }

@@ -13,9 +13,10 @@ use governor::clock::Clock as GovernorClock;
 use governor::middleware::NoOpMiddleware;
 use governor::state::{InMemoryState, NotKeyed};
 use governor::{Quota, RateLimiter};
+use parking_lot::Mutex;
 use std::fmt;
 use std::num::NonZeroU32;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Copies that a route may be allowed at a time.
@@ -247,7 +248,7 @@ impl Throttle {
 
     /// Holds these rates from now on. Debts are kept where a rate is replaced by another.
     pub fn set(&self, limits: &Limits) {
-        let mut buckets = self.buckets();
+        let mut buckets = self.buckets.lock();
         let renew = |bucket: &mut Option<Bucket>, rate: Option<u64>| {
             if bucket.as_ref().map(|bucket| bucket.rate) != rate {
                 let owed = bucket.take().map_or(0, |bucket| bucket.owed);
@@ -263,7 +264,7 @@ impl Throttle {
     /// # Errors
     /// When to come again, where none may begin now.
     pub fn begin(self: &Arc<Self>, size: Option<u64>) -> Result<Charge, Monotonic> {
-        let mut buckets = self.buckets();
+        let mut buckets = self.buckets.lock();
         if let Some(until) = buckets.pay() {
             buckets.gave_back = false;
             return Err(until);
@@ -281,25 +282,21 @@ impl Throttle {
 
     /// Whether something was given back since a copy was last held up: it is not to be waited for any longer.
     pub fn gave_back(&self) -> bool {
-        self.buckets().gave_back
+        self.buckets.lock().gave_back
     }
 
     /// Whether a rate is in force; and whether one of bytes is.
     pub fn rates(&self) -> (bool, bool) {
-        let buckets = self.buckets();
+        let buckets = self.buckets.lock();
         (buckets.bytes.is_some() || buckets.blobs.is_some(), buckets.bytes.is_some())
     }
 
     fn correct(&self, from: u64, to: u64) {
-        let mut buckets = self.buckets();
+        let mut buckets = self.buckets.lock();
         buckets.gave_back |= to < from;
         if let Some(bytes) = &mut buckets.bytes {
             bytes.charge(i128::from(to) - i128::from(from));
         }
-    }
-
-    fn buckets(&self) -> MutexGuard<'_, Buckets> {
-        self.buckets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

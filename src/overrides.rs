@@ -27,12 +27,13 @@ use crate::clock::{Clock, Monotonic};
 use crate::limits::{Limits, Override, Setting};
 use crate::queue::{QueueError, State, StateWrite};
 use document::{Document, Kept};
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 
@@ -166,7 +167,7 @@ impl Overrides {
     /// Drops what has expired while nobody looked, and puts the rest in force.
     fn begin(&self) {
         let (wall, now) = (self.clock.now(), self.clock.monotonic());
-        let mut inner = self.inner();
+        let mut inner = self.inner.lock();
         let mut expired = Vec::new();
         let mut deadlines = BTreeMap::new();
         for (route, setting, kept) in inner.document.all() {
@@ -197,7 +198,8 @@ impl Overrides {
     /// The limits of a configured route, and where they come from.
     pub fn in_force(&self, route: &str) -> Option<InForce> {
         let (configured, _) = self.routes.get(route)?;
-        let overrides: Vec<_> = self.inner().document.of(route).map(|kept| (kept.value, kept.stamp.clone())).collect();
+        let overrides: Vec<_> =
+            self.inner.lock().document.of(route).map(|kept| (kept.value, kept.stamp.clone())).collect();
         let limits = configured.with(overrides.iter().map(|(value, _)| value));
         Some(InForce { limits, configured: *configured, overrides })
     }
@@ -209,7 +211,7 @@ impl Overrides {
     pub async fn change(&self, route: &str, changes: &[Change], stamp: &Stamp) -> Result<(), QueueError> {
         let _one_at_a_time = self.changing.lock().await;
         let (wall, now) = (self.clock.now(), self.clock.monotonic());
-        let mut document = self.inner().document.clone();
+        let mut document = self.inner.lock().document.clone();
         for change in changes {
             match *change {
                 Change::Set(value) => document.set(route, Kept { value, stamp: stamp.clone() }),
@@ -218,7 +220,7 @@ impl Overrides {
         }
         document.revision += 1;
         let saved = self.save(&document).await;
-        let mut inner = self.inner();
+        let mut inner = self.inner.lock();
         if let Err(error) = saved {
             // Part of a failed write may be on disk all the same: what follows must be newer.
             inner.document.revision = document.revision + 1;
@@ -241,7 +243,7 @@ impl Overrides {
     /// # Errors
     /// As [`change`](Self::change).
     pub async fn forget(&self, route: &str, by: &Stamp) -> Result<(), QueueError> {
-        if self.inner().document.of(route).next().is_none() {
+        if self.inner.lock().document.of(route).next().is_none() {
             return Ok(());
         }
         self.change(route, &Setting::ALL.map(Change::Reset), by).await
@@ -260,7 +262,7 @@ impl Overrides {
         let _one_at_a_time = self.changing.lock().await;
         let now = self.clock.monotonic();
         let document = {
-            let mut inner = self.inner();
+            let mut inner = self.inner.lock();
             let due = inner.deadlines.iter().filter(|(_, deadline)| **deadline <= now);
             let due: Vec<_> = due.map(|(key, _)| key.clone()).collect();
             if Self::expire(&mut inner, &due) {
@@ -297,7 +299,7 @@ impl Overrides {
     /// Writes the document to where it is not yet. An error where it is nowhere.
     async fn save(&self, document: &Document) -> Result<(), QueueError> {
         let bytes = document.encode();
-        let saved = self.inner().saved;
+        let saved = self.inner.lock().saved;
         let to_state = async {
             if saved[0] == document.revision {
                 return Ok(());
@@ -314,7 +316,7 @@ impl Overrides {
         };
         let (to_state, to_file) = tokio::join!(to_state, to_file);
         {
-            let mut inner = self.inner();
+            let mut inner = self.inner.lock();
             if to_state.is_ok() {
                 inner.saved[0] = document.revision;
             }
@@ -337,10 +339,6 @@ impl Overrides {
             (Err(error), None | Some(Err(_))) => Err(error),
             _ => Ok(()),
         }
-    }
-
-    fn inner(&self) -> MutexGuard<'_, OverridesInner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -15,11 +15,12 @@ use crate::clock::{Clock, Entropy};
 use crate::config::Config;
 use crate::fault::FaultKind;
 use crate::store::{PeerKind, Store, StoreError, StoreInfo};
+use parking_lot::{Mutex, MutexGuard};
 use state::PeerState;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 
@@ -247,12 +248,12 @@ impl Peer {
     /// Since when the store is another one than before; absent: it always was this one. What was confirmed earlier, was so
     /// by the other one.
     pub fn adopted(&self) -> Option<SystemTime> {
-        *self.adopted.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.adopted.lock()
     }
 
     /// Remembers when an operator adopted the store.
     pub fn set_adopted(&self, time: SystemTime) {
-        *self.adopted.lock().unwrap_or_else(PoisonError::into_inner) = Some(time);
+        *self.adopted.lock() = Some(time);
     }
 
     /// Asks the store whether this is its id, for whoever is about to adopt it.
@@ -278,7 +279,7 @@ impl Peer {
 
     /// What is known of the peer, locked; held for moments only.
     pub fn state(&self) -> Locked<'_> {
-        Locked { peer: self, state: Some(self.state.lock().unwrap_or_else(PoisonError::into_inner)) }
+        Locked { peer: self, state: Some(self.state.lock()) }
     }
 
     /// Whether the breaker is closed. Says nothing about the very next use.

@@ -6,9 +6,10 @@ use crate::queue::{StateWrite, WholeQueue};
 use crate::service::SERVICE_NAMES;
 use crate::status::Observer;
 use anyhow::{Result, bail};
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -90,7 +91,7 @@ impl Watch {
     }
 
     async fn tell(&self, name: &str, serve: bool) {
-        let told = || self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = || self.told.lock();
         if told().get(name) == Some(&serve) {
             return;
         }

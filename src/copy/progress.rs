@@ -1,8 +1,8 @@
 //! How far a copy is: for those who watch it, and for the watchdog that ends it when nothing moves.
 
 use crate::fault::Side;
+use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
@@ -160,7 +160,7 @@ impl Progress {
     /// The copy is over but for the queue's record of it.
     pub fn settling(&self) {
         self.stage.store(Stage::Settling as u8, Ordering::Relaxed);
-        let mut waiting = self.waiting();
+        let mut waiting = self.waiting.lock();
         let side = waiting.side;
         waiting.change(side, true);
         waiting.confirming = None;
@@ -169,12 +169,12 @@ impl Progress {
     /// How long only the destination's confirmation has been awaited: since the stream of bytes to it ended. `None` where
     /// something else is done, or was.
     pub fn confirming_for(&self, now: Instant) -> Option<Duration> {
-        self.waiting().confirming.map(|since| now.saturating_duration_since(since))
+        self.waiting.lock().confirming.map(|since| now.saturating_duration_since(since))
     }
 
     /// How long the source, and the destination, were waited for so far.
     pub fn waited(&self) -> [Duration; 2] {
-        self.waiting().until(Instant::now())
+        self.waiting.lock().until(Instant::now())
     }
 
     /// Whether this side has answered as a peer should in the course of this copy.
@@ -190,7 +190,7 @@ impl Progress {
 
     pub(super) fn enter(&self, stage: Stage, side: Side) {
         self.stage.store(stage as u8, Ordering::Relaxed);
-        let mut waiting = self.waiting();
+        let mut waiting = self.waiting.lock();
         waiting.change(side, false);
         waiting.confirming = None;
     }
@@ -199,7 +199,7 @@ impl Progress {
     pub(super) fn confirming(&self) {
         self.stage.store(Stage::Confirming as u8, Ordering::Relaxed);
         {
-            let mut waiting = self.waiting();
+            let mut waiting = self.waiting.lock();
             let now = waiting.change(Side::Destination, false);
             waiting.confirming = Some(now);
         }
@@ -241,12 +241,12 @@ impl Progress {
 
     /// Something moved; the next move is this side's.
     pub(super) fn wait_for(&self, side: Side) {
-        self.waiting().change(side, false);
+        self.waiting.lock().change(side, false);
     }
 
     /// Whose move it is.
     pub(super) fn waiting_for(&self) -> Side {
-        self.waiting().side
+        self.waiting.lock().side
     }
 
     /// Returns when a side has been waited for too long.
@@ -256,7 +256,7 @@ impl Progress {
         loop {
             let now = Instant::now();
             let (side, since, is_confirming, waited) = {
-                let waiting = self.waiting();
+                let waiting = self.waiting.lock();
                 (waiting.side, waiting.since, waiting.confirming.is_some(), waiting.until(now))
             };
             let at = usize::from(side == Side::Destination);
@@ -283,10 +283,6 @@ impl Progress {
             }
             sleep_until(next).await;
         }
-    }
-
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn answered_flag(&self, side: Side) -> &AtomicBool {

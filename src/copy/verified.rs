@@ -7,8 +7,9 @@ use crate::fault::{FaultKind, Side};
 use crate::store::StoreError;
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
+use parking_lot::Mutex;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 /// What became of the bytes, to be asked when the destination has answered.
@@ -23,17 +24,13 @@ struct Found {
 impl Verdict {
     /// What was wrong with the source or its bytes, if anything was.
     pub(super) fn fault(&self) -> Option<CopyError> {
-        lock(&self.0).fault.take()
+        self.0.lock().fault.take()
     }
 
     /// Whether all stated bytes passed, and their digest matched.
     pub(super) fn is_verified(&self) -> bool {
-        lock(&self.0).verified
+        self.0.lock().verified
     }
-}
-
-fn lock(found: &Mutex<Found>) -> MutexGuard<'_, Found> {
-    found.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Wraps the bytes of a blob of which the source stated this size. The last chunk is passed on only if the digest of all of
@@ -43,7 +40,7 @@ pub(super) fn verified(blob: BlobRef, stated: u64, bytes: SourceBytes, progress:
     let mut check = Check { blob, stated, received: 0, verifier: Some(Verifier::new(blob, None)), wrong: None };
     // An empty blob is complete before anything came.
     check.judge_when_complete();
-    lock(&found).verified = check.is_verified();
+    found.lock().verified = check.is_verified();
     let verdict = Verdict(found.clone());
     (Verified { source: Some(bytes), check, found, progress }, verdict)
 }
@@ -71,7 +68,7 @@ impl Stream for Verified {
         match step {
             CheckStep::Pass(chunk) => {
                 if this.check.is_verified() {
-                    lock(&this.found).verified = true;
+                    this.found.lock().verified = true;
                 }
                 this.progress.pass(chunk.len() as u64);
                 Poll::Ready(Some(Ok(chunk)))
@@ -88,7 +85,7 @@ impl Stream for Verified {
             }
             CheckStep::Fail(fault, error) => {
                 this.source = None;
-                lock(&this.found).fault = Some(fault);
+                this.found.lock().fault = Some(fault);
                 Poll::Ready(Some(Err(error)))
             }
         }

@@ -17,10 +17,10 @@ use crate::store::{ByteRange, Store as _, StoreError};
 use crate::words;
 use bytes::Bytes;
 use futures::stream::{self, StreamExt as _};
+use parking_lot::Mutex;
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
@@ -83,7 +83,7 @@ impl DemoStage {
             self.follow(&curves, &all_announced),
         )?;
         report.ferry_took = began.elapsed();
-        report.lags = curves.into_inner().unwrap_or_else(PoisonError::into_inner).lags();
+        report.lags = curves.into_inner().lags();
         report.ferried_blobs = written.blobs.len() as u64;
         report.ferried_bytes = written.blobs.values().sum();
         report.skipped = written.skipped;
@@ -97,7 +97,7 @@ impl DemoStage {
         let announcing = async {
             let announced =
                 announce(self.replicator.clone(), String::new(), queue, Entropy::from_os(), |event| match event {
-                    AnnounceEvent::Accepted(blobs) => locked(curves).enqueued(Instant::now(), blobs),
+                    AnnounceEvent::Accepted(blobs) => curves.lock().enqueued(Instant::now(), blobs),
                     AnnounceEvent::Retrying(error, delay) => {
                         self.board.say(&format!("{error} (trying again in {})", words::span(delay)));
                     }
@@ -158,7 +158,7 @@ impl DemoStage {
             let totals = route.since_start.unwrap_or_default();
             let backlog = route_backlog(route);
             let enqueued = {
-                let mut curves = locked(curves);
+                let mut curves = curves.lock();
                 curves.confirmed(now, totals.confirmed_blobs());
                 curves.total()
             };
@@ -328,10 +328,6 @@ impl DemoStage {
         };
         (meta, verdict.await)
     }
-}
-
-fn locked(curves: &Mutex<Curves>) -> std::sync::MutexGuard<'_, Curves> {
-    curves.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The file, or nothing where it alone cannot be used: it vanished, cannot be read, or was changed meanwhile.

@@ -321,7 +321,8 @@ impl HttpBody for CallBody {
 mod tests {
     use super::{CallObserver, Calls, EndedCall, OTHER, known};
     use crate::grpc::{ServeSettings, base_routes, serve};
-    use std::sync::{Arc, Mutex};
+    use parking_lot::Mutex;
+    use std::sync::Arc;
     use std::time::Duration;
     use tokio::net::TcpListener;
     use tokio_util::sync::CancellationToken;
@@ -335,24 +336,24 @@ mod tests {
 
     impl CallObserver for Seen {
         fn began(&self, method: &'static str) {
-            self.0.lock().unwrap().0.push(method);
+            self.0.lock().0.push(method);
         }
 
         fn ended(&self, call: &EndedCall) {
-            self.0.lock().unwrap().1.push(*call);
+            self.0.lock().1.push(*call);
         }
     }
 
     impl Seen {
         async fn ended(&self, calls: usize) -> Vec<EndedCall> {
             for _ in 0..1000 {
-                let ended = self.0.lock().unwrap().1.clone();
+                let ended = self.0.lock().1.clone();
                 if ended.len() == calls {
                     return ended;
                 }
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
-            panic!("{:?}", self.0.lock().unwrap());
+            panic!("{:?}", self.0.lock());
         }
     }
 
@@ -394,8 +395,8 @@ mod tests {
         // A stream that goes on is not over at its headers; one that the client leaves was cancelled.
         let mut watching = client.watch(request("")).await.unwrap().into_inner();
         watching.message().await.unwrap().unwrap();
-        assert_eq!(seen.0.lock().unwrap().0.len(), 3);
-        assert_eq!(seen.0.lock().unwrap().1.len(), 2);
+        assert_eq!(seen.0.lock().0.len(), 3);
+        assert_eq!(seen.0.lock().1.len(), 2);
         drop(watching);
         let ended = seen.ended(3).await;
         assert_eq!((ended[2].method, ended[2].code), ("grpc.health.v1.Health/Watch", Code::Cancelled));

@@ -18,10 +18,11 @@ use crate::queue::{
     QueueError, RouteCounts, RouteId, Seq, State, StateWrite, SyncId, SyncTally, Tally,
 };
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 
@@ -100,7 +101,7 @@ impl ModelQueue {
 
     /// What a crash and a restart do: claims are forgotten, the rest is kept.
     pub fn crash(&self) {
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         inner.claimed.clear();
         inner.released.clear();
         inner.life += 1;
@@ -127,12 +128,8 @@ impl ModelQueue {
 
     /// What opening the database again does: claims are kept, who is first in line is not.
     pub fn reopen(&self) {
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         inner.released.clear();
-    }
-
-    fn lock(&self) -> MutexGuard<'_, ModelInner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -208,7 +205,7 @@ impl Storage for ModelQueue {
 impl Queue for ModelQueue {
     async fn register(&self, name: &str, from: &str, to: &str) -> Result<RouteId, QueueError> {
         self.check()?;
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         let Durable { routes, state, .. } = &mut inner.durable;
         let at = routes.iter().position(|route| route.0 == name).unwrap_or_else(|| {
             let needed = sync_needed(name, REASON_NEW);
@@ -230,7 +227,7 @@ impl Queue for ModelQueue {
     async fn push(&self, pushes: Vec<Push>, state: Vec<StateWrite>) -> Result<Vec<Pushed>, QueueError> {
         self.check()?;
         let now = self.clock.now();
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         let ModelInner { durable, claimed, .. } = &mut *inner;
         let most = u64::try_from(durable.items.len() + pushes.len()).unwrap_or(u64::MAX);
         let before =
@@ -248,7 +245,7 @@ impl Queue for ModelQueue {
 
     async fn claim(&self, request: ClaimRequest) -> Result<Claimed, QueueError> {
         self.check()?;
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         let (seqs, next_due) = inner.claimable(&request, self.max_backoff);
         let life = inner.life;
         let mut claims = Vec::new();
@@ -258,7 +255,7 @@ impl Queue for ModelQueue {
             let Some(item) = inner.durable.items.get(&seq) else { continue };
             let queue = self.clone();
             claims.push(Claim::new(item.entry.clone(), move |entry| {
-                let mut inner = queue.lock();
+                let mut inner = queue.inner.lock();
                 if inner.life == life && inner.claimed.remove(&entry.seq.0) {
                     inner.released.insert(entry.seq.0);
                     inner.wake_all();
@@ -276,10 +273,10 @@ impl Queue for ModelQueue {
             Outcome::Confirmed { chained, .. } => Some(chained),
             _ => None,
         });
-        if let Some(push) = chained.flatten().find(|push| !self.lock().durable.knows(push.route)) {
+        if let Some(push) = chained.flatten().find(|push| !self.inner.lock().durable.knows(push.route)) {
             return Err(QueueError::Read(format!("route number {} was never registered", push.route.0)));
         }
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         for (claim, outcome) in settled {
             let seq = claim.entry().seq.0;
             claim.disarm();
@@ -298,7 +295,7 @@ impl Queue for ModelQueue {
     }
 
     fn counts(&self, route: RouteId) -> RouteCounts {
-        let inner = self.lock();
+        let inner = self.inner.lock();
         let mut counts = inner.durable.ended.get(&route).copied().unwrap_or_default();
         for (seq, item) in inner.durable.items.iter().filter(|(_, item)| item.entry.route == route) {
             let lane: &mut LaneCounts = match item.entry.lane {
@@ -321,7 +318,7 @@ impl Queue for ModelQueue {
 
     async fn oldest(&self, route: RouteId) -> Result<Oldest, QueueError> {
         let now = self.clock.now();
-        let inner = self.lock();
+        let inner = self.inner.lock();
         let mut oldest = Oldest::default();
         let earlier = |known: Option<SystemTime>, time: SystemTime| Some(known.map_or(time, |known| known.min(time)));
         for (seq, item) in inner.durable.items.iter().filter(|(_, item)| item.entry.route == route) {
@@ -348,7 +345,7 @@ impl Queue for ModelQueue {
     }
 
     fn sync_tally(&self, sync: SyncId) -> SyncTally {
-        let inner = self.lock();
+        let inner = self.inner.lock();
         let mut tally = inner.durable.ended_syncs.get(&sync).copied().unwrap_or_default();
         for item in inner.durable.items.values().filter(|item| item.entry.syncs.contains(&sync)) {
             if item.line == ModelLine::Parked { tally.parked += 1 } else { tally.pending += 1 }
@@ -357,25 +354,25 @@ impl Queue for ModelQueue {
     }
 
     fn subscribe(&self, route: RouteId) -> watch::Receiver<Changes> {
-        self.lock().watches.entry(route).or_default().subscribe()
+        self.inner.lock().watches.entry(route).or_default().subscribe()
     }
 }
 
 #[async_trait]
 impl State for ModelQueue {
     async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, QueueError> {
-        Ok(self.lock().durable.state.get(key).cloned())
+        Ok(self.inner.lock().durable.state.get(key).cloned())
     }
 
     async fn list(&self, prefix: &str, limit: usize) -> Result<Vec<(String, Vec<u8>)>, QueueError> {
-        let inner = self.lock();
+        let inner = self.inner.lock();
         let found = inner.durable.state.iter().rev().filter(|(key, _)| key.starts_with(prefix));
         Ok(found.take(limit).map(|(key, value)| (key.clone(), value.clone())).collect())
     }
 
     async fn write(&self, writes: Vec<StateWrite>) -> Result<(), QueueError> {
         self.check()?;
-        self.lock().durable.write(writes);
+        self.inner.lock().durable.write(writes);
         Ok(())
     }
 }

@@ -16,9 +16,10 @@ use crate::sync::{FullSyncs, NeededSync};
 use crate::telemetry::lost_log_lines;
 use crate::words::several;
 use crate::worker::Worker;
+use parking_lot::Mutex;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 /// Stands for a number of free bytes that is not known.
@@ -98,7 +99,7 @@ impl Observer {
     /// Remembers the present figures, for rates. To be called about every second.
     pub fn sample(&self) {
         let now = self.parts.clock.monotonic();
-        let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut samples = self.samples.lock();
         for (watched, samples) in self.parts.routes.iter().zip(samples.iter_mut()) {
             let counts = self.parts.queue.counts(watched.route.id);
             samples.add(now, backlog(&counts), &counts);
@@ -201,7 +202,7 @@ impl Observer {
             Oldest::default()
         });
         let trend = {
-            let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+            let samples = self.samples.lock();
             samples[index].trend(self.parts.clock.monotonic(), backlog(&counts), &counts)
         };
         let worker = watched.worker.as_ref().map(|worker| worker.report());

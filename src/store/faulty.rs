@@ -13,9 +13,10 @@ use crate::clock::Entropy;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt, stream};
+use parking_lot::Mutex;
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tonic::Code;
 
@@ -141,17 +142,17 @@ impl FaultyStore {
 
     /// Receives so many blobs at a time, and refuses more with RESOURCE_EXHAUSTED; `None`: all.
     pub fn set_admits(&self, blobs: Option<u64>) {
-        self.script().admits = blobs;
+        self.script.lock().admits = blobs;
     }
 
     /// Answers UNAVAILABLE to this part of all fetches and receives, from 0 to 1.
     pub fn set_fails(&self, part: f64) {
-        self.script().fails = part;
+        self.script.lock().fails = part;
     }
 
     fn enter(&self) -> Result<Inside<'_>, StoreError> {
         self.check_up()?;
-        let admits = self.script().admits;
+        let admits = self.script.lock().admits;
         let before = self.inside.fetch_add(1, Ordering::Relaxed);
         let inside = Inside(&self.inside);
         if admits.is_some_and(|admits| before >= admits) {
@@ -162,33 +163,33 @@ impl FaultyStore {
     }
 
     fn check_luck(&self) -> Result<(), StoreError> {
-        let fails = self.script().fails;
+        let fails = self.script.lock().fails;
         if fails > 0.0 && self.chance.jitter() < fails { Err(failed(Code::Unavailable)) } else { Ok(()) }
     }
 
     /// Whether everything, [`Store::info`] included, answers UNAVAILABLE.
     pub fn set_down(&self, down: bool) {
-        self.script().down = down;
+        self.script.lock().down = down;
     }
 
     /// Tells another [`StoreInfo`]; `None`: that of the store underneath.
     pub fn set_info(&self, info: Option<StoreInfo>) {
-        self.script().info = info;
+        self.script.lock().info = info;
     }
 
     /// Does this with every blob; `None`: behave.
     pub fn set(&self, trouble: Option<Trouble>) {
-        self.script().all = trouble.map(|trouble| (trouble, None));
+        self.script.lock().all = trouble.map(|trouble| (trouble, None));
     }
 
     /// Does this so many times, with whatever blob comes.
     pub fn set_times(&self, trouble: Trouble, times: u64) {
-        self.script().all = Some((trouble, Some(times)));
+        self.script.lock().all = Some((trouble, Some(times)));
     }
 
     /// Does this with one blob, whatever is set for all; `None`: as with all.
     pub fn set_for(&self, blob: BlobRef, trouble: Option<Trouble>) {
-        let mut script = self.script();
+        let mut script = self.script.lock();
         match trouble {
             Some(trouble) => script.blobs.insert(blob, (trouble, None)),
             None => script.blobs.remove(&blob),
@@ -218,15 +219,11 @@ impl FaultyStore {
     /// What is to happen with a pack.
     fn begin_pack(&self, first: Option<BlobRef>) -> Option<Trouble> {
         self.packs.fetch_add(1, Ordering::Relaxed);
-        first.and_then(|first| self.script().draw(first, is_for_packs))
-    }
-
-    fn script(&self) -> MutexGuard<'_, Script> {
-        self.script.lock().unwrap_or_else(PoisonError::into_inner)
+        first.and_then(|first| self.script.lock().draw(first, is_for_packs))
     }
 
     fn check_up(&self) -> Result<(), StoreError> {
-        if self.script().down { Err(failed(Code::Unavailable)) } else { Ok(()) }
+        if self.script.lock().down { Err(failed(Code::Unavailable)) } else { Ok(()) }
     }
 }
 
@@ -284,7 +281,7 @@ impl Store for FaultyStore {
     async fn info(&self) -> Result<StoreInfo, StoreError> {
         self.infos.fetch_add(1, Ordering::Relaxed);
         self.check_up()?;
-        let told = self.script().info.clone();
+        let told = self.script.lock().info.clone();
         match told {
             Some(info) => Ok(info),
             None => self.inner.info().await,
@@ -294,7 +291,7 @@ impl Store for FaultyStore {
     async fn stat(&self, blobs: &[BlobRef]) -> Result<Vec<BlobMeta>, StoreError> {
         self.check_up()?;
         let there: Vec<BlobRef> = {
-            let script = self.script();
+            let script = self.script.lock();
             blobs.iter().copied().filter(|blob| !script.hides(*blob)).collect()
         };
         self.inner.stat(&there).await
@@ -304,7 +301,7 @@ impl Store for FaultyStore {
         self.fetches.fetch_add(1, Ordering::Relaxed);
         self.check_up()?;
         self.check_luck()?;
-        let trouble = self.script().draw(blob, is_for_fetch);
+        let trouble = self.script.lock().draw(blob, is_for_fetch);
         match &trouble {
             Some(Trouble::Missing) => return Err(StoreError::Missing(blob)),
             Some(Trouble::CutForGood) if range.offset > 0 => return Err(StoreError::Invalid("no ranges".to_owned())),
@@ -335,7 +332,7 @@ impl Store for FaultyStore {
     async fn receive(&self, put: Put, mut bytes: ByteStream) -> Result<Received, StoreError> {
         self.receives.fetch_add(1, Ordering::Relaxed);
         let _inside = self.enter()?;
-        let trouble = self.script().draw(put.blob, is_for_receive);
+        let trouble = self.script.lock().draw(put.blob, is_for_receive);
         let blob = put.blob;
         let confirmed = |size, disposition| Received { blob, size, disposition, was_new: true };
         match trouble {

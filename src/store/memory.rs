@@ -13,8 +13,9 @@ use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use futures::stream;
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 /// Blobs in a page of an enumeration, at most.
 const PAGE_BLOBS: usize = 1000;
@@ -117,7 +118,7 @@ impl MemoryStore {
 
     /// The number of blobs that it holds.
     pub fn len(&self) -> usize {
-        self.shared.lock().blobs.len()
+        self.shared.state.lock().blobs.len()
     }
 
     /// Whether it holds no blob.
@@ -127,17 +128,12 @@ impl MemoryStore {
 }
 
 impl MemoryShared {
-    fn lock(&self) -> MutexGuard<'_, MemoryState> {
-        // Every change under the lock is complete in itself, so a panic elsewhere leaves nothing half done.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn page(&self, from: &[u8], to: &[u8], max: usize) -> Page {
         let mut page = Page { blobs: Vec::new(), next: None };
         if from >= to {
             return page;
         }
-        let state = self.lock();
+        let state = self.state.lock();
         for (key, held) in state.blobs.range(from.to_vec()..to.to_vec()) {
             if page.blobs.len() == max {
                 page.next = Some(key.clone());
@@ -165,7 +161,7 @@ struct ReservedRoom<'a> {
 
 impl ReservedRoom<'_> {
     fn grow(&mut self, more: u64) -> Result<(), StoreError> {
-        let mut state = self.shared.lock();
+        let mut state = self.shared.state.lock();
         if more > self.shared.capacity.saturating_sub(state.used) {
             return Err(StoreError::NoSpace(format!("its capacity is {} bytes", self.shared.capacity)));
         }
@@ -177,7 +173,7 @@ impl ReservedRoom<'_> {
 
 impl Drop for ReservedRoom<'_> {
     fn drop(&mut self) {
-        self.shared.lock().used -= self.bytes;
+        self.shared.state.lock().used -= self.bytes;
     }
 }
 
@@ -186,7 +182,7 @@ impl MemoryStore {
     fn keep(&self, put: &Put, held: BlobBytes, mut room: ReservedRoom<'_>) -> bool {
         let key = put.blob.to_key();
         // What is inserted keeps its room; what it pushes out, or an equal blob that came first, gives its own back.
-        let mut state = self.shared.lock();
+        let mut state = self.shared.state.lock();
         let known = state.blobs.contains_key(&key);
         if put.replace || !known {
             let old = state.blobs.insert(key, held);
@@ -200,7 +196,7 @@ impl MemoryStore {
         let mut verifier = Verifier::new(put.blob, put.size);
         verifier.update(&bytes)?;
         let size = verifier.finish()?;
-        let keep = put.replace || !self.shared.lock().blobs.contains_key(&put.blob.to_key());
+        let keep = put.replace || !self.shared.state.lock().blobs.contains_key(&put.blob.to_key());
         let mut was_new = false;
         if keep {
             let mut room = ReservedRoom { shared: &self.shared, bytes: 0 };
@@ -220,20 +216,20 @@ impl Store for MemoryStore {
     }
 
     async fn stat(&self, blobs: &[BlobRef]) -> Result<Vec<BlobMeta>, StoreError> {
-        let state = self.shared.lock();
+        let state = self.shared.state.lock();
         let size_of = |blob: &BlobRef| state.blobs.get(&blob.to_key()).map(|held| held.size);
         Ok(blobs.iter().filter_map(|blob| size_of(blob).map(|size| BlobMeta { blob: *blob, size })).collect())
     }
 
     async fn fetch(&self, blob: BlobRef, range: ByteRange) -> Result<Fetched, StoreError> {
-        let held = self.shared.lock().blobs.get(&blob.to_key()).cloned().ok_or(StoreError::Missing(blob))?;
+        let held = self.shared.state.lock().blobs.get(&blob.to_key()).cloned().ok_or(StoreError::Missing(blob))?;
         let (start, end) = range.within(held.size)?;
         Ok(Fetched { size: held.size, bytes: stream::iter(held.part(start, end).into_iter().map(Ok)).boxed() })
     }
 
     async fn receive(&self, put: Put, mut bytes: ByteStream) -> Result<Received, StoreError> {
         let key = put.blob.to_key();
-        let keep = put.replace || !self.shared.lock().blobs.contains_key(&key);
+        let keep = put.replace || !self.shared.state.lock().blobs.contains_key(&key);
         let mut verifier = Verifier::new(put.blob, put.size);
         let mut room = ReservedRoom { shared: &self.shared, bytes: 0 };
         let mut gathering = Gathering::default();
@@ -264,7 +260,7 @@ impl Store for MemoryStore {
 
     async fn fetch_packed(&self, wants: Vec<Want>, answers: &mut dyn Answers<Packed>) -> Result<(), StoreError> {
         let found: Vec<_> = {
-            let state = self.shared.lock();
+            let state = self.shared.state.lock();
             let fetch = |Want { blob, .. }: Want| {
                 let held = state.blobs.get(&blob.to_key()).ok_or(StoreError::Missing(blob))?;
                 let size = held.size;

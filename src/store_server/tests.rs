@@ -14,9 +14,10 @@ use crate::store::{
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt, stream};
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -55,13 +56,13 @@ impl Store for Shelf {
     }
 
     async fn stat(&self, blobs: &[BlobRef]) -> Result<Vec<BlobMeta>, StoreError> {
-        let held = self.blobs.lock().unwrap();
+        let held = self.blobs.lock();
         let meta = |blob: &BlobRef| held.get(blob).map(|bytes| BlobMeta { blob: *blob, size: bytes.len() as u64 });
         Ok(blobs.iter().filter_map(meta).collect())
     }
 
     async fn fetch(&self, blob: BlobRef, range: ByteRange) -> Result<Fetched, StoreError> {
-        let bytes = self.blobs.lock().unwrap().get(&blob).cloned().ok_or(StoreError::Missing(blob))?;
+        let bytes = self.blobs.lock().get(&blob).cloned().ok_or(StoreError::Missing(blob))?;
         let size = bytes.len();
         let offset = usize::try_from(range.offset).unwrap();
         if offset > size {
@@ -83,7 +84,7 @@ impl Store for Shelf {
             whole.extend_from_slice(&chunk);
         }
         let size = verifier.finish()?;
-        let was_new = self.blobs.lock().unwrap().insert(put.blob, whole.freeze()).is_none();
+        let was_new = self.blobs.lock().insert(put.blob, whole.freeze()).is_none();
         Ok(Received { blob: put.blob, size, disposition: Disposition::Stored, was_new })
     }
 
@@ -102,7 +103,7 @@ impl Store for Shelf {
     }
 
     async fn enumerate(&self, range: EnumerateRange) -> Result<Enumeration, StoreError> {
-        let held = self.blobs.lock().unwrap();
+        let held = self.blobs.lock();
         let mut metas: Vec<_> =
             held.iter().map(|(blob, bytes)| BlobMeta { blob: *blob, size: bytes.len() as u64 }).collect();
         metas.retain(|meta| {
@@ -158,7 +159,7 @@ impl Served {
     }
 
     fn held(&self) -> usize {
-        self.shelf.blobs.lock().unwrap().len()
+        self.shelf.blobs.lock().len()
     }
 
     async fn stop(mut self) {
@@ -252,9 +253,9 @@ async fn enumerations_are_packed_and_ranges_hold() {
     let served = Served::start().await;
     for n in 0..2500u32 {
         let bytes = Bytes::copy_from_slice(&n.to_le_bytes());
-        served.shelf.blobs.lock().unwrap().insert(blob_of(&bytes), bytes);
+        served.shelf.blobs.lock().insert(blob_of(&bytes), bytes);
     }
-    let refs: Vec<BlobRef> = served.shelf.blobs.lock().unwrap().keys().copied().collect();
+    let refs: Vec<BlobRef> = served.shelf.blobs.lock().keys().copied().collect();
     let list = async |range: EnumerateRange| {
         let pages: Vec<_> = served.store().enumerate(range).await.unwrap().map(Result::unwrap).collect().await;
         let blobs: Vec<BlobRef> = pages.iter().flat_map(|page| &page.blobs).map(|meta| meta.blob).collect();
@@ -321,7 +322,7 @@ async fn a_source_that_fails_after_its_last_byte_commits_nothing() {
         store.receive(put(blob_of(b"x"), None), bytes_of(vec![Ok(b"x")])).await.unwrap();
     }
     tokio::time::sleep(Duration::from_millis(100)).await;
-    assert_eq!(served.shelf.blobs.lock().unwrap().keys().copied().collect::<Vec<_>>(), [blob_of(b"x")]);
+    assert_eq!(served.shelf.blobs.lock().keys().copied().collect::<Vec<_>>(), [blob_of(b"x")]);
     served.stop().await;
 }
 
@@ -417,7 +418,7 @@ async fn a_call_beyond_the_cap_is_told_so_and_a_finished_one_makes_room() {
     let served = Served::with(Shelf::default(), settings).await;
     let bytes = Bytes::from(vec![7u8; 20 << 20]);
     let blob = blob_of(&bytes);
-    served.shelf.blobs.lock().unwrap().insert(blob, bytes);
+    served.shelf.blobs.lock().insert(blob, bytes);
     let store = served.store();
     // Its headers are here, most of its bytes are not.
     let fetched = store.fetch(blob, ByteRange::default()).await.unwrap();
@@ -433,7 +434,7 @@ async fn a_stalled_reader_of_small_messages_keeps_its_connection() {
     let served = Served::with(Shelf { crumbs: true, ..Shelf::default() }, StoreServerSettings::default()).await;
     let bytes = Bytes::from(vec![7u8; 60_000]);
     let blob = blob_of(&bytes);
-    served.shelf.blobs.lock().unwrap().insert(blob, bytes);
+    served.shelf.blobs.lock().insert(blob, bytes);
     let store = served.store();
     let fetched = store.fetch(blob, ByteRange::default()).await.unwrap();
     tokio::time::sleep(Duration::from_secs(1)).await;

@@ -8,9 +8,10 @@ use super::StoryError;
 use crate::blob::{BlobRef, Excerpt};
 use crate::clock::{Clock, Entropy};
 use crate::queue::{QueueError, State, StateWrite};
+use parking_lot::Mutex;
 use prost::Message;
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Tokens that are kept, at most.
@@ -91,7 +92,7 @@ impl Tokens {
         let id = self.entropy.id(now);
         let refs = blobs.len() as u64;
         let mut writes = Vec::new();
-        let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut live = self.live.lock();
         let mut total = live.iter().map(|token| token.refs).sum::<u64>() + refs;
         while let Some(oldest) = live.front()
             && (live.len() >= MAX_TOKENS || total > MAX_REFS || is_old(oldest.issued, now))
@@ -209,6 +210,6 @@ mod tests {
             lab.clock.advance(Duration::from_millis(2));
             tokens.issue("a", vec![blobs(0..1)[0]; 1_000_000]);
         }
-        assert_eq!(tokens.live.lock().unwrap().len(), 4);
+        assert_eq!(tokens.live.lock().len(), 4);
     }
 }

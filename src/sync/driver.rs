@@ -17,12 +17,13 @@ use crate::queue::{Queue, QueueError, RouteId, StateWrite, SyncId};
 use crate::store::Store;
 use crate::telemetry::Tracer;
 use futures::FutureExt;
+use parking_lot::Mutex;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -139,16 +140,16 @@ const ENDS: [SyncState; 4] =
 
 impl RouteSlot {
     fn newest(&self) -> Option<SyncRecord> {
-        self.newest.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.newest.lock().clone()
     }
 
     /// What ends the sync that began last.
     fn canceller(&self) -> CancellationToken {
-        self.cancel.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.cancel.lock().clone()
     }
 
     fn set_newest(&self, record: SyncRecord) {
-        *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = Some(record);
+        *self.newest.lock() = Some(record);
     }
 
     /// Shows how the running sync stands.
@@ -429,7 +430,7 @@ impl SyncsInner {
             state.write(writes).await?;
             record
         };
-        *slot.cancel.lock().unwrap_or_else(PoisonError::into_inner) = self.stop.child_token();
+        *slot.cancel.lock() = self.stop.child_token();
         slot.set_newest(record.clone());
         // What is empty is left out.
         let prefix = (!record.prefix.is_empty()).then_some(record.prefix.as_str());

@@ -8,8 +8,8 @@
 use super::record::{SyncMode, SyncRecord, SyncState};
 use crate::queue::damage::{DEGRADED_ROUTES, INCIDENTS, Incident, SYNC_NEEDED, sync_needed};
 use crate::queue::{QueueError, State, StateWrite};
+use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 /// Rows of a kind that are read, at most: more routes and incidents than there ever are.
@@ -95,34 +95,30 @@ impl SyncNeeds {
         Ok(needs)
     }
 
-    fn lock(&self) -> MutexGuard<'_, NeedsInner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The full sync that a route needs.
     pub fn needed(&self, route: &str) -> Option<NeededSync> {
-        self.lock().needed.get(route).cloned()
+        self.inner.lock().needed.get(route).cloned()
     }
 
     /// Whether a route may have lost entries.
     pub fn is_degraded(&self, route: &str) -> bool {
-        self.lock().degraded.contains(route)
+        self.inner.lock().degraded.contains(route)
     }
 
     /// What the queue lost and no full sync has made up for yet, the latest first.
     pub fn incidents(&self) -> Vec<Incident> {
-        self.lock().incidents.clone()
+        self.inner.lock().incidents.clone()
     }
 
     /// A route needs a full sync from now on; the write that says so is to be made first.
     pub fn require(&self, route: &str, reason: &str) {
         let needed = NeededSync { reason: reason.to_owned(), problem: String::new(), next_time: None };
-        self.lock().needed.insert(route.to_owned(), needed);
+        self.inner.lock().needed.insert(route.to_owned(), needed);
     }
 
     /// Notes how it stands with a route's needed sync.
     pub(super) fn note(&self, route: &str, problem: String, next_time: Option<SystemTime>) {
-        if let Some(needed) = self.lock().needed.get_mut(route) {
+        if let Some(needed) = self.inner.lock().needed.get_mut(route) {
             needed.problem = problem;
             needed.next_time = next_time;
         }
@@ -144,7 +140,7 @@ impl SyncNeeds {
     /// The writes of [`end_writes`](Self::end_writes) are durable.
     pub(super) async fn ended(&self, record: &SyncRecord, state: &dyn State) -> Result<(), QueueError> {
         for StateWrite { key, .. } in Self::end_writes(record) {
-            let mut inner = self.lock();
+            let mut inner = self.inner.lock();
             if let Some(route) = key.strip_prefix(SYNC_NEEDED) {
                 inner.needed.remove(route);
             } else if let Some(route) = key.strip_prefix(DEGRADED_ROUTES)
@@ -159,7 +155,7 @@ impl SyncNeeds {
     /// Deletes the incidents once no route is degraded. A crash before leaves them to the next start, which does the same.
     async fn forget_incidents(&self, state: &dyn State) -> Result<(), QueueError> {
         let is_over = {
-            let inner = self.lock();
+            let inner = self.inner.lock();
             inner.degraded.is_empty() && !inner.incidents.is_empty()
         };
         if !is_over {
@@ -170,7 +166,7 @@ impl SyncNeeds {
             writes.extend(state.list(prefix, MANY).await?.into_iter().map(|(key, _)| delete(key)));
         }
         state.write(writes).await?;
-        self.lock().incidents.clear();
+        self.inner.lock().incidents.clear();
         tracing::info!("nothing of the queue is missing any more");
         Ok(())
     }

@@ -104,7 +104,7 @@ impl Bench {
     }
 
     fn pushed(&self) -> Vec<Push> {
-        self.ledger.pages.lock().unwrap().pushes.iter().flat_map(|(pushes, _)| pushes.clone()).collect()
+        self.ledger.pages.lock().pushes.iter().flat_map(|(pushes, _)| pushes.clone()).collect()
     }
 }
 
@@ -195,7 +195,7 @@ async fn what_was_pushed_before_a_failure_stays_queued() {
     let record = bench.run().await;
     reason(&record);
     // Found by then: three pages, of which the last is pushed only with what follows it.
-    let queued = bench.ledger.pages.lock().unwrap().entries.len() as u64;
+    let queued = bench.ledger.pages.lock().entries.len() as u64;
     assert!(queued == 2000 || queued == 3000, "{queued}");
     assert_eq!((record.counts.enqueued, record.tally.pending), (queued, queued));
 }
@@ -236,13 +236,13 @@ async fn a_panic_ends_the_sync_as_failed() {
 async fn a_queue_that_cannot_write_ends_the_sync_as_failed() {
     let bench = Bench::new(Shelf::full(5000).with(Trouble::Hangs(1)), Shelf::full(0)).await;
     bench.start().await;
-    bench.ledger.pages.lock().unwrap().broken = true;
+    bench.ledger.pages.lock().broken = true;
     let record = bench.until("the end", |record| record.state != SyncState::Running).await;
     reason(&record);
     let error = bench.syncs.start(request("")).await.unwrap_err();
     assert!(matches!(error, SyncStartError::Queue(_)), "{error:?}");
     // On disk it runs for ever; neither this process nor the next takes that for the truth.
-    bench.ledger.pages.lock().unwrap().broken = false;
+    bench.ledger.pages.lock().broken = false;
     bench.source.set(None);
     assert_eq!(bench.run().await.state, SyncState::Completed);
     assert_eq!(bench.syncs.get(record.id).await.unwrap().unwrap().state, SyncState::Failed);
@@ -339,7 +339,7 @@ async fn findings_counts_and_cursor_are_one_write() {
     let bench = Bench::new(Shelf::full(5000), Shelf::full(10)).await;
     let record = bench.run().await;
     let mut pushed = 0;
-    for (pushes, state) in &bench.ledger.pages.lock().unwrap().pushes {
+    for (pushes, state) in &bench.ledger.pages.lock().pushes {
         assert!(pushes.len() <= 1000 && state.len() == 1);
         pushed += pushes.len() as u64;
         let written = SyncRecord::decode(&state[0].key, state[0].value.as_ref().unwrap()).unwrap();
@@ -479,7 +479,7 @@ async fn a_destination_that_cannot_be_listed_is_asked() {
         assert_eq!((record.state, record.counts.source_blobs), (SyncState::Completed, count));
         assert_eq!((record.counts.missing, record.counts.differing), (count / 2, (count + 1) / 4));
         assert_eq!(bench.destination.streams.load(Ordering::SeqCst), 0);
-        let questions = bench.destination.questions.lock().unwrap().clone();
+        let questions = bench.destination.questions.lock().clone();
         assert!(questions.iter().all(|asked| (1..=10_000).contains(asked)), "{questions:?}");
         assert_eq!(questions.len() as u64, count.div_ceil(10_000));
     }
@@ -516,7 +516,7 @@ async fn the_history_is_bounded_and_takes_its_request_ids_along() {
         bench.syncs.start(request(&format!("r{number}"))).await.unwrap();
         bench.until("the end", |record| record.state != SyncState::Running).await;
     }
-    let state = bench.ledger.pages.lock().unwrap().state.clone();
+    let state = bench.ledger.pages.lock().state.clone();
     for prefix in ["sync/", "sync_route/", "sync_request/", "sync_request_of/"] {
         assert_eq!(state.keys().filter(|key| key.starts_with(prefix)).count(), 1000, "{prefix}");
     }

@@ -13,10 +13,11 @@ use opentelemetry::Context;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::trace::{BatchSpanProcessor, Span, SpanData, SpanExporter, SpanProcessor};
+use parking_lot::Mutex;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::runtime::Handle;
 
@@ -68,7 +69,7 @@ impl Exported {
     fn lost(&self, why: &str) {
         let now = self.clock.monotonic();
         // Whoever finds it held comes a moment after one that says the same.
-        let Ok(mut storm) = self.storm.try_lock() else { return };
+        let Some(mut storm) = self.storm.try_lock() else { return };
         if storm.admit(now).is_some() {
             drop(storm);
             let SpanTally { exported, dropped_queue_full, dropped_export_failed } = self.tally();
@@ -191,9 +192,9 @@ mod tests {
     use opentelemetry::trace::{Span as _, Tracer as _, TracerProvider as _};
     use opentelemetry_sdk::error::OTelSdkResult;
     use opentelemetry_sdk::trace::{BatchConfigBuilder, BatchSpanProcessor, SdkTracerProvider, SpanData, SpanExporter};
+    use parking_lot::Mutex;
     use std::sync::Arc;
     use std::sync::mpsc::{Receiver, Sender, channel};
-    use std::sync::{Mutex, PoisonError};
     use std::time::Duration;
 
     /// What the collector does with a batch.
@@ -213,7 +214,7 @@ mod tests {
     impl SpanExporter for Collector {
         async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
             self.tells.send(batch.len()).unwrap();
-            let does = self.does.lock().unwrap_or_else(PoisonError::into_inner).recv().unwrap();
+            let does = self.does.lock().recv().unwrap();
             match does {
                 Does::Takes => Ok(()),
                 Does::Refuses => Err(opentelemetry_sdk::error::OTelSdkError::InternalFailure("no\nroom".to_owned())),

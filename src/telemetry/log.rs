@@ -9,10 +9,11 @@ use super::tracer::current_ids;
 use crate::clock::Clock;
 use crate::config::LogConfig;
 use crate::words::is_unsafe;
+use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::fmt::{self, Write as _};
 use std::io::{self, IsTerminal as _};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tracing::callsite::Identifier;
 use tracing::{Event, Level, Subscriber};
@@ -106,7 +107,7 @@ impl<F> Lines<F> {
         if *metadata.level() > Level::INFO || metadata.target() == "blobferry::failpoint" {
             return Some(0);
         }
-        let mut storms = self.storms.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut storms = self.storms.lock();
         storms.entry(metadata.callsite()).or_insert_with(|| Storm::new(PACE)).admit(self.clock.monotonic())
     }
 }
@@ -158,8 +159,9 @@ mod tests {
     use super::subscriber;
     use crate::clock::{Clock, ManualClock};
     use crate::config::{LogConfig, LogFormat, LogLevel};
+    use parking_lot::Mutex;
     use std::io;
-    use std::sync::{Arc, Mutex};
+    use std::sync::Arc;
     use std::time::Duration;
 
     #[derive(Clone, Default)]
@@ -167,7 +169,7 @@ mod tests {
 
     impl io::Write for Sink {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
+            self.0.lock().extend_from_slice(bytes);
             Ok(bytes.len())
         }
 
@@ -181,7 +183,7 @@ mod tests {
         let config = LogConfig { level, format: LogFormat::Auto };
         let writer = sink.clone();
         tracing::subscriber::with_default(subscriber(&config, human, clock, move || writer.clone()), events);
-        let bytes = sink.0.lock().unwrap().clone();
+        let bytes = sink.0.lock().clone();
         String::from_utf8(bytes).unwrap()
     }
 

@@ -278,7 +278,8 @@ mod tests {
     use opentelemetry::{Context, KeyValue};
     use opentelemetry_sdk::error::OTelSdkResult;
     use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider, Span as SdkSpan, SpanData, SpanProcessor};
-    use std::sync::{Arc, Mutex};
+    use parking_lot::Mutex;
+    use std::sync::Arc;
     use std::time::Duration;
 
     #[derive(Clone, Debug, Default)]
@@ -288,7 +289,7 @@ mod tests {
         fn on_start(&self, _span: &mut SdkSpan, _cx: &Context) {}
 
         fn on_end(&self, span: SpanData) {
-            self.0.lock().unwrap().push(span);
+            self.0.lock().push(span);
         }
 
         fn force_flush(&self) -> OTelSdkResult {
@@ -334,7 +335,7 @@ mod tests {
             assert!(!tracer.start_linked(SpanKind::Consumer, [&sent(false)], || panic!("no name")).is_recorded());
             assert!(!tracer.start(SpanKind::Internal, Parent::None, || "a root".into()).is_recorded());
         }
-        assert!(ended.0.lock().unwrap().is_empty());
+        assert!(ended.0.lock().is_empty());
     }
 
     #[tokio::test]
@@ -359,7 +360,7 @@ mod tests {
         call.fail("UNAVAILABLE", || "it is gone".to_owned());
         drop((call, linked, server));
         assert!(current_ids().is_none());
-        let ended = ended.0.lock().unwrap();
+        let ended = ended.0.lock();
         let names: Vec<_> = ended.iter().map(|span| span.name.to_string()).collect();
         assert_eq!(names, ["call", "process", "serve"]);
         assert_eq!(ended[2].parent_span_id.to_string(), caller.traceparent[36..52]);

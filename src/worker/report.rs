@@ -8,9 +8,10 @@ use crate::fault::FaultKind;
 use crate::metrics::CopyMetrics;
 use crate::queue::{Entry, Lane, Seq};
 use crate::worker::attribution::Streak;
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::ops::Add;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 /// Causes of errors that are remembered.
@@ -173,7 +174,7 @@ pub(super) struct ShownCopy {
 
 impl Drop for ShownCopy {
     fn drop(&mut self) {
-        let mut state = self.board.state();
+        let mut state = self.board.state.lock();
         if let Some(shown) = state.in_progress.remove(&self.attempt) {
             let waits = waits(&shown.progress);
             state.pace.ended(waits);
@@ -202,12 +203,12 @@ impl Board {
 
     /// Returns what it was doing before.
     pub(super) fn set_activity(&self, activity: Activity) -> Activity {
-        std::mem::replace(&mut self.state().activity, activity)
+        std::mem::replace(&mut self.state.lock().activity, activity)
     }
 
     /// What is odd about the route's peers, while they answer.
     pub(super) fn set_alarm(&self, alarm: Option<&Streak>, vanished: Option<SystemTime>) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if state.alarm.as_ref() != alarm {
             state.alarm = alarm.cloned();
         }
@@ -217,14 +218,14 @@ impl Board {
     /// So many slots are free from now on, and wait for this.
     pub(super) fn set_free(&self, free: usize, wait: Wait) {
         let now = self.clock.monotonic();
-        let BoardState { pace, in_progress, .. } = &mut *self.state();
+        let BoardState { pace, in_progress, .. } = &mut *self.state.lock();
         pace.set_free(free, wait, now);
         pace.sample(|| copying(in_progress), now);
     }
 
     pub(super) fn sample(&self) {
         let now = self.clock.monotonic();
-        let BoardState { pace, in_progress, .. } = &mut *self.state();
+        let BoardState { pace, in_progress, .. } = &mut *self.state.lock();
         pace.sample(|| copying(in_progress), now);
     }
 
@@ -238,7 +239,7 @@ impl Board {
             repair: entry.repair,
             progress,
         };
-        let mut state = self.state();
+        let mut state = self.state.lock();
         state.last_attempt += 1;
         let attempt = (entry.seq, state.last_attempt);
         state.in_progress.insert(attempt, shown);
@@ -248,7 +249,7 @@ impl Board {
     /// Entries were confirmed, and that is durable.
     pub(super) fn confirmed(&self, confirmed: impl IntoIterator<Item = Confirmed>) {
         let now = self.clock.now();
-        let mut state = self.state();
+        let mut state = self.state.lock();
         for Confirmed { lane, enqueue_time, size, copied } in confirmed {
             state.confirmed += 1;
             state.copied += u64::from(copied);
@@ -285,7 +286,7 @@ impl Board {
     ) {
         let now = self.clock.now();
         self.metrics.failed(kind, &peer, 1);
-        let errors = &mut self.state().errors;
+        let errors = &mut self.state.lock().errors;
         let known = errors.iter().position(|group| (group.kind, group.code, &group.peer) == (kind, code, &peer));
         let mut group = match known {
             Some(index) => errors.remove(index),
@@ -312,7 +313,7 @@ impl Board {
 
     pub(super) fn report(&self) -> Report {
         let now = self.clock.monotonic();
-        let state = self.state();
+        let state = self.state.lock();
         Report {
             activity: state.activity.clone(),
             in_progress: state.in_progress.values().map(Shown::told).collect(),
@@ -328,12 +329,8 @@ impl Board {
 
     /// The copy that a blob is a part of, if one is in progress.
     pub(super) fn copy_of(&self, blob: BlobRef) -> Option<InProgress> {
-        let state = self.state();
+        let state = self.state.lock();
         state.in_progress.values().rfind(|shown| shown.blob == blob || shown.others.contains(&blob)).map(Shown::told)
-    }
-
-    fn state(&self) -> MutexGuard<'_, BoardState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

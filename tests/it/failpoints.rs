@@ -11,11 +11,11 @@ use crate::harness::{
 use blobferry::blob::BlobRef;
 use blobferry::failpoint;
 use blobferry::pb::v1 as pb;
+use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// Worlds at a time.
@@ -70,16 +70,16 @@ fn every_failpoint_with_every_action_loses_nothing() {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
                 let mut stage = Stage::new(number);
                 loop {
-                    let Some(case) = cases.lock().unwrap().pop_front() else { return };
+                    let Some(case) = cases.lock().pop_front() else { return };
                     let start = Instant::now();
                     runtime.block_on(stage.walk(&case));
-                    walked.lock().unwrap().extend(case.places.iter().map(|place| (case.action, *place)));
+                    walked.lock().extend(case.places.iter().map(|place| (case.action, *place)));
                     println!("{:.1} s: {case:?}", start.elapsed().as_secs_f64());
                 }
             });
         }
     });
-    assert_eq!(walked.into_inner().unwrap(), expected);
+    assert_eq!(walked.into_inner(), expected);
 }
 
 /// What a fault is injected into, and what is known of it.

@@ -11,10 +11,11 @@ use blobferry::grpc::{ServeSettings, serve};
 use blobferry::pb::v1 as pb;
 use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
+use parking_lot::Mutex;
 use pb::blob_reader_service_server::{BlobReaderService, BlobReaderServiceServer};
 use pb::blob_receiver_service_server::{BlobReceiverService, BlobReceiverServiceServer};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -51,13 +52,13 @@ struct Rogue {
 
 impl Rogue {
     fn lie(&self) -> Option<Lie> {
-        let lie = *self.lie.lock().unwrap();
+        let lie = *self.lie.lock();
         self.told.fetch_add(u64::from(lie.is_some()), Ordering::Relaxed);
         lie
     }
 
     fn set(&self, lie: Option<Lie>) {
-        *self.lie.lock().unwrap() = lie;
+        *self.lie.lock() = lie;
     }
 
     async fn start(honest: &str) -> (Self, String, JoinSet<()>) {

@@ -7,11 +7,12 @@ use crate::harness::{
 use blobferry::blob::BlobRef;
 use blobferry::pb::v1 as pb;
 use futures::StreamExt as _;
+use parking_lot::Mutex;
 use rustix::process::Signal;
 use std::collections::BTreeMap;
 use std::error::Error as _;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 use tonic::transport::{Channel, Endpoint};
@@ -39,7 +40,7 @@ impl Shared {
     }
 
     fn acks(&self) -> usize {
-        self.acked.lock().unwrap().len()
+        self.acked.lock().len()
     }
 
     /// A call that is made again until it is answered well.
@@ -71,7 +72,7 @@ impl Call<'_> {
                 );
                 assert!(Instant::now() < *deadline, "{what}: no retry heals {status:?}");
                 let how = format!("{what}: {:?}: {}", status.code(), status.message());
-                *shared.failed.lock().unwrap().entry(how).or_default() += 1;
+                *shared.failed.lock().entry(how).or_default() += 1;
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 None
             }
@@ -113,7 +114,7 @@ async fn produce(number: u64, mut source: Receiver, at: Channel, shared: Arc<Sha
             };
             assert_eq!(answer.disposition(), pb::Disposition::Enqueued);
         }
-        shared.acked.lock().unwrap().push(blob);
+        shared.acked.lock().push(blob);
     }
 }
 
@@ -138,7 +139,7 @@ async fn operate(at: Channel, shared: Arc<Shared>) {
     while !shared.is_over() {
         let call = shared.call("Status");
         while call.heard(operator.status(pb::StatusRequest::default()).await).await.is_none() {}
-        let latest: Vec<_> = shared.acked.lock().unwrap().iter().rev().take(10).map(ToString::to_string).collect();
+        let latest: Vec<_> = shared.acked.lock().iter().rev().take(10).map(ToString::to_string).collect();
         if latest.is_empty() {
             continue;
         }
@@ -189,9 +190,9 @@ async fn ten_rolling_restarts_lose_nothing_and_fail_no_call_for_good() {
         (queued(&route) == 0).then_some(route)
     })
     .await;
-    let acked = shared.acked.lock().unwrap().clone();
-    assert!(!shared.failed.lock().unwrap().is_empty(), "no restart met a call");
-    eprintln!("{} acked; failed and healed: {:#?}", acked.len(), shared.failed.lock().unwrap());
+    let acked = shared.acked.lock().clone();
+    assert!(!shared.failed.lock().is_empty(), "no restart met a call");
+    eprintln!("{} acked; failed and healed: {:#?}", acked.len(), shared.failed.lock());
     assert_eq!(held(&mut reader(&destination).await, &acked).await, acked.len(), "acked ones are lost: {drained:?}");
     let status = operator.status(pb::StatusRequest::default()).await.unwrap().into_inner().status.unwrap();
     assert!(status.queue.unwrap().incidents.is_empty(), "{}", status.summary);

@@ -246,12 +246,12 @@ async fn a_command_whose_output_is_not_taken_says_so_or_ends_quietly() {
             }
         }
     }
-    let (scene, left) = (&scene, &std::sync::Mutex::new(calls));
+    let (scene, left) = (&scene, &parking_lot::Mutex::new(calls));
     std::thread::scope(|scope| {
         for _ in 0..3 {
             scope.spawn(move || {
                 loop {
-                    let Some((call, survives)) = left.lock().unwrap().pop() else { return };
+                    let Some((call, survives)) = left.lock().pop() else { return };
                     scene.check(&call, survives);
                 }
             });

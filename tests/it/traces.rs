@@ -14,9 +14,10 @@ use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
 use opentelemetry_proto::tonic::trace::v1::Span;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
+use parking_lot::Mutex;
 use rustix::process::Signal;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -93,7 +94,7 @@ impl Sink {
 
     /// Whether a span of this name came in this trace.
     pub(crate) fn has(&self, trace: &str, name: &str) -> bool {
-        self.0.lock().unwrap().iter().any(|seen| seen.span.name == name && hex(&seen.span.trace_id) == trace)
+        self.0.lock().iter().any(|seen| seen.span.name == name && hex(&seen.span.trace_id) == trace)
     }
 }
 
@@ -103,7 +104,7 @@ impl TraceService for Sink {
         &self,
         request: Request<ExportTraceServiceRequest>,
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
-        let mut seen = self.0.lock().unwrap();
+        let mut seen = self.0.lock();
         for resource in request.into_inner().resource_spans {
             let attributes = resource.resource.unwrap().attributes;
             let of: BTreeMap<_, _> =
@@ -140,7 +141,7 @@ impl Collector {
     }
 
     fn all(&self) -> Vec<Seen> {
-        self.sink.0.lock().unwrap().clone()
+        self.sink.0.lock().clone()
     }
 
     /// All spans of a service with this name and kind, once there are so many.

@@ -4,8 +4,9 @@ use super::connector::Connected;
 use http::{HeaderMap, Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
+use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::time::Instant;
 use tonic::body::Body;
@@ -157,11 +158,11 @@ pub struct OtherStore {
 
 impl ExpectedStore {
     pub(super) fn set(&self, id: Option<&str>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = id.map(Arc::from);
+        *self.0.lock() = id.map(Arc::from);
     }
 
     pub(super) fn get(&self) -> Option<Arc<str>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.lock().clone()
     }
 
     /// Whether an id is the expected one. One that is not told is believed.

@@ -11,10 +11,11 @@ use hyper::client::conn::TrySendError;
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use std::error::Error;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::{mpsc, oneshot};
@@ -77,7 +78,7 @@ impl Connected {
         request: Request<Body>,
     ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<Body>>>> + use<> {
         let mut sender = self.sender.clone();
-        let _not_ending = lock(&self.ending);
+        let _not_ending = self.ending.lock();
         sender.try_send_request(request)
     }
 
@@ -85,7 +86,7 @@ impl Connected {
     pub(super) async fn refresh(&self) {
         let (done, refreshed) = oneshot::channel();
         let asked = {
-            let _not_ending = lock(&self.ending);
+            let _not_ending = self.ending.lock();
             self.refresh.send(done)
         };
         // Where the connection has ended, nothing is to be known.
@@ -251,14 +252,10 @@ where
                 refused.get_or_init(|| refusal.to_string());
             }
         }
-        let _none_is_sent = lock(&ends);
+        let _none_is_sent = ends.lock();
         drop((connection, asked));
     });
     Ok(Connected { sender, ending, streams, refusal, refresh, _driver: driver })
-}
-
-fn lock(ending: &Mutex<()>) -> MutexGuard<'_, ()> {
-    ending.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// An error with what is behind it, each once.

@@ -11,9 +11,10 @@ use crate::pb::v1;
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared};
 use http::{Request, Response, Uri};
+use parking_lot::Mutex;
 use std::future::ready;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::task::JoinSet;
@@ -202,7 +203,7 @@ impl Pool {
 
     /// The place whose turn it is, after so many were full; none where all are.
     fn at_turn(&self, turn: usize, skipped: usize) -> Option<(usize, Slot)> {
-        let mut slots = self.slots();
+        let mut slots = self.slots.lock();
         let at = if skipped < slots.len() {
             (turn + skipped) % slots.len()
         } else if slots.len() < MOST {
@@ -239,16 +240,12 @@ impl Pool {
 
     /// A connection has come about, or has not.
     fn made(&self, at: usize, connection: Option<&Arc<Connection>>) {
-        let mut slots = self.slots();
+        let mut slots = self.slots.lock();
         let Some(slot) = slots.get_mut(at) else { return };
         // Others may have been here before.
         if matches!(slot, Slot::Making(making) if making.peek().is_some()) {
             *slot = connection.map_or(Slot::Empty, |connection| Slot::Open(connection.clone()));
         }
-    }
-
-    fn slots(&self) -> MutexGuard<'_, Vec<Slot>> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

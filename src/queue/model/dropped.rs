@@ -10,7 +10,7 @@ use async_trait::async_trait;
 impl DropEntries for ModelQueue {
     async fn drop_entries(&self, route: RouteId, max: usize) -> Result<Dropped, QueueError> {
         let now = self.clock.now();
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         let of_route = inner.durable.items.iter().filter(|(_, item)| item.entry.route == route);
         let seqs: Vec<u64> = of_route.map(|(seq, _)| *seq).collect();
         let free: Vec<u64> = seqs.iter().copied().filter(|seq| !inner.claimed.contains(seq)).take(max).collect();

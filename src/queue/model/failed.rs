@@ -65,7 +65,7 @@ impl Failures for ModelQueue {
         after: Option<FailureCursor>,
         limit: usize,
     ) -> Result<FailurePage, QueueError> {
-        let inner = self.lock();
+        let inner = self.inner.lock();
         let items = inner.durable.items.iter().filter(|(seq, _)| !inner.claimed.contains(seq));
         let mut found: Vec<_> = items
             .filter(|(_, item)| item.entry.route == route)
@@ -80,7 +80,7 @@ impl Failures for ModelQueue {
     }
 
     async fn failures_of(&self, route: RouteId, blobs: Vec<BlobRef>) -> Result<Vec<FailedEntry>, QueueError> {
-        let inner = self.lock();
+        let inner = self.inner.lock();
         let seqs = blobs.iter().flat_map(|blob| inner.durable.queued(route, *blob));
         let items = seqs.filter(|seq| !inner.claimed.contains(seq)).filter_map(|seq| inner.durable.items.get(&seq));
         Ok(items.filter_map(|item| item.failed().map(|(_, failed)| failed)).collect())
@@ -88,7 +88,7 @@ impl Failures for ModelQueue {
 
     async fn remedy(&self, route: RouteId, seqs: Vec<Seq>, remedy: Remedy) -> Result<u64, QueueError> {
         let now = self.clock.now();
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         let mut changed = 0;
         for Seq(seq) in seqs {
             let of_route = inner.durable.items.get(&seq).is_some_and(|item| item.entry.route == route);

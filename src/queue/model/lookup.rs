@@ -11,7 +11,7 @@ use tokio::sync::watch;
 #[async_trait]
 impl Lookup for ModelQueue {
     async fn look_up(&self, blobs: Vec<(RouteId, BlobRef)>) -> Result<Vec<Known>, QueueError> {
-        let inner = self.lock();
+        let inner = self.inner.lock();
         let known = blobs.into_iter().map(|(route, blob)| {
             let mut known =
                 Known { completion: inner.durable.completions.get(&(route, blob)).cloned(), ..Known::default() };
@@ -40,7 +40,7 @@ impl Lookup for ModelQueue {
         prefix: RefPrefix,
         most: usize,
     ) -> Result<BTreeSet<BlobRef>, QueueError> {
-        let inner = self.lock();
+        let inner = self.inner.lock();
         let queued = inner.durable.items.values().map(|item| (item.entry.route, item.entry.blob));
         let all = queued.chain(inner.durable.completions.keys().copied());
         let found = all.filter(|(route, blob)| routes.contains(route) && prefix.matches(blob));
@@ -48,6 +48,6 @@ impl Lookup for ModelQueue {
     }
 
     fn settlements(&self) -> watch::Receiver<u64> {
-        self.lock().settlements.subscribe()
+        self.inner.lock().settlements.subscribe()
     }
 }

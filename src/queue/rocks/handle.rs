@@ -11,8 +11,9 @@ use crate::queue::{
     State, StateWrite, SyncId, SyncTally,
 };
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -83,16 +84,16 @@ impl RocksQueue {
         if closing.await.is_err() {
             tracing::error!("the wait for the queue's committer was broken off");
         }
-        self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.lock.lock().take();
     }
 
     fn stop(&self) -> Option<JoinHandle<()>> {
-        self.requests.lock().unwrap_or_else(PoisonError::into_inner).take();
-        self.committer.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.requests.lock().take();
+        self.committer.lock().take()
     }
 
     fn sender(&self) -> Result<mpsc::Sender<Request>, QueueError> {
-        self.requests.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or(QueueError::Closed)
+        self.requests.lock().clone().ok_or(QueueError::Closed)
     }
 
     /// Hands a request to the committer and waits for the answer. Dropped meanwhile, the request is done all the same.

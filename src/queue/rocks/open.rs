@@ -12,10 +12,11 @@ use super::shared::Shared;
 use super::space::Space;
 use crate::clock::Clock;
 use crate::failpoint::{self, Point};
+use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::fs::{File, TryLockError};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 impl RocksQueue {

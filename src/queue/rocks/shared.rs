@@ -12,11 +12,12 @@ use super::keys::{self, family};
 use super::recover::ask_for_check;
 use crate::queue::damage::QueueTrouble;
 use crate::queue::{Changes, Entry, Lane, QueueError, RouteId};
+use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard};
 use rocksdb::{DB, Direction, IteratorMode};
 use std::collections::HashMap;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -58,10 +59,6 @@ pub(super) struct Shared {
     max_backoff: Duration,
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Shared {
     pub(super) fn new(dir: &Path, db: DB, loaded: Loaded, max_backoff: Duration) -> Self {
         Self {
@@ -84,7 +81,7 @@ impl Shared {
     }
 
     pub(super) fn db(&self) -> Result<OpenDb<'_>, QueueError> {
-        let open = self.db.read().unwrap_or_else(PoisonError::into_inner);
+        let open = self.db.read();
         match &*open {
             Handle::Open(db) => Ok(OpenDb { db: Arc::clone(db), _open: open }),
             Handle::Reopening(why) => Err(QueueError::Read(format!("it is being opened again: {why}"))),
@@ -93,7 +90,7 @@ impl Shared {
     }
 
     fn set_handle(&self, handle: Handle) {
-        let mut open = self.db.write().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.db.write();
         if !matches!(*open, Handle::Closed) {
             *open = handle;
         }
@@ -115,7 +112,7 @@ impl Shared {
         self.figures().resume(loaded.figures);
         *self.done() = loaded.done;
         self.set_handle(Handle::Open(Arc::new(db)));
-        let mut trouble = locked(&self.trouble);
+        let mut trouble = self.trouble.lock();
         if matches!(*trouble, Some(QueueTrouble::Reopening(_))) {
             *trouble = None;
         }
@@ -125,11 +122,11 @@ impl Shared {
     }
 
     pub(super) fn trouble(&self) -> Option<QueueTrouble> {
-        locked(&self.trouble).clone()
+        self.trouble.lock().clone()
     }
 
     pub(super) fn set_trouble(&self, trouble: QueueTrouble) {
-        *locked(&self.trouble) = Some(trouble);
+        *self.trouble.lock() = Some(trouble);
     }
 
     /// What a failed read is to the caller. Damage is remembered, for the next start.
@@ -142,7 +139,7 @@ impl Shared {
 
     /// Stored bytes are damaged: says so, once, and asks the next start to read everything.
     pub(super) fn note_damage(&self, what: &str) {
-        let mut trouble = locked(&self.trouble);
+        let mut trouble = self.trouble.lock();
         if trouble.is_some() {
             return;
         }
@@ -155,13 +152,13 @@ impl Shared {
     }
 
     pub(super) fn figures(&self) -> MutexGuard<'_, Figures> {
-        locked(&self.figures)
+        self.figures.lock()
     }
 
     /// The claims, up to date.
     pub(super) fn claims(&self) -> MutexGuard<'_, Claims> {
-        let mut claims = locked(&self.claims);
-        for (route, lane, seq) in locked(&self.returned).drain(..) {
+        let mut claims = self.claims.lock();
+        for (route, lane, seq) in self.returned.lock().drain(..) {
             claims.release(route, lane, seq);
         }
         claims
@@ -169,7 +166,7 @@ impl Shared {
 
     /// A claim was dropped.
     pub(super) fn release(&self, entry: &Entry) {
-        locked(&self.returned).push((entry.route, entry.lane, entry.seq.0));
+        self.returned.lock().push((entry.route, entry.lane, entry.seq.0));
         self.figures().claim(entry, false);
         // A revived one stands in the retry order, too, though it has not failed.
         self.wake(entry.route, |changes| {
@@ -180,18 +177,18 @@ impl Shared {
 
     /// Tells the route's subscribers that there may be something to claim.
     pub(super) fn wake(&self, route: RouteId, change: impl FnOnce(&mut Changes)) {
-        if let Some(watch) = locked(&self.watches).get(&route) {
+        if let Some(watch) = self.watches.lock().get(&route) {
             watch.send_modify(change);
         }
     }
 
     pub(super) fn subscribe(&self, route: RouteId) -> watch::Receiver<Changes> {
-        locked(&self.watches).entry(route).or_default().subscribe()
+        self.watches.lock().entry(route).or_default().subscribe()
     }
 
     /// Where completions are to be found.
     pub(super) fn done(&self) -> MutexGuard<'_, DoneIndex> {
-        locked(&self.done)
+        self.done.lock()
     }
 
     /// Tells who waits for settlements that there were some.

@@ -17,11 +17,12 @@ use crate::queue::{
     Lane, Outcome, Pushed, Queue, QueueError, RouteCounts, RouteId, State, StateWrite, SyncId, Tally, Weight,
 };
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use rocksdb::{DB, Options};
 use std::collections::HashSet;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tempfile::TempDir;
 use tokio::task::JoinSet;
@@ -397,9 +398,9 @@ async fn claims_hold_against_concurrent_writers() {
                         found += 1;
                         turn += 1;
                         let blob = claim.entry().blob;
-                        assert!(held.lock().unwrap().insert(blob), "{blob} is held twice");
+                        assert!(held.lock().insert(blob), "{blob} is held twice");
                         tokio::task::yield_now().await;
-                        held.lock().unwrap().remove(&blob);
+                        held.lock().remove(&blob);
                         let outcome = match turn % 5 {
                             _ if finishing => confirmed(),
                             0 => Outcome::Park { failure: failure(&clock), weight: Weight::ONE },

@@ -8,13 +8,14 @@
 use crate::descriptors;
 use crate::folder::try_writing;
 use crate::store::StoreError;
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode, ErrorKind, Options,
 };
 use std::io;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::Arc;
 
 /// The column family of small blobs.
 pub(super) const SMALL: &str = "small";
@@ -90,7 +91,7 @@ impl Database {
 
     /// The database, to be read.
     pub(super) fn db(&self) -> Result<OpenIndex<'_>, StoreError> {
-        let open = self.db.read().unwrap_or_else(PoisonError::into_inner);
+        let open = self.db.read();
         match open.as_ref().map(Arc::clone) {
             Some(db) => Ok(OpenIndex { db, _open: open }),
             None => Err(StoreError::io("the index is being opened again", io::Error::other(self.what()))),
@@ -99,7 +100,7 @@ impl Database {
 
     /// Writes, unless it has to be opened again before.
     pub(super) fn write(&self, write: impl FnOnce(&DB) -> Result<(), rocksdb::Error>) -> io::Result<()> {
-        if self.lock().as_ref().is_some_and(|trouble| trouble.reopen) {
+        if self.trouble.lock().as_ref().is_some_and(|trouble| trouble.reopen) {
             return Err(io::Error::other(self.what()));
         }
         let db = self.db().map_err(io::Error::other)?;
@@ -118,7 +119,7 @@ impl Database {
     }
 
     fn failed(&self, error: &io::Error, reopen: bool) {
-        let mut trouble = self.lock();
+        let mut trouble = self.trouble.lock();
         if trouble.is_none() {
             tracing::error!(%error, folder = %self.folder().display(), "the store cannot write");
         }
@@ -128,11 +129,11 @@ impl Database {
 
     /// Tries whether what failed works again, and makes it so. Gives what still does not. Blocks.
     pub(super) fn mend(&self) -> Option<String> {
-        let reopen = self.lock().as_ref()?.reopen;
+        let reopen = self.trouble.lock().as_ref()?.reopen;
         let folder = self.folder();
         let mended =
             try_writing(&folder.join("incoming")).and_then(|()| if reopen { self.open_again() } else { Ok(()) });
-        let mut trouble = self.lock();
+        let mut trouble = self.trouble.lock();
         match mended {
             Ok(()) => {
                 *trouble = None;
@@ -149,7 +150,7 @@ impl Database {
     }
 
     fn open_again(&self) -> io::Result<()> {
-        let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
+        let mut db = self.db.write();
         // Closed before it is opened: there is one lock.
         *db = None;
         let opened = open_as(&self.path, false, DBRecoveryMode::TolerateCorruptedTailRecords);
@@ -162,11 +163,7 @@ impl Database {
     }
 
     fn what(&self) -> String {
-        self.lock().as_ref().map_or_else(String::new, |trouble| trouble.what.clone())
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<StoreTrouble>> {
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
+        self.trouble.lock().as_ref().map_or_else(String::new, |trouble| trouble.what.clone())
     }
 }
 

@@ -38,7 +38,7 @@ fn begin(bench: &Bench, on_start: OnStart) -> (JoinSet<()>, CancellationToken) {
 }
 
 fn state(bench: &Bench, key: &str) -> bool {
-    bench.ledger.pages.lock().unwrap().state.keys().any(|known| known.starts_with(key))
+    bench.ledger.pages.lock().state.keys().any(|known| known.starts_with(key))
 }
 
 async fn settle() {
@@ -125,7 +125,7 @@ async fn an_incident_marks_the_routes_and_is_over_when_each_was_compared() {
         lost_from: None,
         is_assigned: false,
     };
-    bench.ledger.pages.lock().unwrap().state.insert(incident.key(), incident.encode());
+    bench.ledger.pages.lock().state.insert(incident.key(), incident.encode());
     let bench = bench.restarted().await;
     let needs = bench.syncs.needs();
     assert!(needs.is_degraded(ROUTE) && needs.needed(ROUTE).is_some());
@@ -167,7 +167,7 @@ async fn a_cancelled_sync_keeps_what_it_enqueued_and_another_may_run() {
     bench.until("it waits for copies", |record| record.compared_time.is_some()).await;
     let record = bench.syncs.cancel(id).await.unwrap().unwrap();
     assert_eq!((record.state, record.failure.clone(), record.tally.pending), (SyncState::Cancelled, None, 3));
-    assert_eq!(bench.ledger.pages.lock().unwrap().entries.len(), 3);
+    assert_eq!(bench.ledger.pages.lock().entries.len(), 3);
     // Again is no error, and changes nothing; also after a restart.
     assert_eq!(bench.syncs.cancel(id).await.unwrap().unwrap().end_time, record.end_time);
     let again = bench.restarted().await;

@@ -6,8 +6,8 @@ use crate::queue::{
     RouteCounts, RouteId, State, StateWrite, SyncId, SyncTally, Tally,
 };
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Mutex;
 use tokio::sync::watch;
 
 #[derive(Clone, Debug)]
@@ -43,11 +43,11 @@ impl Ledger {
 
     /// What a new process would find.
     pub(crate) fn after_restart(&self) -> Self {
-        Self::new(self.pages.lock().unwrap().clone())
+        Self::new(self.pages.lock().clone())
     }
 
     pub(crate) fn confirm_all(&self) {
-        let mut pages = self.pages.lock().unwrap();
+        let mut pages = self.pages.lock();
         let blobs: Vec<_> = pages.entries.keys().copied().collect();
         for blob in blobs {
             pages.confirm(blob);
@@ -56,11 +56,11 @@ impl Ledger {
 
     /// Takes all entries out of the counters: their tallies stay.
     pub(crate) fn lose_all(&self) {
-        self.pages.lock().unwrap().entries.values_mut().for_each(|queued| queued.push.lane = Lane::Fresh);
+        self.pages.lock().entries.values_mut().for_each(|queued| queued.push.lane = Lane::Fresh);
     }
 
     pub(crate) fn park_all(&self) {
-        self.pages.lock().unwrap().entries.values_mut().for_each(|queued| queued.parked = true);
+        self.pages.lock().entries.values_mut().for_each(|queued| queued.parked = true);
     }
 }
 
@@ -92,7 +92,7 @@ impl Queue for Ledger {
     }
 
     async fn push(&self, pushes: Vec<Push>, state: Vec<StateWrite>) -> Result<Vec<Pushed>, QueueError> {
-        let mut pages = self.pages.lock().unwrap();
+        let mut pages = self.pages.lock();
         pages.write(state.clone())?;
         pages.pushes.push((pushes.clone(), state));
         let mut results = Vec::new();
@@ -133,7 +133,7 @@ impl Queue for Ledger {
     }
 
     fn counts(&self, _: RouteId) -> RouteCounts {
-        let pages = self.pages.lock().unwrap();
+        let pages = self.pages.lock();
         let tally = |parked| Tally {
             entries: pages
                 .entries
@@ -151,7 +151,7 @@ impl Queue for Ledger {
     }
 
     fn sync_tally(&self, sync: SyncId) -> SyncTally {
-        let pages = self.pages.lock().unwrap();
+        let pages = self.pages.lock();
         let of = |parked| {
             pages.entries.values().filter(|queued| queued.parked == parked && queued.syncs.contains(&sync)).count()
                 as u64
@@ -168,16 +168,16 @@ impl Queue for Ledger {
 #[async_trait]
 impl State for Ledger {
     async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, QueueError> {
-        Ok(self.pages.lock().unwrap().state.get(key).cloned())
+        Ok(self.pages.lock().state.get(key).cloned())
     }
 
     async fn list(&self, prefix: &str, limit: usize) -> Result<Vec<(String, Vec<u8>)>, QueueError> {
-        let pages = self.pages.lock().unwrap();
+        let pages = self.pages.lock();
         let found = pages.state.iter().rev().filter(|(key, _)| key.starts_with(prefix)).take(limit);
         Ok(found.map(|(key, value)| (key.clone(), value.clone())).collect())
     }
 
     async fn write(&self, writes: Vec<StateWrite>) -> Result<(), QueueError> {
-        self.pages.lock().unwrap().write(writes)
+        self.pages.lock().write(writes)
     }
 }

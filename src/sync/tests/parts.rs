@@ -190,7 +190,7 @@ async fn progress_is_told_as_far_as_it_is_known() {
     nap().await;
     assert_eq!((last().phase, last().ranges_done(), last().eta), (SyncPhase::WaitingForCopies, 1, None));
     for number in 0..10 {
-        pair.ledger.pages.lock().unwrap().confirm(blob(number));
+        pair.ledger.pages.lock().confirm(blob(number));
     }
     pair.clock.advance(Duration::from_secs(20));
     nap().await;

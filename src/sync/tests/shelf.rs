@@ -9,8 +9,9 @@ use crate::store::{
 use crate::sync::StoreIds;
 use async_trait::async_trait;
 use futures::StreamExt;
+use parking_lot::Mutex;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use tokio::sync::watch;
 
 const PAGE: usize = 1000;
@@ -133,12 +134,12 @@ impl Shelf {
     }
 
     pub(crate) fn set(&self, trouble: Option<Trouble>) {
-        *self.trouble.lock().unwrap() = trouble;
+        *self.trouble.lock() = trouble;
         self.pages.store(0, Ordering::SeqCst);
     }
 
     fn trouble(&self) -> Option<Trouble> {
-        *self.trouble.lock().unwrap()
+        *self.trouble.lock()
     }
 }
 
@@ -202,7 +203,7 @@ impl Store for Shared {
     }
 
     async fn stat(&self, blobs: &[BlobRef]) -> Result<Vec<BlobMeta>, StoreError> {
-        self.0.questions.lock().unwrap().push(blobs.len());
+        self.0.questions.lock().push(blobs.len());
         if self.0.trouble() == Some(Trouble::Babbles) {
             return Ok(vec![meta(u64::MAX, 1)]);
         }

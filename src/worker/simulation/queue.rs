@@ -5,8 +5,9 @@ use crate::queue::{
     Changes, Claim, ClaimOrder, ClaimRequest, Claimed, Entry, Lane, LaneCounts, Misses, Outcome, RouteCounts, RouteId,
     Seq, Weight,
 };
+use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 #[derive(Default)]
@@ -91,14 +92,14 @@ impl SimQueue {
         let next_due = next.filter(|_| order == ClaimOrder::Due && seqs.len() < max);
         let claims = seqs.into_iter().map(|seq| {
             let returned = self.returned.clone();
-            Claim::new(self.entries[&seq].clone(), move |entry| returned.lock().unwrap().push(entry.seq.0))
+            Claim::new(self.entries[&seq].clone(), move |entry| returned.lock().push(entry.seq.0))
         });
         Claimed { claims: claims.collect(), next_due }
     }
 
     /// Claims that were dropped are back in their places.
     pub(super) fn take_back(&mut self) {
-        let returned = std::mem::take(&mut *self.returned.lock().unwrap());
+        let returned = std::mem::take(&mut *self.returned.lock());
         for seq in returned {
             self.release(seq);
             let entry = &self.entries[&seq];

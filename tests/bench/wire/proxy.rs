@@ -7,9 +7,10 @@
 
 use crate::support::process::Process;
 use anyhow::{Context as _, Result};
+use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -143,7 +144,7 @@ impl Link {
     /// Takes so many bytes; when the last of them is sent.
     fn send(&self, bytes: usize) -> Instant {
         let takes = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = self.free.lock();
         let now = Instant::now();
         *free = (*free).max(now.checked_sub(BURST).unwrap_or(now)) + takes;
         *free

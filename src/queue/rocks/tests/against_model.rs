@@ -18,13 +18,14 @@ use crate::queue::{
     Claim, ClaimOrder, ClaimRequest, Entry, Failure, Lane, Origin, Outcome, Push, Queue, QueueError, RouteId, Seq,
     State, StateWrite, SyncId, Weight,
 };
+use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use rocksdb::{DB, Options};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -87,7 +88,7 @@ impl Rocks {
             metrics: Arc::default(),
         };
         let (blow, from) = (Arc::clone(&self.blow), self.dir());
-        let write = move |db: &DB, batch| match blow.lock().unwrap().take() {
+        let write = move |db: &DB, batch| match blow.lock().take() {
             None => db.write(batch),
             Some(Blow::Fail) => Err(DB::list_cf(&Options::default(), "/nowhere").unwrap_err()),
             Some(Blow::CrashBefore(to)) => {
@@ -222,12 +223,12 @@ impl Pair {
 
     /// Has the next write fail, or not.
     fn doom(&self, fails: bool) {
-        *self.rocks.blow.lock().unwrap() = fails.then_some(Blow::Fail);
+        *self.rocks.blow.lock() = fails.then_some(Blow::Fail);
     }
 
     /// Takes back what was to befall a write; whether none came.
     fn spare(&self) -> bool {
-        self.rocks.blow.lock().unwrap().take().is_some()
+        self.rocks.blow.lock().take().is_some()
     }
 
     /// Waits until the queue writes again.
@@ -395,7 +396,7 @@ impl Pair {
     async fn crash_within(&mut self) {
         let after = self.rng.random_bool(0.5);
         let to = self.rocks.next_dir();
-        *self.rocks.blow.lock().unwrap() = Some(if after { Blow::CrashAfter(to) } else { Blow::CrashBefore(to) });
+        *self.rocks.blow.lock() = Some(if after { Blow::CrashAfter(to) } else { Blow::CrashBefore(to) });
         if self.rng.random_bool(0.5) {
             let pushes: Vec<_> = (0..self.rng.random_range(1..5)).map(|_| self.a_push(1)).collect();
             let state = vec![self.a_write()];

@@ -7,12 +7,13 @@ use crate::queue::rocks::open::open;
 use crate::queue::rocks::{OpenError, RocksQueue, keys};
 use crate::queue::suite::{TestClock, announced, blob, claim_any, confirmed, failure, found};
 use crate::queue::{Lane, Outcome, Pushed, Queue, QueueError, RouteId, State, StateWrite, SyncId, Weight};
+use parking_lot::Mutex;
 use rocksdb::{DB, Options};
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -30,7 +31,7 @@ fn io_error() -> rocksdb::Error {
 }
 
 fn queue_with(dir: &Path, clock: &TestClock, way: Arc<Mutex<Way>>) -> RocksQueue {
-    let write = move |db: &DB, batch| match *way.lock().unwrap() {
+    let write = move |db: &DB, batch| match *way.lock() {
         Way::Works => write_synced(db, batch),
         Way::FailsBefore => Err(io_error()),
         Way::FailsAfter => write_synced(db, batch).and(Err(io_error())),
@@ -257,9 +258,9 @@ async fn a_database_whose_files_vanish_is_not_begun_anew_behind_everybodys_back(
     let route = queue.register("a_to_b", "a", "b").await.unwrap();
     queue.push(vec![announced(route, 1)], vec![]).await.unwrap();
     fs::rename(dir.path().join("db"), dir.path().join("elsewhere")).unwrap();
-    *way.lock().unwrap() = Way::FailsBefore;
+    *way.lock() = Way::FailsBefore;
     assert!(queue.push(vec![announced(route, 2)], vec![]).await.is_err());
-    *way.lock().unwrap() = Way::Works;
+    *way.lock() = Way::Works;
     let ended = async {
         while !matches!(queue.trouble(), Some(QueueTrouble::Ended(_))) {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -405,10 +406,10 @@ async fn a_batch_of_unknown_fate_is_read_back() {
     let retry =
         Outcome::Retry { due: clock.now() + Duration::from_secs(60), failure: failure(&clock), weight: Weight::ONE };
 
-    *way.lock().unwrap() = Way::FailsAfter;
+    *way.lock() = Way::FailsAfter;
     let refused = queue.settle(vec![(settled, confirmed()), (retried, retry)]).await;
     assert!(matches!(refused, Err(QueueError::Write(_))));
-    *way.lock().unwrap() = Way::Works;
+    *way.lock() = Way::Works;
     recovered(&queue).await;
     let counts = queue.counts(route);
     assert_eq!((counts.confirmed, counts.fresh.retrying.entries, counts.fresh.claimed.entries), (1, 1, 1));
@@ -418,9 +419,9 @@ async fn a_batch_of_unknown_fate_is_read_back() {
     let found: Vec<_> = found.iter().map(|claim| claim.entry().blob).collect();
     assert_eq!(found, [blob(4)]);
 
-    *way.lock().unwrap() = Way::FailsAfter;
+    *way.lock() = Way::FailsAfter;
     assert!(queue.push(vec![announced(route, 5)], vec![]).await.is_err());
-    *way.lock().unwrap() = Way::Works;
+    *way.lock() = Way::Works;
     recovered(&queue).await;
     assert_eq!(queue.push(vec![announced(route, 5)], vec![]).await.unwrap(), [Pushed::AlreadyQueued]);
     queue.settle(claims.into_iter().map(|claim| (claim, confirmed())).collect()).await.unwrap();
@@ -438,9 +439,9 @@ async fn a_successor_of_unknown_fate_is_claimed_when_its_turn_comes() {
     queue.push(vec![announced(route, 1)], vec![]).await.unwrap();
     let claim = claim_any(&queue, route, Lane::Fresh, 1, clock.now()).await.unwrap().pop().unwrap();
 
-    *way.lock().unwrap() = Way::FailsAfter;
+    *way.lock() = Way::FailsAfter;
     assert!(queue.push(vec![announced(route, 1)], vec![]).await.is_err());
-    *way.lock().unwrap() = Way::Works;
+    *way.lock() = Way::Works;
     recovered(&queue).await;
     queue.settle(vec![(claim, confirmed())]).await.unwrap();
     let found = claim_any(&queue, route, Lane::Fresh, 9, clock.now()).await.unwrap();
@@ -453,7 +454,7 @@ async fn while_the_disk_fails_every_request_is_refused_at_once() {
     let way = Arc::new(Mutex::new(Way::Works));
     let queue = queue_with(dir.path(), &clock, way.clone());
     let route = queue.register("a_to_b", "a", "b").await.unwrap();
-    *way.lock().unwrap() = Way::FailsBefore;
+    *way.lock() = Way::FailsBefore;
     // It is opened again in between, and fails again: never an ack, never a wait.
     for number in 0..200 {
         let pushed = tokio::time::timeout(Duration::from_secs(1), queue.push(vec![announced(route, number)], vec![]));
@@ -479,7 +480,7 @@ async fn an_unreadable_row_whose_setting_aside_failed_is_met_again() {
     assert_eq!(claim_any(&queue, route, Lane::Fresh, 9, clock.now()).await.unwrap().len(), 1);
     assert!(queue.push(vec![announced(route, 3)], vec![]).await.is_err());
     assert_eq!(queue.set_aside(), 0);
-    *way.lock().unwrap() = Way::Works;
+    *way.lock() = Way::Works;
     recovered(&queue).await;
     assert_eq!(claim_any(&queue, route, Lane::Fresh, 9, clock.now()).await.unwrap().len(), 1);
     recovered(&queue).await;
