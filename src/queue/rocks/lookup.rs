@@ -9,7 +9,7 @@ use crate::blob::{BlobRef, RefPrefix};
 use crate::queue::lookup::{Completion, Known, Lookup, Queued, Standing};
 use crate::queue::{QueueError, RouteId};
 use async_trait::async_trait;
-use rocksdb::{DB, Direction, IteratorMode, ReadOptions, Snapshot};
+use rocksdb::{DB, Direction, IteratorMode, PrefixRange, ReadOptions, Snapshot};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use tokio::sync::watch;
 
@@ -103,20 +103,19 @@ impl Shared {
         let snapshot = db.snapshot();
         let failed = |error: rocksdb::Error| self.read_error(&error);
         let mut found = BTreeSet::new();
-        let mut reading = ReadOptions::default();
-        // Those that are in memory alone are sorted for this.
-        reading.set_total_order_seek(true);
-        let mut rows = snapshot.raw_iterator_cf_opt(family(&db, keys::REF)?, reading);
         for route in routes {
-            let (begin, before) = (keys::references(*route, prefix), found.len());
-            rows.seek(&begin);
-            while let Some(key) = rows.key().filter(|key| key.starts_with(&begin))
-                && found.len() - before < most
-            {
-                found.extend(keys::blob_of_reference(key).filter(|blob| prefix.matches(blob)));
-                rows.next();
+            let mut reading = ReadOptions::default();
+            // Those that are in memory alone are sorted for this; and it must not walk on over what was deleted.
+            reading.set_total_order_seek(true);
+            reading.set_iterate_range(PrefixRange(keys::references(*route, prefix)));
+            let before = found.len();
+            for row in snapshot.iterator_cf_opt(family(&db, keys::REF)?, reading, IteratorMode::Start) {
+                let (key, _) = row.map_err(failed)?;
+                found.extend(keys::blob_of_reference(&key).filter(|blob| prefix.matches(blob)));
+                if found.len() - before == most {
+                    break;
+                }
             }
-            rows.status().map_err(failed)?;
         }
         // Not from the first on: what was deleted lies there.
         let oldest = self.done().oldest().to_be_bytes();
