@@ -89,8 +89,7 @@ impl ClientError {
         }
     }
 
-    /// Whether something else is at the address than a server of this protocol, so that asking again is of no use. A question
-    /// says then what it may be.
+    /// Whether something else seems to be at the address than a server of this protocol. A question says then what it may be.
     pub fn is_wrong_address(&self) -> bool {
         matches!(self, Self::Unreachable { detail, .. } if detail.ends_with('?'))
     }

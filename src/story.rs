@@ -83,8 +83,8 @@ pub enum StoryError {
         /// Some of them, for people.
         found: String,
     },
-    /// Too many refs are being waited for.
-    #[error("too many blobs are being waited for; retry with backoff")]
+    /// Too many refs are being waited for, or sought.
+    #[error("too many blobs are being waited for, or sought by the beginning of their refs; retry with backoff")]
     TooBusy,
 }
 
@@ -115,8 +115,7 @@ pub struct Story {
     parts: StoryParts,
     tokens: Tokens,
     room: Arc<Semaphore>,
-    // Looks at the queue of calls that wait, or that know no more than a ref's beginning, at a time: they must leave it to those
-    // who copy.
+    // Looks of waiting calls at the queue, at a time: they must leave it to those who copy.
     looks: Semaphore,
     // Tokens whose refs are being read, at a time: they take memory before it is known whether there is room.
     loads: Semaphore,

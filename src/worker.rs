@@ -25,7 +25,7 @@ mod simulation;
 mod traced;
 mod transfer;
 
-pub use attribution::Streak;
+pub use attribution::{Streak, charged};
 pub use pace::{Wait, Waits};
 pub use report::{Activity, ErrorGroup, InProgress, Report};
 pub use route::{Deps, NextHop, Policy, RouteSpec, Worker};

@@ -44,7 +44,9 @@ pub(super) struct GetArgs {
 pub(super) async fn get(args: GetArgs) -> Result<Exit, CommandError> {
     let address = args.store.address()?;
     let store = address.store()?;
-    let blob = meant(&args.blob, &store, &address).await?;
+    let Some(blob) = Meant::parse(&args.blob)?.resolve(&store, &address).await? else {
+        return Err(CommandError::new(Exit::No, format!("no blob of {} begins with {}", address.url(), args.blob)));
+    };
     let fetched = match store.fetch(blob, ByteRange::default()).await {
         Ok(fetched) => fetched,
         Err(error) => return Err(of_store(&address, error).await),
@@ -221,12 +223,18 @@ pub(super) struct StatArgs {
 pub(super) async fn stat(args: StatArgs) -> Result<Exit, CommandError> {
     let address = args.store.address()?;
     let store = address.store()?;
-    let mut blobs = Vec::with_capacity(args.blobs.len());
-    for text in &args.blobs {
-        blobs.push(meant(text, &store, &address).await?);
-    }
+    let meant = args.blobs.iter().map(|text| Meant::parse(text)).collect::<Result<Vec<_>, _>>()?;
     let encoder = Encoder::new()?;
-    let mut missing = 0u64;
+    let (mut blobs, mut missing) = (Vec::with_capacity(meant.len()), 0u64);
+    for (meant, text) in meant.iter().zip(&args.blobs) {
+        match meant.resolve(&store, &address).await? {
+            Some(blob) => blobs.push(blob),
+            None => {
+                missing += 1;
+                to_stderr(&format!("{text} missing"));
+            }
+        }
+    }
     for page in blobs.chunks(PAGE) {
         let held = match store.stat(page).await {
             Ok(held) => held,
@@ -248,26 +256,42 @@ pub(super) async fn stat(args: StatArgs) -> Result<Exit, CommandError> {
     Ok(if missing == 0 { Exit::Ok } else { Exit::No })
 }
 
-/// The blob that is meant by its ref, or by the beginning of it where one blob alone in the store begins so.
-async fn meant(text: &str, store: &impl Store, address: &Address) -> Result<BlobRef, CommandError> {
-    let prefix = match (text.parse(), RefPrefix::parse(text)) {
-        (Ok(blob), _) => return Ok(blob),
-        (Err(_), Some(prefix)) => prefix,
-        (Err(error), None) => return Err(CommandError::new(Exit::Usage, error.to_string())),
-    };
-    let range = EnumerateRange { after: prefix.as_str().to_owned(), until: prefix.end(), limit: Some(2) };
-    let listed = async { store.enumerate(range).await?.try_collect::<Vec<_>>().await }.await;
-    let pages = match listed {
-        Ok(pages) => pages,
-        Err(error) => return Err(of_store(address, error).await),
-    };
-    let found: Vec<BlobRef> = pages.iter().flat_map(|page| &page.blobs).map(|meta| meta.blob).collect();
-    match found[..] {
-        [blob] => Ok(blob),
-        [] => Err(CommandError::new(Exit::No, format!("no blob of {} begins with {prefix}", address.url()))),
-        [first, second, ..] => {
-            let what = format!("several blobs begin with {prefix}, such as {first}, {second}");
-            Err(CommandError::new(Exit::Usage, what).hint("give more digits"))
+/// What somebody types for a blob.
+enum Meant {
+    Ref(BlobRef),
+    Prefix(RefPrefix),
+}
+
+impl Meant {
+    fn parse(text: &str) -> Result<Self, CommandError> {
+        match (text.parse(), RefPrefix::parse(text)) {
+            (Ok(blob), _) => Ok(Self::Ref(blob)),
+            (Err(_), Some(prefix)) => Ok(Self::Prefix(prefix)),
+            (Err(error), None) => Err(CommandError::new(Exit::Usage, error.to_string())
+                .hint("or give its beginning, with 8 lower-case digits or more")),
+        }
+    }
+
+    /// The blob; `None` where no blob of the store begins so.
+    async fn resolve(&self, store: &impl Store, address: &Address) -> Result<Option<BlobRef>, CommandError> {
+        let prefix = match self {
+            Self::Ref(blob) => return Ok(Some(*blob)),
+            Self::Prefix(prefix) => prefix,
+        };
+        let range = EnumerateRange { after: prefix.as_str().to_owned(), until: prefix.end(), limit: Some(2) };
+        let listed = async { store.enumerate(range).await?.try_collect::<Vec<_>>().await }.await;
+        let pages = match listed {
+            Ok(pages) => pages,
+            Err(error) => return Err(of_store(address, error).await),
+        };
+        let found: Vec<BlobRef> = pages.iter().flat_map(|page| &page.blobs).map(|meta| meta.blob).collect();
+        match found[..] {
+            [] => Ok(None),
+            [blob] => Ok(Some(blob)),
+            [first, second, ..] => {
+                let what = format!("several blobs begin with {prefix}, such as {first}, {second}");
+                Err(CommandError::new(Exit::Usage, what).hint("give more digits"))
+            }
         }
     }
 }

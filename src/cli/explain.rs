@@ -127,12 +127,8 @@ fn lines_of(entry: &v1::BlobEntry, line: &mut impl FnMut(&str, String)) {
     }
     if let Some(due) = &entry.due_time {
         line("next attempt", moment(due));
-        let attempts = words::several(u64::from(entry.attempts()), "attempt");
-        let weight = entry.charged();
-        line(
-            "given up",
-            format!("when its failures weigh {}; {attempts} weigh {weight:.1} so far", entry.park_after()),
-        );
+        let (weight, attempts) = (entry.charged(), words::several(u64::from(entry.attempts()), "failed attempt"));
+        line("given up", format!("when its failures weigh {}; so far {weight:.1}, {attempts}", entry.park_after()));
         if let (Some(missed), Some(patience)) = (&entry.missed_for, &entry.missing_patience) {
             let [missed, patience] = [missed, patience].map(|span| words::span(std_duration(span).unwrap_or_default()));
             line("", format!("or when it was missing at the source for {patience}; {missed} so far"));
@@ -212,7 +208,7 @@ mod tests {
             "  failed       4 times, first 1970-01-01T00:00:00Z, last 1970-01-01T00:01:00Z",
             "               destination_rejected INVALID_ARGUMENT at backup: no thanks",
             "  next attempt 1970-01-01T00:00:00Z",
-            "  given up     when its failures weigh 10; 3 attempts weigh 1.2 so far",
+            "  given up     when its failures weigh 10; so far 1.2, 3 failed attempts",
             "               or when it was missing at the source for 2 h; 1 min 30 s so far",
             "  awaited by   sync-1",
             "  last ended   1970-01-01T00:00:00Z, copied, 1.50 KiB, and queued again since",

@@ -175,7 +175,7 @@ pub(crate) async fn watch(
 ) -> Result<v1::FullSync, ClientError> {
     let mut line = board.line("full sync");
     let (mut away, mut compared) = (Duration::ZERO, 0);
-    let (mut last, mut still) = (v1::FullSyncCounts::default(), Duration::ZERO);
+    let (mut last, mut still, mut is_told) = (v1::FullSyncCounts::default(), Duration::ZERO, false);
     loop {
         match replicator.full_sync(id.clone()).await {
             Ok(sync) => {
@@ -185,13 +185,17 @@ pub(crate) async fn watch(
                 }
                 let counts = sync.counts.unwrap_or_default();
                 compared = counts.source_blobs();
-                still = if counts == last { still + POLL } else { Duration::ZERO };
-                last = counts;
-                // Once for each time that it stands still.
-                if still == STILL
-                    && let Some(why) = held_up(replicator, &sync.route).await
-                {
-                    board.say(&why);
+                if counts != last {
+                    (last, still, is_told) = (counts, Duration::ZERO, false);
+                }
+                still += POLL;
+                // Once for each time that it stands still, as soon as the route knows why.
+                if !is_told && still >= STILL {
+                    still = Duration::ZERO;
+                    if let Some(why) = held_up(replicator, &sync.route).await {
+                        board.say(&why);
+                        is_told = true;
+                    }
                 }
                 line.update(compared, None, || note(&counts));
             }

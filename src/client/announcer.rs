@@ -66,7 +66,9 @@ pub async fn announce(
                 Ok(answer) => break answer,
                 Err(error) => error,
             };
-            if !is_worth_retrying(&error) || Instant::now() >= deadline {
+            // Said twice, and nothing was ever answered: a proxy that speaks more than gRPC may cut one connection.
+            let is_elsewhere = error.is_wrong_address() && attempts > 0 && announced.accepted + announced.refused == 0;
+            if !is_worth_retrying(&error) || is_elsewhere || Instant::now() >= deadline {
                 return Err(error);
             }
             attempts += 1;
@@ -98,9 +100,8 @@ fn item(meta: &BlobMeta) -> v1::EnqueueItem {
 
 /// A lost connection shows as UNKNOWN or CANCELLED at times, a slow answer as DEADLINE_EXCEEDED: announcing is idempotent.
 fn is_worth_retrying(error: &ClientError) -> bool {
-    let may_pass = matches!(
+    matches!(
         error.code(),
         Code::Unavailable | Code::ResourceExhausted | Code::DeadlineExceeded | Code::Unknown | Code::Cancelled
-    );
-    may_pass && !error.is_wrong_address()
+    )
 }

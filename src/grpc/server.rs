@@ -12,6 +12,7 @@ use super::window;
 use crate::pb;
 use futures::{FutureExt as _, StreamExt as _};
 use http::{Request, Response};
+use rustix::io::Errno;
 use std::fs::File;
 use std::io;
 use std::pin::Pin;
@@ -230,8 +231,11 @@ struct Acceptor {
     spare: Option<File>,
 }
 
+/// What is opened to have a spare file.
+const SPARE: &str = "/dev/null";
+
 fn spare() -> Option<File> {
-    File::open("/dev/null").ok()
+    File::open(SPARE).ok()
 }
 
 impl Acceptor {
@@ -276,9 +280,19 @@ impl Acceptor {
         self.calls.observer.iter().for_each(|observer| observer.refused());
     }
 
+    /// Whether there is a spare file, or none is to be had for another reason than that there are too many.
     fn has_spare(&mut self) -> bool {
-        self.spare = self.spare.take().or_else(spare);
-        self.spare.is_some()
+        if self.spare.is_some() {
+            return true;
+        }
+        let opened = File::open(SPARE);
+        let is_full = |error: &io::Error| {
+            let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+            matches!(errno, Some(Errno::MFILE | Errno::NFILE))
+        };
+        let has_spare = !opened.as_ref().is_err_and(is_full);
+        self.spare = opened.ok();
+        has_spare
     }
 
     /// Refuses the one that waits first, where there is no file for it. Whether that was done.

@@ -108,9 +108,13 @@ pub trait Lookup: Send + Sync + 'static {
     async fn look_up(&self, blobs: Vec<(RouteId, BlobRef)>) -> Result<Vec<Known>, QueueError>;
 
     /// Refs with this beginning that these routes have entries of, or remember completions of; so many at most. It reads all
-    /// that is remembered: for people who ask now and then.
-    async fn find(&self, routes: Vec<RouteId>, prefix: RefPrefix, most: usize)
-    -> Result<BTreeSet<BlobRef>, QueueError>;
+    /// that is remembered, for people who ask now and then: `None` while it does so for somebody else.
+    async fn find(
+        &self,
+        routes: Vec<RouteId>,
+        prefix: RefPrefix,
+        most: usize,
+    ) -> Result<Option<BTreeSet<BlobRef>>, QueueError>;
 
     /// Changes after every durable write in which entries were settled or discarded, on any route. A hint.
     fn settlements(&self) -> watch::Receiver<u64>;

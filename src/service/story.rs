@@ -9,10 +9,11 @@ use crate::blob::{BlobRef, RefPrefix};
 use crate::grpc::{MAX_ITEMS, Reason, call_deadline, invalid_field, invalid_ref, queue_status};
 use crate::pb::{duration, std_duration, timestamp, v1};
 use crate::queue::lookup::{Completion, DiscardedBy, Ending, Queued, Standing};
-use crate::queue::{Entry, Lane, Weight};
+use crate::queue::{Entry, Lane};
 use crate::story::{
     BlobState, BlobStory, Holding, HopState, RouteStory, StoryError, Unconfirmed, WaitEnd, WaitRequest, Waited,
 };
+use crate::worker::charged;
 use prost::Message;
 use std::time::Duration;
 use tonic::{Request, Status};
@@ -221,7 +222,7 @@ fn entry(entry: &Entry, patience: &Patience) -> v1::BlobEntry {
         due_time: None,
         full_sync_ids: entry.syncs.iter().map(ToString::to_string).collect(),
         repair: entry.repair,
-        charged: Some(f64::from(entry.weight.0) / f64::from(Weight::ONE.0)),
+        charged: Some(charged(entry.weight, patience.park_after)),
         park_after: Some(patience.park_after),
         missed_for: (entry.misses.count > 0).then(|| duration(entry.misses.lasted)),
         missing_patience: Some(duration(patience.missing)),

@@ -8,6 +8,7 @@ use crate::backoff::{OnMissing, Patience};
 use crate::blob::BlobRef;
 use crate::breaker::Phase;
 use crate::fault::FaultKind;
+use crate::queue::Entry;
 use crate::queue::lookup::{Completion, DiscardedBy, Ending, Known};
 use crate::words::span;
 use crate::worker::InProgress;
@@ -218,16 +219,17 @@ impl RouteStory {
 
     /// When it is given up, where its source does not hold it.
     fn given_up(&self) -> String {
-        let missed = self.known.queued.as_ref().map(|queued| queued.entry.misses).filter(|misses| misses.count > 0);
-        let Some(missed) = missed else { return String::new() };
+        let entry = self.known.queued.as_ref().map(|queued| &queued.entry);
+        let is_missing =
+            |entry: &&Entry| entry.failure.as_ref().is_some_and(|last| last.kind == FaultKind::MissingAtSource);
+        let left = entry.filter(is_missing).and_then(|entry| self.patience.missing.checked_sub(entry.misses.lasted));
+        // None is left, and it is not given up, while blobs that were copied earlier are missing, too.
+        let Some(left) = left.filter(|left| !left.is_zero()) else { return String::new() };
         let then = match self.patience.on_missing {
             OnMissing::Park => "parked",
             OnMissing::Discard => "discarded",
         };
-        format!(
-            "; it is {then} if it stays missing for {} more",
-            span(self.patience.missing.saturating_sub(missed.lasted))
-        )
+        format!("; it is {then} if it stays missing for {} more", span(left))
     }
 
     fn queued(&self, ago: impl Fn(SystemTime) -> String) -> String {

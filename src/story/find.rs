@@ -13,20 +13,17 @@ impl Story {
     /// The blob whose ref begins so. `ask_stores`: what the stores hold counts, too.
     ///
     /// # Errors
-    /// If there is none, or more than one, or the queue cannot be read.
+    /// If there is none, or more than one, or somebody else seeks one, or the queue cannot be read.
     pub async fn find(&self, prefix: &RefPrefix, ask_stores: bool) -> Result<BlobRef, StoryError> {
         let parts = &self.parts;
         let routes = parts.routes.all().iter().chain(&parts.orphans).map(|route| route.id).collect();
-        let queued = async {
-            let _turn = self.looks.acquire().await;
-            parts.lookup.find(routes, prefix.clone(), SHOWN).await
-        };
+        let queued = parts.lookup.find(routes, prefix.clone(), SHOWN);
         let held = async {
             let peers = parts.peers.iter().filter(|_| ask_stores);
             join_all(peers.map(async |(store, peer)| (store, beginning_with(peer, prefix, SHOWN).await))).await
         };
         let (queued, held) = tokio::join!(queued, held);
-        let mut found: BTreeSet<BlobRef> = queued?;
+        let mut found: BTreeSet<BlobRef> = queued?.ok_or(StoryError::TooBusy)?;
         let mut unasked = Vec::new();
         for (store, held) in held {
             match held {

@@ -132,6 +132,11 @@ pub(super) fn answer(park_after: u32) -> Weight {
     Weight(charge_threshold(park_after).0.div_ceil(park_after.max(1)))
 }
 
+/// What failures weigh together, in answers about the blob: as many as `park_after` park it.
+pub fn charged(weight: Weight, park_after: u32) -> f64 {
+    f64::from(weight.0) / f64::from(answer(park_after).0)
+}
+
 /// How often an entry failed in a doubtful way, about.
 pub(super) fn doubts(entry: &Entry) -> u32 {
     if entry.failure.is_some() { entry.attempts.saturating_sub(entry.misses.count) } else { 0 }

@@ -123,7 +123,7 @@ impl Lookup for Held {
         routes: Vec<RouteId>,
         prefix: RefPrefix,
         most: usize,
-    ) -> Result<BTreeSet<BlobRef>, QueueError> {
+    ) -> Result<Option<BTreeSet<BlobRef>>, QueueError> {
         self.queue.find(routes, prefix, most).await
     }
 

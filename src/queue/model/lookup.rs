@@ -39,12 +39,12 @@ impl Lookup for ModelQueue {
         routes: Vec<RouteId>,
         prefix: RefPrefix,
         most: usize,
-    ) -> Result<BTreeSet<BlobRef>, QueueError> {
+    ) -> Result<Option<BTreeSet<BlobRef>>, QueueError> {
         let inner = self.inner.lock();
         let queued = inner.durable.items.values().map(|item| (item.entry.route, item.entry.blob));
         let all = queued.chain(inner.durable.completions.keys().copied());
         let found = all.filter(|(route, blob)| routes.contains(route) && prefix.matches(blob));
-        Ok(found.map(|(_, blob)| blob).collect::<BTreeSet<_>>().into_iter().take(most).collect())
+        Ok(Some(found.map(|(_, blob)| blob).collect::<BTreeSet<_>>().into_iter().take(most).collect()))
     }
 
     fn settlements(&self) -> watch::Receiver<u64> {

@@ -7,7 +7,7 @@ use super::row::{self, Place, Stored};
 use super::shared::Shared;
 use crate::blob::{BlobRef, RefPrefix};
 use crate::queue::lookup::{Completion, Known, Lookup, Queued, Standing};
-use crate::queue::{QueueError, RouteId};
+use crate::queue::{LaneCounts, QueueError, RouteId};
 use async_trait::async_trait;
 use rocksdb::{DB, Direction, IteratorMode, PrefixRange, ReadOptions, Snapshot};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -97,13 +97,23 @@ impl Shared {
 }
 
 impl Shared {
-    /// Refs with this beginning, so many at most.
-    fn find(&self, routes: &[RouteId], prefix: &RefPrefix, most: usize) -> Result<BTreeSet<BlobRef>, QueueError> {
+    /// Refs with this beginning, so many at most; `None` while others are sought.
+    fn find(
+        &self,
+        routes: &[RouteId],
+        prefix: &RefPrefix,
+        most: usize,
+    ) -> Result<Option<BTreeSet<BlobRef>>, QueueError> {
+        let Some(_turn) = self.finding.try_lock() else { return Ok(None) };
         let db = self.db()?;
         let snapshot = db.snapshot();
         let failed = |error: rocksdb::Error| self.read_error(&error);
         let mut found = BTreeSet::new();
-        for route in routes {
+        let has_entries = |route: &&RouteId| {
+            let counts = self.figures().counts(**route);
+            [counts.fresh, counts.backfill] != [LaneCounts::default(); 2]
+        };
+        for route in routes.iter().filter(has_entries) {
             let mut reading = ReadOptions::default();
             // Those that are in memory alone are sorted for this; and it must not walk on over what was deleted.
             reading.set_total_order_seek(true);
@@ -127,7 +137,7 @@ impl Shared {
             let items = row.items.iter().filter(|item| routes.contains(&RouteId(item.route)));
             found.extend(items.filter_map(|item| BlobRef::from_key(&item.blob)).filter(|blob| prefix.matches(blob)));
         }
-        Ok(found.into_iter().take(most).collect())
+        Ok(Some(found.into_iter().take(most).collect()))
     }
 }
 
@@ -142,7 +152,7 @@ impl Lookup for RocksQueue {
         routes: Vec<RouteId>,
         prefix: RefPrefix,
         most: usize,
-    ) -> Result<BTreeSet<BlobRef>, QueueError> {
+    ) -> Result<Option<BTreeSet<BlobRef>>, QueueError> {
         self.read(move |shared| shared.find(&routes, &prefix, most)).await
     }
 

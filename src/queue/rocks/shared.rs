@@ -55,6 +55,9 @@ pub(super) struct Shared {
     returned: Mutex<Vec<(RouteId, Lane, u64)>>,
     watches: Mutex<HashMap<RouteId, watch::Sender<Changes>>>,
     done: Mutex<DoneIndex>,
+    /// Held while refs are sought by their beginning, which takes memory and time: by one at a time, also where nobody waits for
+    /// it any more.
+    pub(super) finding: Mutex<()>,
     settlements: watch::Sender<u64>,
     max_backoff: Duration,
 }
@@ -70,6 +73,7 @@ impl Shared {
             returned: Mutex::default(),
             watches: Mutex::default(),
             done: Mutex::new(loaded.done),
+            finding: Mutex::default(),
             settlements: watch::Sender::new(0),
             max_backoff,
         }

@@ -142,12 +142,12 @@ pub(crate) async fn blobs_are_found_by_the_beginning_of_their_refs(make: Make) {
         // Confirmed, discarded, claimed or released, waiting, and on another route.
         for number in 1..=5 {
             for digits in [8, 9, 63] {
-                let found = bench.queue().find(routes.clone(), prefix(number, digits), 3).await.unwrap();
+                let found = bench.queue().find(routes.clone(), prefix(number, digits), 3).await.unwrap().unwrap();
                 assert_eq!(found, BTreeSet::from([blob(number)]), "round {round}, blob {number}");
             }
         }
-        assert!(bench.queue().find(routes.clone(), prefix(6, 8), 3).await.unwrap().is_empty());
-        assert!(bench.queue().find(vec![bench.route], prefix(5, 8), 3).await.unwrap().is_empty());
+        assert!(bench.queue().find(routes.clone(), prefix(6, 8), 3).await.unwrap().unwrap().is_empty());
+        assert!(bench.queue().find(vec![bench.route], prefix(5, 8), 3).await.unwrap().unwrap().is_empty());
         if round == 0 {
             bench.subject.restart().await;
         }
@@ -161,8 +161,8 @@ pub(crate) async fn blobs_are_found_by_the_beginning_of_their_refs(make: Make) {
     };
     let pushes = (1..=5).map(|last| Push { blob: twin(last), ..announced(bench.route, 1) }).collect();
     bench.queue().push(pushes, Vec::new()).await.unwrap();
-    assert_eq!(bench.queue().find(routes.clone(), prefix(1, 62), 3).await.unwrap().len(), 3);
-    let all = bench.queue().find(routes, prefix(1, 62), 100).await.unwrap();
+    assert_eq!(bench.queue().find(routes.clone(), prefix(1, 62), 3).await.unwrap().unwrap().len(), 3);
+    let all = bench.queue().find(routes, prefix(1, 62), 100).await.unwrap().unwrap();
     assert_eq!(all, (0..=5).map(twin).collect());
 }
 
