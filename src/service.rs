@@ -12,6 +12,7 @@ mod overrides;
 mod packed;
 mod stores;
 mod story;
+mod watch;
 
 pub use encode::replicator as status_message;
 
@@ -44,6 +45,7 @@ use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 use v1::blob_receiver_service_server::{BlobReceiverService, BlobReceiverServiceServer};
 use v1::replication_service_server::{ReplicationService, ReplicationServiceServer};
+use watch::StatusWatch;
 
 /// The names by which health is asked for: both mean "announcements are accepted and written durably".
 pub const SERVICE_NAMES: [&str; 2] = ["blobferry.v1.BlobReceiverService", "blobferry.v1.ReplicationService"];
@@ -272,7 +274,7 @@ impl ReplicationService for Service {
                 .ok_or_else(|| invalid_field("interval", "a span of time is not negative"))?
                 .clamp(*WATCH_INTERVALS.start(), *WATCH_INTERVALS.end()),
         };
-        let watch = StatusWatch { parts: self.parts.clone(), names: request.routes, interval, next: Next::Picture };
+        let watch = StatusWatch::new(self.parts.clone(), request.routes, interval);
         let pictures = stream::unfold(watch, |mut watch| async move { Some((watch.next().await?, watch)) });
         Ok(Response::new(pump(&self.parts.tasks, permit, STREAM_IDLE, pictures).boxed()))
     }
@@ -450,45 +452,6 @@ fn given(text: &str) -> String {
         return text.to_owned();
     }
     text.chars().take(MAX_GIVEN).flat_map(char::escape_default).take(MAX_GIVEN).collect()
-}
-
-/// A `WatchStatus` in progress.
-struct StatusWatch {
-    parts: Arc<ServiceParts>,
-    names: Vec<String>,
-    interval: Duration,
-    next: Next,
-}
-
-enum Next {
-    Picture,
-    Wait,
-    Goodbye,
-    Nothing,
-}
-
-impl StatusWatch {
-    async fn next(&mut self) -> Option<Result<v1::WatchStatusResponse, Status>> {
-        if matches!(self.next, Next::Wait) {
-            tokio::select! {
-                () = tokio::time::sleep(self.interval) => {}
-                () = self.parts.draining.cancelled() => {}
-            }
-        }
-        match self.next {
-            Next::Picture | Next::Wait => {
-                // The last picture shows the drain.
-                self.next = if self.parts.draining.is_cancelled() { Next::Goodbye } else { Next::Wait };
-                let status = encode::replicator(&self.parts.observer.picture(&self.names).await);
-                Some(Ok(v1::WatchStatusResponse { status: Some(status) }))
-            }
-            Next::Goodbye => {
-                self.next = Next::Nothing;
-                Some(Err(announce_status(&AnnounceError::ShuttingDown)))
-            }
-            Next::Nothing => None,
-        }
-    }
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ pub mod disk;
 pub mod faulty;
 pub mod memory;
 pub mod packed;
+mod prefix;
 pub mod remote;
 
 use crate::blob::{BlobMeta, BlobRef, DigestFunction, Excerpt, Mismatch};

@@ -38,6 +38,7 @@ mod driver;
 mod history;
 mod needs;
 mod on_start;
+mod parts;
 mod prefix;
 mod record;
 mod request;
@@ -45,9 +46,10 @@ mod run;
 mod span;
 
 pub use diff::{Finding, ListingError, ListingFault, Merge, Need, Seen};
-pub use driver::{FullSyncs, StoreIds, SyncParts, SyncRoute, SyncSettings};
+pub use driver::FullSyncs;
 pub use needs::{NeededSync, SyncNeeds};
 pub use on_start::StartSync;
+pub use parts::{StoreIds, SyncParts, SyncRoute, SyncSettings};
 pub use record::{SyncCounts, SyncFailure, SyncMode, SyncPhase, SyncRecord, SyncState, UnknownFunction};
 pub use request::{Started, SyncRequest, SyncStartError};
 

@@ -25,16 +25,16 @@
 //! Not here: deleting, and finding files that the index does not know.
 
 mod commit;
+mod cursor;
 mod database;
 mod files;
 mod index;
 mod io;
 
-use super::bounds::keys_of;
 use super::packed::{Answers, MAX_PACKED_BYTES, Packed, Parcel, Want, receive_each};
 use super::{
-    ByteRange, ByteStream, Disposition, EnumerateEnd, EnumeratePage, EnumerateRange, Enumeration, Fetched, Put,
-    Received, Store, StoreError, StoreInfo,
+    ByteRange, ByteStream, Disposition, EnumerateRange, Enumeration, Fetched, Put, Received, Store, StoreError,
+    StoreInfo,
 };
 use crate::blob::{BlobMeta, BlobRef, Mismatch, Verifier};
 use crate::clock::Entropy;
@@ -42,6 +42,7 @@ use crate::failpoint::{self, Point};
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use commit::{BlobCommitter, VerifiedBlob};
+use cursor::Cursor;
 use files::{Files, Sink};
 use futures::StreamExt;
 use futures::stream;
@@ -59,9 +60,6 @@ const WRITE_BYTES: usize = 1024 * 1024;
 
 /// Bytes in a chunk that is read, at most.
 const CHUNK_BYTES: usize = 256 * 1024;
-
-/// Blobs in a page of an enumeration, at most.
-const PAGE_BLOBS: usize = 1000;
 
 /// Refs in one call of `stat`, at most.
 const STAT_BLOBS: usize = 10_000;
@@ -468,8 +466,7 @@ impl Store for DiskStore {
     }
 
     async fn enumerate(&self, range: EnumerateRange) -> Result<Enumeration, StoreError> {
-        let (from, to) = keys_of(&range);
-        let cursor = Cursor { shared: self.shared.clone(), io: self.io.clone(), from, to, left: range.limit, count: 0 };
+        let cursor = Cursor::new(self.shared.clone(), self.io.clone(), &range);
         let pages = stream::unfold(Some(cursor), |cursor| async move {
             match cursor?.page().await {
                 Ok((page, next)) => Some((Ok(page), next)),
@@ -487,40 +484,6 @@ fn verified(parcel: Parcel) -> Result<VerifiedBlob, StoreError> {
     verifier.update(&bytes)?;
     let record = Record { size: verifier.finish()?, place: BlobPlace::Small };
     Ok(VerifiedBlob { blob: put.blob, record, bytes: Some(bytes), replace: put.replace })
-}
-
-/// Where an enumeration stands.
-struct Cursor {
-    shared: Arc<DiskShared>,
-    io: Io,
-    from: Vec<u8>,
-    to: Vec<u8>,
-    /// How many more blobs the limit allows.
-    left: Option<u64>,
-    count: u64,
-}
-
-impl Cursor {
-    /// The next page, and the cursor behind it if the enumeration goes on.
-    async fn page(mut self) -> Result<(EnumeratePage, Option<Self>), StoreError> {
-        failpoint::pause(Point::StorePage).await?;
-        let left = self.left.and_then(|left| usize::try_from(left).ok()).unwrap_or(usize::MAX);
-        let (shared, from, to) = (self.shared.clone(), std::mem::take(&mut self.from), self.to.clone());
-        let page = self.io.run(move || shared.index.page(&from, &to, left.min(PAGE_BLOBS))).await?;
-        let found = page.blobs.len() as u64;
-        self.count += found;
-        self.left = self.left.map(|left| left.saturating_sub(found));
-        match page.next {
-            Some(next) if self.left != Some(0) => {
-                self.from = next;
-                Ok((EnumeratePage { blobs: page.blobs, ..EnumeratePage::default() }, Some(self)))
-            }
-            next => {
-                let end = EnumerateEnd { count: self.count, complete: next.is_none() };
-                Ok((EnumeratePage { blobs: page.blobs, end: Some(end), ..EnumeratePage::default() }, None))
-            }
-        }
-    }
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@
 //! Control calls have a deadline of their own, and so has the wait for the first message of a stream. How long a stream
 //! may stand still after that is for the caller to say. Nothing is retried here.
 
+mod listing;
 mod packed;
 
 use super::packed::{Answers, Packed, Parcel, Want};
@@ -19,7 +20,7 @@ use super::{
     Abilities, ByteRange, ByteStream, Disposition, EnumerateEnd, EnumeratePage, EnumerateRange, Enumeration, Fetched,
     PeerError, PeerKind, Put, Received, Store, StoreError, StoreInfo,
 };
-use crate::blob::{BlobMeta, BlobRef, DigestFunction, Mismatch, RefError};
+use crate::blob::{BlobMeta, BlobRef, DigestFunction, Mismatch};
 use crate::failpoint::{self, Point};
 use crate::grpc::{
     CHUNK_BYTES, Channels, DirectChannel, EndpointError, Incoming, MAX_DECODED_BYTES, MAX_ITEMS, MAX_MESSAGE_BYTES,
@@ -29,6 +30,7 @@ use crate::pb::v1;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{FutureExt, Stream, StreamExt, stream};
+use listing::RemoteListing;
 use std::collections::HashSet;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -54,12 +56,6 @@ const MADE_AGAIN: usize = 3;
 
 /// The longest store id, in bytes.
 const MAX_STORE_ID: usize = 128;
-
-/// The longest ref of a digest function that is not known here, in bytes: as long as a bound may be.
-const MAX_REF: usize = 1024;
-
-/// What is kept of the name of such a function, in characters.
-const MAX_FUNCTION: usize = 64;
 
 /// The longest version text that is kept, in characters.
 const MAX_VERSION: usize = 100;
@@ -298,7 +294,7 @@ impl Store for RemoteStore {
             async move { client.enumerate_blobs(request).await }
         };
         let messages = self.answer("EnumerateBlobs", None, open).await?.into_inner();
-        let listing = RemoteListing { last: range.after.clone(), range, seen: 0, left_out: 0 };
+        let listing = RemoteListing::new(range);
         let pages = stream::unfold(Some((messages, listing)), |state| async {
             let (mut messages, mut listing) = state?;
             let page = match guarded(messages.message()).await {
@@ -398,75 +394,6 @@ fn fetched_bytes(messages: Incoming<v1::FetchBlobResponse>, blob: BlobRef, most:
         Some((Err(error), None))
     });
     chunks.boxed()
-}
-
-/// An enumeration so far.
-struct RemoteListing {
-    range: EnumerateRange,
-    // The text of the last ref, or the exclusive bound.
-    last: String,
-    // Refs so far, those that were left out included.
-    seen: u64,
-    left_out: u64,
-}
-
-impl RemoteListing {
-    fn page(&mut self, message: v1::EnumerateBlobsResponse) -> Result<EnumeratePage, StoreError> {
-        let mut page = EnumeratePage { blobs: Vec::with_capacity(message.blobs.len()), ..EnumeratePage::default() };
-        for meta in message.blobs {
-            let text = meta.r#ref;
-            if text <= self.last {
-                let what = format!("EnumerateBlobs is out of order after {:?}", self.last);
-                return Err(StoreError::protocol_with(&what, &text));
-            }
-            if !self.range.until.is_empty() && text > self.range.until {
-                return Err(StoreError::protocol_with("EnumerateBlobs went beyond its range", &text));
-            }
-            self.seen += 1;
-            match text.parse() {
-                Ok(blob) => {
-                    page.blobs.push(BlobMeta { blob, size: stated("EnumerateBlobs", meta.size_bytes)? });
-                }
-                Err(RefError::UnknownFunction(_)) => {
-                    if text.len() > MAX_REF || text.bytes().any(|byte| !(b' '..=b'~').contains(&byte)) {
-                        let what = "EnumerateBlobs: a ref is at most 1,024 printable ASCII characters, not";
-                        return Err(StoreError::protocol_with(what, &text));
-                    }
-                    self.left_out += 1;
-                    let function: String = text.chars().take_while(|c| *c != '-').take(MAX_FUNCTION).collect();
-                    // In order, the refs of a function stand together.
-                    match page.unknown.last_mut() {
-                        Some((last, count)) if *last == function => *count += 1,
-                        _ => page.unknown.push((function, 1)),
-                    }
-                    page.last_unknown = Some(text.clone());
-                }
-                Err(error) => return Err(StoreError::Protocol(format!("EnumerateBlobs: {error}"))),
-            }
-            self.last = text;
-        }
-        if self.range.limit.is_some_and(|limit| self.seen > limit) {
-            return Err(StoreError::Protocol("EnumerateBlobs gave more than its limit".to_owned()));
-        }
-        if let Some(end) = message.end {
-            page.end = Some(self.end(&end)?);
-        }
-        Ok(page)
-    }
-
-    fn end(&self, end: &v1::EnumerateEnd) -> Result<EnumerateEnd, StoreError> {
-        let (Some(count), Some(complete)) = (end.count, end.complete) else {
-            return Err(StoreError::Protocol("EnumerateBlobs ended without saying how".to_owned()));
-        };
-        if count != self.seen {
-            let seen = self.seen;
-            return Err(StoreError::Protocol(format!("EnumerateBlobs counted {count} blobs and sent {seen}")));
-        }
-        if !complete && self.range.limit != Some(count) {
-            return Err(StoreError::Protocol("EnumerateBlobs ended incomplete below its limit".to_owned()));
-        }
-        Ok(EnumerateEnd { count: count - self.left_out, complete })
-    }
 }
 
 fn parse_ref(method: &str, text: &str) -> Result<BlobRef, StoreError> {

@@ -2,6 +2,7 @@
 
 use super::history::{HISTORY, end_writes, fail, past, pruned, read_list, read_record, recover, request_writes};
 use super::needs::SyncNeeds;
+use super::parts::{SyncParts, SyncRoute};
 use super::prefix::is_valid;
 use super::record::{
     LAST_ID, SyncFailure, SyncMode, SyncPhase, SyncRecord, SyncState, read_id, request_key, route_key, running_key,
@@ -10,12 +11,9 @@ use super::record::{
 use super::request::{Started, SyncRequest, SyncStartError};
 use super::run::Run;
 use super::span::{begin_span, end_span};
-use crate::clock::Clock;
 use crate::failpoint::{self, Point};
 use crate::fault::FaultKind;
-use crate::queue::{Queue, QueueError, RouteId, StateWrite, SyncId};
-use crate::store::Store;
-use crate::telemetry::Tracer;
+use crate::queue::{QueueError, StateWrite, SyncId};
 use futures::FutureExt;
 use parking_lot::Mutex;
 use std::cmp::Reverse;
@@ -25,7 +23,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -43,84 +41,6 @@ const CANCEL_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How often it looks.
 const CANCEL_LOOK: Duration = Duration::from_millis(20);
-
-/// A route, as a sync sees it.
-#[derive(Clone)]
-pub struct SyncRoute {
-    /// Its configured name.
-    pub name: String,
-    /// Its number in the queue.
-    pub id: RouteId,
-    /// The configured name of the store that is read.
-    pub from_name: Arc<str>,
-    /// The configured name of the store that is written.
-    pub to_name: Arc<str>,
-    /// The store that is read.
-    pub source: Arc<dyn Store>,
-    /// The store that is written.
-    pub destination: Arc<dyn Store>,
-    /// The store ids that the route knows its stores by.
-    pub store_ids: StoreIds,
-    /// Whether the destination may be one that gives nothing back. Where it can be neither listed nor asked, it is sent
-    /// everything.
-    pub receive_only: bool,
-}
-
-/// The store ids that are expected of a route's stores, as of now; absent: whichever they tell.
-#[derive(Clone, Debug)]
-pub struct StoreIds {
-    /// That of the store that is read.
-    pub source: watch::Receiver<Option<String>>,
-    /// That of the store that is written.
-    pub destination: watch::Receiver<Option<String>>,
-}
-
-impl fmt::Debug for SyncRoute {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SyncRoute").field("name", &self.name).field("id", &self.id).finish_non_exhaustive()
-    }
-}
-
-/// What paces a sync.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SyncSettings {
-    /// Refs that are asked for in one enumeration stream; at least 1.
-    pub window: u64,
-    /// Backfill entries of the route, parked ones aside, above which a sync closes its streams and waits until they are
-    /// fewer than three quarters of this.
-    pub high_water: u64,
-    /// How long an answer or a page of a listing may take.
-    pub idle: Duration,
-    /// How often it looks at the queue's figures while it waits.
-    pub poll: Duration,
-    /// How long counts may go unwritten while nothing is found.
-    pub checkpoint: Duration,
-}
-
-impl Default for SyncSettings {
-    fn default() -> Self {
-        Self {
-            window: 100_000,
-            high_water: 100_000,
-            idle: Duration::from_secs(60),
-            poll: Duration::from_millis(500),
-            checkpoint: Duration::from_secs(10),
-        }
-    }
-}
-
-/// What syncs work with.
-#[derive(Clone)]
-pub struct SyncParts {
-    /// Takes what they find, and keeps their records.
-    pub queue: Arc<dyn Queue>,
-    /// Tells the time.
-    pub clock: Arc<dyn Clock>,
-    /// Begins a span for each.
-    pub tracer: Tracer,
-    /// Paces them.
-    pub settings: SyncSettings,
-}
 
 /// A route and its newest sync.
 pub(super) struct RouteSlot {

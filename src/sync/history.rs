@@ -1,6 +1,6 @@
 //! The records of all syncs on the disk: found again, bounded, and set right after a restart.
 
-use super::driver::SyncParts;
+use super::parts::SyncParts;
 use super::record::{
     RUNNING, SyncFailure, SyncRecord, SyncState, read_id, record_key, records_of, request_key, requests_of, route_key,
     running_key, write_id,

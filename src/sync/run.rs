@@ -4,8 +4,8 @@
 //! seen through: its write holds the record, and must not come after the record's last one.
 
 use super::diff::{Finding, ListingError, Merge, Need};
-use super::driver::{RouteSlot, SyncParts, SyncRoute};
-use super::prefix::range_of;
+use super::driver::RouteSlot;
+use super::parts::{SyncParts, SyncRoute};
 use super::record::{SyncFailure, SyncPhase, SyncRecord};
 use crate::clock::Monotonic;
 use crate::failpoint::{self, Point};
@@ -130,7 +130,7 @@ impl<'a> Run<'a> {
     ) -> Self {
         let began = parts.clock.monotonic();
         let waits = SyncWaits { parts, route: &slot.route, stop };
-        let (merge, range) = (Merge::new(), range_of(&record.prefix));
+        let (merge, range) = (Merge::new(), EnumerateRange::beginning_with(&record.prefix));
         Self { parts, slot, waits, record, merge, source: None, destination: None, range, began, written: began }
     }
 

@@ -98,7 +98,7 @@ impl Shared {
 
 impl Shared {
     /// Refs with this beginning, so many at most; `None` while others are sought.
-    fn find(
+    pub(super) fn find(
         &self,
         routes: &[RouteId],
         prefix: &RefPrefix,
