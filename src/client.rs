@@ -13,13 +13,14 @@ mod story;
 pub mod upload;
 
 use crate::blob::Excerpt;
-use crate::grpc::{Channels, EndpointError, PeerChannel, PeerEndpoint, peer_error};
+use crate::grpc::{Channels, EndpointError, OtherProtocol, PeerChannel, PeerEndpoint, peer_error};
 use crate::pb;
 use crate::pb::v1;
 use crate::store::remote::RemoteStore;
 use crate::store::{PeerError, code_name};
 use futures::stream::{BoxStream, StreamExt as _};
 use http::Uri;
+use std::error::Error as _;
 use std::path::PathBuf;
 use std::time::Duration;
 use tonic::{Code, Request, Status};
@@ -49,6 +50,8 @@ pub enum ClientError {
         url: String,
         /// What the connection's error says.
         detail: String,
+        /// Whether something else than gRPC by this scheme is spoken there.
+        is_other_protocol: bool,
     },
     /// The server answered with an error.
     #[error("{url} answered {}: {}", code_name(error.code), error.message)]
@@ -74,7 +77,8 @@ impl ClientError {
         let error = peer_error(status);
         // A server of ours gives its reason; without one the connection itself, or something in between, has answered.
         if error.code == Code::Unavailable && error.reason.is_none() {
-            return Self::Unreachable { url: url.to_owned(), detail: error.message };
+            let is_other_protocol = status.source().is_some_and(|source| source.is::<OtherProtocol>());
+            return Self::Unreachable { url: url.to_owned(), detail: error.message, is_other_protocol };
         }
         Self::Refused { url: url.to_owned(), error }
     }
@@ -89,9 +93,9 @@ impl ClientError {
         }
     }
 
-    /// Whether something else seems to be at the address than a server of this protocol. A question says then what it may be.
-    pub fn is_wrong_address(&self) -> bool {
-        matches!(self, Self::Unreachable { detail, .. } if detail.ends_with('?'))
+    /// Whether something else than gRPC by this scheme is spoken at the address. `detail` says what it may be then.
+    pub fn is_other_protocol(&self) -> bool {
+        matches!(self, Self::Unreachable { is_other_protocol: true, .. })
     }
 
     /// The stable reason that the server gave.

@@ -39,7 +39,7 @@ mod traced;
 mod window;
 
 pub use calls::{CallObserver, Calls, EndedCall, call_trace, is_servers_fault, method_names};
-pub use connections::{Channels, EndpointError, NotProcessed, OtherStore, PeerEndpoint, STORE_ID};
+pub use connections::{Channels, EndpointError, NotProcessed, OtherProtocol, OtherStore, PeerEndpoint, STORE_ID};
 pub use deadline::call_deadline;
 pub use direct::{Answering, DirectChannel, DirectService, Incoming, send, want};
 pub use item::{blob_error, item_error, item_trace, numbered};

@@ -146,7 +146,7 @@ impl From<ClientError> for CommandError {
         let (exit, todo) = match &error {
             ClientError::Address { .. } => (Exit::Usage, Some("give it as http://HOST:PORT or https://HOST:PORT")),
             ClientError::Endpoint(_) => (Exit::Usage, Some("check the address, and the file of certificates")),
-            ClientError::Unreachable { .. } if error.is_wrong_address() => (Exit::Unreachable, None),
+            ClientError::Unreachable { .. } if error.is_other_protocol() => (Exit::Unreachable, None),
             ClientError::Unreachable { .. } => (Exit::Unreachable, Some("is it running there?")),
             ClientError::Protocol { .. } => (Exit::Failed, None),
             ClientError::Refused { error, .. } => match error.code {

@@ -119,7 +119,11 @@ async fn watch(replicator: &mut Replicator, address: &Address, args: &StatusArgs
 }
 
 fn ended(url: &str) -> ClientError {
-    ClientError::Unreachable { url: url.to_owned(), detail: "the replicator has stopped".to_owned() }
+    ClientError::Unreachable {
+        url: url.to_owned(),
+        detail: "the replicator has stopped".to_owned(),
+        is_other_protocol: false,
+    }
 }
 
 fn is_passing(error: &ClientError) -> bool {

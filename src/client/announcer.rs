@@ -67,7 +67,7 @@ pub async fn announce(
                 Err(error) => error,
             };
             // Said twice, and nothing was ever answered: a proxy that speaks more than gRPC may cut one connection.
-            let is_elsewhere = error.is_wrong_address() && attempts > 0 && announced.accepted + announced.refused == 0;
+            let is_elsewhere = error.is_other_protocol() && attempts > 0 && announced.accepted + announced.refused == 0;
             if !is_worth_retrying(&error) || is_elsewhere || Instant::now() >= deadline {
                 return Err(error);
             }

@@ -16,6 +16,7 @@ mod pool;
 
 pub(super) use connection::Lease;
 pub use connection::{OtherStore, STORE_ID};
+pub use connector::OtherProtocol;
 pub use pool::NotProcessed;
 pub(super) use pool::Pool;
 

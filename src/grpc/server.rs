@@ -244,8 +244,8 @@ impl Acceptor {
         loop {
             match self.listener.accept().await {
                 Ok((stream, _)) if self.has_spare() => return self.admit(stream).await,
-                // The process took the spare file's place for another. This connection's place is the spare file's now: were it
-                // served, nobody after it could be told anything.
+                // Another file of the process has taken the place of the spare one, which takes this connection's in turn: were it
+                // served, there might be none left to refuse the next ones with.
                 Ok((stream, _)) => self.refuse(stream).await,
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");

@@ -54,9 +54,9 @@ const FIRST_STREAMS: usize = 1;
 /// A connection that has come about.
 pub(super) struct Connected {
     sender: SendRequest<Body>,
-    /// Held while something is given to the driver, and while the driver drops what it would take it from. What a tokio channel
-    /// takes in at the very moment in which its receiver is dropped is given to nobody, and a call would wait for ever.
-    ending: Arc<Mutex<()>>,
+    /// Held while something is sent to the driver, and while the driver drops its receivers. What a tokio channel takes in at the
+    /// very moment in which its receiver is dropped is given to nobody, and a call would wait for ever.
+    gate: Arc<Mutex<()>>,
     /// How many streams the peer takes at a time, by its settings as they were when they were last looked at.
     pub(super) streams: Arc<AtomicUsize>,
     /// Why the peer serves no call on it, where it said so.
@@ -78,7 +78,7 @@ impl Connected {
         request: Request<Body>,
     ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<Body>>>> + use<> {
         let mut sender = self.sender.clone();
-        let _not_ending = self.ending.lock();
+        let _guard = self.gate.lock();
         sender.try_send_request(request)
     }
 
@@ -86,7 +86,7 @@ impl Connected {
     pub(super) async fn refresh(&self) {
         let (done, refreshed) = oneshot::channel();
         let asked = {
-            let _not_ending = self.ending.lock();
+            let _guard = self.gate.lock();
             self.refresh.send(done)
         };
         // Where the connection has ended, nothing is to be known.
@@ -94,6 +94,29 @@ impl Connected {
             refreshed.await.ok();
         }
     }
+}
+
+/// Something else than gRPC by this scheme is spoken at the address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OtherProtocol {
+    /// HTTP/1.
+    #[error("it speaks HTTP/1, not gRPC: is this its HTTP port?")]
+    Http1,
+    /// TLS, where none was begun.
+    #[error("it speaks TLS: https:// in place of http://?")]
+    Tls,
+    /// No TLS, where it was begun.
+    #[error("it does not speak TLS: http:// in place of https://?")]
+    NoTls,
+}
+
+/// Why a connection did not come about.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ConnectError {
+    #[error(transparent)]
+    OtherProtocol(OtherProtocol),
+    #[error("{0}")]
+    Failed(String),
 }
 
 /// Makes connections to one peer.
@@ -135,17 +158,17 @@ impl Connector {
     }
 
     /// A new connection, with this window for each stream. Needs a tokio runtime.
-    pub(super) async fn connect(&self, window: u32) -> Result<Connected, String> {
-        let stream = self.tcp.clone().call(self.uri.clone()).await.map_err(|error| said(&error))?.into_inner();
-        let too_long =
-            |_| format!("the handshake took more than {} s (connect_timeout)", self.connect_timeout.as_secs_f64());
+    pub(super) async fn connect(&self, window: u32) -> Result<Connected, ConnectError> {
+        let stream = self.tcp.clone().call(self.uri.clone()).await.map_err(failed)?.into_inner();
+        let seconds = self.connect_timeout.as_secs_f64();
+        let too_long = |_| ConnectError::Failed(format!("the handshake took more than {seconds} s (connect_timeout)"));
         let greeted = async {
             match &self.tls {
                 None => greet(stream, window).await,
                 Some((tls, name)) => {
                     let stream = tls.connect(name.clone(), stream).await.map_err(|error| of_tls(&error))?;
                     if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
-                        return Err("TLS: the server does not offer HTTP/2".to_owned());
+                        return Err(ConnectError::Failed("TLS: the server does not offer HTTP/2".to_owned()));
                     }
                     greet(stream, window).await
                 }
@@ -155,7 +178,7 @@ impl Connector {
     }
 
     /// What is spoken there in place of gRPC, where that can be told: the port or the scheme may be wrong.
-    pub(super) async fn spoken(&self) -> Option<&'static str> {
+    pub(super) async fn spoken(&self) -> Option<OtherProtocol> {
         if self.tls.is_some() {
             return None;
         }
@@ -165,9 +188,9 @@ impl Connector {
             let mut first = [0; 5];
             stream.read_exact(&mut first).await.ok()?;
             match first {
-                [b'H', b'T', b'T', b'P', b'/'] => Some("it speaks HTTP/1, not gRPC: is this its HTTP port?"),
+                [b'H', b'T', b'T', b'P', b'/'] => Some(OtherProtocol::Http1),
                 // An alert, or a handshake.
-                [0x15 | 0x16, 3, ..] => Some("it speaks TLS: https:// in place of http://?"),
+                [0x15 | 0x16, 3, ..] => Some(OtherProtocol::Tls),
                 _ => None,
             }
         };
@@ -175,12 +198,16 @@ impl Connector {
     }
 }
 
+fn failed(error: impl Error + 'static) -> ConnectError {
+    ConnectError::Failed(said(&error))
+}
+
 /// Why there is no TLS.
-fn of_tls(error: &io::Error) -> String {
+fn of_tls(error: &io::Error) -> ConnectError {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match inner {
-        Some(rustls::Error::InvalidMessage(_)) => "it does not speak TLS: http:// in place of https://?".to_owned(),
-        _ => format!("TLS: {}", said(error)),
+        Some(rustls::Error::InvalidMessage(_)) => ConnectError::OtherProtocol(OtherProtocol::NoTls),
+        _ => ConnectError::Failed(format!("TLS: {}", said(error))),
     }
 }
 
@@ -211,7 +238,7 @@ fn authorities(peer: &PeerEndpoint) -> Result<RootCertStore, EndpointError> {
 
 /// Speaks HTTP/2 on a stream. Nothing is asked for signs of life there: servers throw out who asks often, and TCP does the
 /// same for the connection.
-async fn greet<T>(stream: T, window: u32) -> Result<Connected, String>
+async fn greet<T>(stream: T, window: u32) -> Result<Connected, ConnectError>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -223,14 +250,14 @@ where
         .max_frame_size(crate::grpc::FRAME_BYTES)
         .handshake(TokioIo::new(stream))
         .await
-        .map_err(|error| said(&error))?;
+        .map_err(failed)?;
     let streams = Arc::new(AtomicUsize::new(FIRST_STREAMS));
     let told = streams.clone();
     let refusal = Arc::new(OnceLock::new());
     let refused = refusal.clone();
     let (refresh, mut asked) = mpsc::unbounded_channel::<oneshot::Sender<()>>();
-    let ending = Arc::new(Mutex::new(()));
-    let ends = ending.clone();
+    let gate = Arc::new(Mutex::new(()));
+    let drivers_gate = gate.clone();
     let mut driver = JoinSet::new();
     driver.spawn(async move {
         let ended = loop {
@@ -252,10 +279,10 @@ where
                 refused.get_or_init(|| refusal.to_string());
             }
         }
-        let _none_is_sent = ends.lock();
+        let _guard = drivers_gate.lock();
         drop((connection, asked));
     });
-    Ok(Connected { sender, ending, streams, refusal, refresh, _driver: driver })
+    Ok(Connected { sender, gate, streams, refusal, refresh, _driver: driver })
 }
 
 /// An error with what is behind it, each once.
@@ -311,7 +338,7 @@ mod tests {
         let connector = Connector::new(&PeerEndpoint::at(uri.parse().unwrap())).unwrap();
         for round in 0..3000 {
             let connected = connector.connect(1 << 20).await.unwrap();
-            // Right after the driver has seen the refusal it drops its end. Without the lock one of some 200 calls hung.
+            // The driver drops its receivers right after it has seen the refusal: that moment is aimed at.
             block_in_place(|| {
                 let began = Instant::now();
                 while connected.refusal.get().is_none() && began.elapsed() < Duration::from_secs(1) {

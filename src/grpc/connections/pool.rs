@@ -6,7 +6,7 @@
 //! streams is known before it could be hit; where all connections are at that limit more are made, up to [`MOST`].
 
 use super::connection::{Connection, ExpectedStore, Lease, OtherStore, id_in};
-use super::connector::{Connector, http2, said};
+use super::connector::{ConnectError, Connector, OtherProtocol, http2, said};
 use crate::pb::v1;
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared};
@@ -43,7 +43,10 @@ pub(super) struct Maker {
 impl Maker {
     async fn make(self: Arc<Self>, window: u32) -> Result<Arc<Connection>, Status> {
         let connected = self.connector.connect(window).await;
-        let connected = connected.map_err(|why| Status::unavailable(format!("cannot connect: {why}")))?;
+        let connected = connected.map_err(|why| match why {
+            ConnectError::OtherProtocol(other) => not_grpc(other),
+            ConnectError::Failed(why) => Status::unavailable(format!("cannot connect: {why}")),
+        })?;
         let connection = Arc::new(Connection::new(connected, self.silence));
         if self.expected.get().is_none() {
             return Ok(connection);
@@ -74,7 +77,7 @@ impl Maker {
         if connection.has_answered() || connection.refusal().is_some() {
             return status;
         }
-        self.connector.spoken().await.map_or(status, Status::unavailable)
+        self.connector.spoken().await.map_or(status, not_grpc)
     }
 }
 
@@ -256,6 +259,12 @@ pub struct NotProcessed;
 
 fn other_store(other: OtherStore) -> Status {
     let mut status = Status::failed_precondition(other.to_string());
+    status.set_source(Arc::new(other));
+    status
+}
+
+fn not_grpc(other: OtherProtocol) -> Status {
+    let mut status = Status::unavailable(other.to_string());
     status.set_source(Arc::new(other));
     status
 }
