@@ -44,7 +44,7 @@ pub(super) struct GetArgs {
 pub(super) async fn get(args: GetArgs) -> Result<Exit, CommandError> {
     let address = args.store.address()?;
     let store = address.store()?;
-    let Some(blob) = Meant::parse(&args.blob)?.resolve(&store, &address).await? else {
+    let Some(blob) = RefArgument::parse(&args.blob)?.resolve(&store, &address).await? else {
         return Err(CommandError::new(Exit::No, format!("no blob of {} begins with {}", address.url(), args.blob)));
     };
     let fetched = match store.fetch(blob, ByteRange::default()).await {
@@ -223,11 +223,11 @@ pub(super) struct StatArgs {
 pub(super) async fn stat(args: StatArgs) -> Result<Exit, CommandError> {
     let address = args.store.address()?;
     let store = address.store()?;
-    let meant = args.blobs.iter().map(|text| Meant::parse(text)).collect::<Result<Vec<_>, _>>()?;
+    let refs = args.blobs.iter().map(|text| RefArgument::parse(text)).collect::<Result<Vec<_>, _>>()?;
     let encoder = Encoder::new()?;
-    let (mut blobs, mut missing) = (Vec::with_capacity(meant.len()), 0u64);
-    for (meant, text) in meant.iter().zip(&args.blobs) {
-        match meant.resolve(&store, &address).await? {
+    let (mut blobs, mut missing) = (Vec::with_capacity(refs.len()), 0u64);
+    for (typed, text) in refs.iter().zip(&args.blobs) {
+        match typed.resolve(&store, &address).await? {
             Some(blob) => blobs.push(blob),
             None => {
                 missing += 1;
@@ -256,13 +256,13 @@ pub(super) async fn stat(args: StatArgs) -> Result<Exit, CommandError> {
     Ok(if missing == 0 { Exit::Ok } else { Exit::No })
 }
 
-/// What somebody types for a blob.
-enum Meant {
+/// A ref, or the beginning of one, as it is typed.
+enum RefArgument {
     Ref(BlobRef),
     Prefix(RefPrefix),
 }
 
-impl Meant {
+impl RefArgument {
     fn parse(text: &str) -> Result<Self, CommandError> {
         match (text.parse(), RefPrefix::parse(text)) {
             (Ok(blob), _) => Ok(Self::Ref(blob)),
@@ -278,7 +278,7 @@ impl Meant {
             Self::Ref(blob) => return Ok(Some(*blob)),
             Self::Prefix(prefix) => prefix,
         };
-        let range = EnumerateRange { after: prefix.as_str().to_owned(), until: prefix.end(), limit: Some(2) };
+        let range = EnumerateRange { limit: Some(2), ..EnumerateRange::beginning_with(prefix.as_str()) };
         let listed = async { store.enumerate(range).await?.try_collect::<Vec<_>>().await }.await;
         let pages = match listed {
             Ok(pages) => pages,

@@ -4,6 +4,7 @@ use super::failures::cause_name;
 use super::progress::to_stderr;
 use super::table::Table;
 use super::{CommandError, Exit, ReplicatorArg, of_replicator, output};
+use crate::blob::RefPrefix;
 use crate::client::{Address, ClientError, Replicator};
 use crate::pb::Encoder;
 use crate::pb::v1;
@@ -34,7 +35,7 @@ const MESSAGE: usize = 100;
 /// Arguments of `wait`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  blobferry wait sha256-2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824
+  blobferry wait sha256-2cf24dba
   blobferry put --verbose --announce http://127.0.0.1:7070 ./src | blobferry wait --timeout 5min -
   blobferry wait --token 01J00000000000000000000000
   blobferry wait --source-store primary --route primary_to_backup --timeout 0s - < refs.txt
@@ -44,9 +45,9 @@ when waiting is of no use, because blobs are parked, discarded, or not queued at
 of stdin the first word is a ref. While the replicator restarts, it goes on waiting.
 
 Exit codes: 0 all are confirmed; 2 usage, such as what is no ref; 3 unreachable; 4 the time is over, or the \
-token is not known; 5 some will not be confirmed by waiting.")]
+token is not known, or no known ref begins so; 5 some will not be confirmed by waiting.")]
 pub(super) struct WaitArgs {
-    /// The blobs' refs; `-` reads them from stdin.
+    /// The blobs' refs, or their beginnings with 8 digits or more; `-` reads whole ones from stdin.
     #[arg(value_name = "REF", required_unless_present = "token", conflicts_with = "token")]
     blobs: Vec<String>,
     /// The token that EnqueueBlobs answered with, in place of refs.
@@ -94,7 +95,10 @@ pub(super) async fn wait(args: WaitArgs) -> Result<Exit, CommandError> {
     // What stdin brings is waited for as it comes, ten thousand at a time.
     let mut reading = JoinSet::new();
     let (sender, mut lines) = mpsc::channel(AHEAD);
-    let blobs = args.blobs;
+    let mut blobs = args.blobs;
+    for blob in blobs.iter_mut().filter(|blob| RefPrefix::parse(blob).is_some()) {
+        *blob = barrier.meant(blob).await?;
+    }
     reading.spawn_blocking(move || read(blobs, &sender));
     let mut page = Vec::new();
     while lines.recv_many(&mut page, PAGE).await > 0 {
@@ -146,6 +150,15 @@ struct Barrier {
 }
 
 impl Barrier {
+    /// The whole ref, of its beginning.
+    async fn meant(&mut self, prefix: &str) -> Result<String, CommandError> {
+        let request = v1::ExplainBlobRequest { r#ref: prefix.to_owned(), skip_stores: false };
+        match self.replicator.explain_blob(request).await {
+            Ok(answer) => Ok(answer.r#ref),
+            Err(error) => Err(of_replicator(&self.address, error).await),
+        }
+    }
+
     /// Waits for these, or for the token's, and tells what came of it.
     async fn page(&mut self, refs: Vec<String>) -> Result<(), CommandError> {
         self.request.refs = refs;

@@ -49,7 +49,7 @@ pub(super) async fn ask(peer: Option<&Arc<Peer>>, store: &str, blobs: &[BlobRef]
 
 /// Some refs of those that the store holds and that begin so; `None` where it did not list them, in time or at all.
 pub(super) async fn beginning_with(peer: &Arc<Peer>, prefix: &RefPrefix, most: usize) -> Option<Vec<BlobRef>> {
-    let range = EnumerateRange { after: prefix.as_str().to_owned(), until: prefix.end(), limit: Some(most as u64) };
+    let range = EnumerateRange { limit: Some(most as u64), ..EnumerateRange::beginning_with(prefix.as_str()) };
     let listed = async {
         if !peer.identified().await || peer.info().is_some_and(|info| !info.abilities.enumerate) {
             return None;

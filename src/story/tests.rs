@@ -472,6 +472,27 @@ async fn the_story_is_told_in_every_state() {
 }
 
 #[tokio::test]
+async fn the_story_says_when_a_missing_blob_is_given_up() {
+    let lab = Lab::new(&["a_b"]).await;
+    lab.announce("a_b", 0..1).await;
+    let summary = async || lab.story.explain(blob(0), true).await.unwrap().routes[0].summary.clone();
+    let missed = |outcome| match outcome {
+        Outcome::Retry { due, failure, .. } => Outcome::Retry {
+            due,
+            failure: Failure { kind: FaultKind::MissingAtSource, peer: "a".to_owned(), ..failure },
+            weight: Weight(0),
+        },
+        other => other,
+    };
+    lab.settle("a_b", 1, missed(retry())).await;
+    assert!(summary().await.ends_with("; it is parked if it stays missing for 2 h more"), "{}", summary().await);
+    // What it met last was something else.
+    lab.announce("a_b", 0..1).await;
+    lab.settle("a_b", 1, retry()).await;
+    assert!(!summary().await.contains("stays missing"), "{}", summary().await);
+}
+
+#[tokio::test]
 async fn the_story_says_what_keeps_a_blob_from_being_copied() {
     let lab = Lab::new(&["a_b"]).await;
     lab.put("a", 0).await;

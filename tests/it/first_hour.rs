@@ -432,7 +432,7 @@ fn a_refs_beginning_is_enough_to_read_and_never_to_discard() {
     let said = printed(&["explain", "--replicator", &at, hello]);
     assert!(said.starts_with(&format!("{whole}: not queued\n")), "{said}");
     printed(&["put", "--store", &store, "--announce", &at, &files[0]]);
-    printed(&["wait", "--replicator", &at, &whole]);
+    printed(&["wait", "--replicator", &at, hello]);
     let said = printed(&["explain", "--replicator", &at, "--no-stores", hello]);
     assert!(said.starts_with(&format!("{whole}: confirmed\n")), "{said}");
     assert!(said.contains(" after it was queued\n") && said.contains("\n               queued 20"), "{said}");
@@ -452,7 +452,9 @@ fn a_refs_beginning_is_enough_to_read_and_never_to_discard() {
             "a sha256 digest has 64 hex digits, not 8",
         ),
         (vec!["failures", "retry", "--replicator", &at, "--ref", hello], 2, "a sha256 digest has 64 hex digits, not 8"),
-        (vec!["wait", "--replicator", &at, hello], 2, "a sha256 digest has 64 hex digits, not 8"),
+        (vec!["wait", "--replicator", &at, twins], 2, "several refs begin with sha256-b3de1bbe"),
+        (vec!["wait", "--replicator", &at, "sha256-00000000"], 4, "whose ref begins with sha256-00000000"),
+        (vec!["stat", "--store", &store, "sha256-00000000", hello], 4, "sha256-00000000 missing"),
     ] {
         let (found, said) = failed(&arguments);
         assert_eq!(found, Some(code), "{arguments:?}: {said}");

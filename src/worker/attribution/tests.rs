@@ -1,4 +1,6 @@
-use super::{Attribution, ENOUGH, FailedAttempt, MANY, MAX_LONE, MEMORY, SAMPLE, answer, charge_threshold, doubts};
+use super::{
+    Attribution, ENOUGH, FailedAttempt, MANY, MAX_LONE, MEMORY, SAMPLE, answer, charge_threshold, charged, doubts,
+};
 use crate::blob::BlobMeta;
 use crate::clock::Monotonic;
 use crate::fault::{FailureClass, FaultKind, Side};
@@ -37,6 +39,9 @@ fn an_answer_weighs_so_much_that_park_after_of_them_park() {
         let (each, enough) = (answer(park_after), charge_threshold(park_after));
         assert!(each.0 * park_after >= enough.0, "{park_after}");
         assert!(each.0 * (park_after - 1) < enough.0, "{park_after}");
+        // What people are shown reaches `park_after` with the last of them, and not before.
+        let shown = |answers: u32| charged(Weight(each.0 * answers), park_after);
+        assert!(shown(park_after) >= f64::from(park_after) && shown(park_after - 1) < f64::from(park_after));
         let mut attribution = Attribution::default();
         assert_eq!(attribution.weigh(&of(&entries::entry(1), ANSWER, 1), park_after), each);
         assert_eq!(attribution.weigh(&of(&entries::entry(1), FailureClass::Panicked, 1), park_after), each);
