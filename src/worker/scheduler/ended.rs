@@ -115,32 +115,38 @@ impl Scheduler {
         step: &mut Step<'_>,
     ) {
         self.pack_size.took(took);
-        // Where nothing of it arrived, doubtful answers may be the peer's to anything.
-        let is_good = ends.iter().any(|(_, end)| matches!(end, EntryEnd::Copied(_)));
         let (mut confirmed, mut duplicates) = (0, 0);
+        // What the pack as a whole came to at a side, and what was answered for one of its blobs and may be the peer's.
         let mut failed: [Option<CopyError>; 2] = [None, None];
+        let mut doubtful: [Option<(CopyError, bool)>; 2] = [None, None];
         let mut again: Vec<WaitingClaim> = Vec::new();
         for (place, (claim, end)) in ends.into_iter().enumerate() {
             let at = Some((id, place));
             let entry = claim.entry();
+            let is_first = doubts(entry) == 0;
             match end {
                 EntryEnd::Copied(copied) => {
                     confirmed += 1;
                     duplicates += usize::from(!copied.was_new);
-                    self.tried(job.feed, true, true);
+                    self.tried(job.feed, entry.attempts == 0, true);
                     for side in Peers::SIDES {
-                        self.attribution.succeeded(side, job.began.monotonic, 0);
+                        self.attribution.succeeded(side, job.began.monotonic, doubts(entry));
                     }
                     self.confirm(at, claim, copied, step);
                 }
                 EntryEnd::Alone(size) => {
                     again.push(WaitingClaim { size: size.or(entry.size), claim, fellows: 1, refusals: 0 });
                 }
-                EntryEnd::Failed(error) if is_own(error.class, is_good) => {
-                    self.tried(job.feed, true, false);
-                    // A doubtful one stands amid others that arrived by the same call: that tells nothing against the peer.
-                    if let FailureClass::Answer { .. } = error.class {
-                        self.peer_failed(error.side, job, true, &error, step);
+                EntryEnd::Failed(error) if is_own(error.class) => {
+                    self.tried(job.feed, entry.attempts == 0, false);
+                    match error.class {
+                        FailureClass::Answer { .. } => self.peer_failed(error.side, job, is_first, &error, step),
+                        FailureClass::Doubtful => {
+                            let of_side = &mut doubtful[attribution::index(error.side)];
+                            let before = of_side.as_ref().is_some_and(|(_, is_first)| *is_first);
+                            *of_side = Some((error.clone(), is_first || before));
+                        }
+                        _ => {}
                     }
                     self.fail(at, claim, error, step);
                 }
@@ -181,6 +187,11 @@ impl Scheduler {
                 self.peer_failed(side, job, true, &error, step);
                 self.ask_in_doubt(side, step);
             }
+        }
+        // Amid others that arrived by the same call it tells nothing against the peer; where none did, it is one failure.
+        for (error, is_first) in doubtful.into_iter().flatten().filter(|_| confirmed == 0) {
+            self.peer_failed(error.side, job, is_first, &error, step);
+            self.ask_in_doubt(error.side, step);
         }
         for waiter in again.into_iter().rev() {
             self.line_up_again(job.feed, waiter);
@@ -408,11 +419,11 @@ impl Scheduler {
     }
 }
 
-/// Whether an answer of a pack is its entry's own: as when it was copied alone.
-fn is_own(class: FailureClass, is_good: bool) -> bool {
+/// Whether what was answered for one blob of a pack is its entry's own, as when it is copied alone. Whose fault it is, the
+/// peer's or the blob's, is for [`attribution`] to tell in both cases.
+fn is_own(class: FailureClass) -> bool {
     match class {
-        FailureClass::Answer { .. } | FailureClass::Panicked => true,
-        FailureClass::Doubtful | FailureClass::Cut => is_good,
+        FailureClass::Answer { .. } | FailureClass::Panicked | FailureClass::Doubtful | FailureClass::Cut => true,
         FailureClass::Overloaded { .. } | FailureClass::TimedOut | FailureClass::NotProcessed => false,
     }
 }

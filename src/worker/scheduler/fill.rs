@@ -274,7 +274,8 @@ impl Scheduler {
     fn claim_for_scouts(&mut self, step: &mut Step<'_>) {
         for class in Class::ALL.into_iter().filter(|class| !class.retry) {
             if self.wants_scout(class) && self.classes[class.index()].scouted.len() == 0 {
-                self.claim_scouted(class, if self.capabilities.packs() { packs::FEWER } else { 1 }, step);
+                let most = if self.capabilities.packs() { packs::PACK_ITEMS } else { 1 };
+                self.claim_scouted(class, self.scouts[lane_index(class.lane)].claims(most), step);
             }
         }
     }

@@ -2,10 +2,11 @@
 //! count for in the bytes that a route may hold in memory.
 
 use crate::blob::DigestFunction;
-use crate::fault::Side;
+use crate::fault::{FaultKind, Side};
 use crate::peer::state::PeerState;
-use crate::queue::Entry;
+use crate::queue::{Entry, Failure};
 use std::time::Duration;
+use tonic::Code;
 
 /// Blobs in a pack, at most: more gain nothing, and share the fate of a broken stream.
 pub(in crate::worker) const PACK_ITEMS: usize = 256;
@@ -69,10 +70,11 @@ impl RouteCapabilities {
         self.blob_bytes > 0
     }
 
-    /// Whether an entry may be packed, as far as itself is concerned. Repairs and whoever has failed go alone: they ask, or are
-    /// read back. A blob of unknown size may turn out to be too large, and goes alone then.
+    /// Whether an entry may be packed, as far as itself is concerned. Repairs go alone: they are read back. A blob of unknown
+    /// size may turn out to be too large, and goes alone then.
     pub(super) fn takes(&self, entry: &Entry) -> bool {
-        self.packs() && !entry.repair && entry.attempts == 0 && entry.size.is_none_or(|size| size <= self.blob_bytes)
+        let may_share = entry.failure.as_ref().is_none_or(|failure| !ends_packs(failure));
+        self.packs() && !entry.repair && may_share && entry.size.is_none_or(|size| size <= self.blob_bytes)
     }
 
     /// The side that does not list an entry's digest function, and what it lists.
@@ -81,6 +83,23 @@ impl RouteCapabilities {
         let mut refusing = sides.filter(|(_, listed)| !listed.is_empty() && !listed.contains(&function));
         refusing.next().map(|(side, listed)| (side, listed.as_slice()))
     }
+}
+
+/// Whether a failure would have been the end of a whole pack, or asks for a copy of its own: silence, a broken connection, a
+/// panic, too little room for even one, a destination whose word was wrong. Anything else a peer answers for one blob of a
+/// pack.
+fn ends_packs(failure: &Failure) -> bool {
+    let of_its_own = matches!(
+        failure.kind,
+        FaultKind::ConnectionCut
+            | FaultKind::TooSlow
+            | FaultKind::NotConfirmed
+            | FaultKind::SourceOverloaded
+            | FaultKind::DestinationOverloaded
+            | FaultKind::Panicked
+            | FaultKind::DestinationConfirmedOther
+    );
+    of_its_own || failure.code == Some(Code::DeadlineExceeded)
 }
 
 /// How large packs are, in bytes and in blobs: as large as gets through fast.
@@ -179,6 +198,7 @@ mod tests {
     use crate::queue::Entry;
     use crate::worker::simulation::entries;
     use std::time::Duration;
+    use tonic::Code;
 
     #[test]
     fn packs_grow_while_they_are_fast_and_shrink_when_they_are_slow() {
@@ -212,13 +232,20 @@ mod tests {
     }
 
     #[test]
-    fn repairs_and_those_that_failed_go_alone_and_so_do_large_ones() {
+    fn repairs_go_alone_and_so_do_large_ones_and_what_would_end_a_pack() {
         let route = can(64 << 10, &[]);
         let entry = |size| Entry { size, ..entries::entry(1) };
         assert!(route.takes(&entry(Some(0))) && route.takes(&entry(Some(64 << 10))) && route.takes(&entry(None)));
         assert!(!route.takes(&entry(Some((64 << 10) + 1))));
         assert!(!route.takes(&Entry { repair: true, ..entry(Some(1)) }));
-        assert!(!route.takes(&entries::failed(1, FaultKind::ShortRead, 1)));
+        assert!(route.takes(&entries::failed(1, FaultKind::ShortRead, 1)));
+        for kind in [FaultKind::ConnectionCut, FaultKind::NotConfirmed, FaultKind::DestinationConfirmedOther] {
+            assert!(!route.takes(&entries::failed(1, kind, 1)), "{kind}");
+        }
+        let mut silent = entries::failed(1, FaultKind::DestinationUnavailable, 1);
+        assert!(route.takes(&silent));
+        silent.failure.as_mut().unwrap().code = Some(Code::DeadlineExceeded);
+        assert!(!route.takes(&silent));
         assert!(!can(0, &[]).takes(&entry(Some(0))));
     }
 

@@ -14,6 +14,9 @@ const MEMORY: f64 = 1.0 / 16.0;
 /// Scouts for each worker at the head.
 const SCOUTS: usize = 3;
 
+/// Entries that a walk begins with.
+const FEW: usize = 16;
+
 /// How a walk of the scouts goes on.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum WalkOrder {
@@ -30,7 +33,7 @@ pub(super) struct Scout {
     useful: f64,
     walk: u64,
     way: WalkOrder,
-    /// Where a walk from a random place began, and whether it found anything good.
+    /// Where a walk from a random place began, and whether the walk found anything good.
     start: Option<Seq>,
     found: bool,
     /// Whether the next walk begins at the newest.
@@ -64,6 +67,11 @@ impl Scout {
             WalkOrder::Down(seq) => ClaimOrder::Before(seq),
             WalkOrder::Up(seq) => ClaimOrder::After(seq),
         }
+    }
+
+    /// How many to claim next, of so many at most where a walk goes well: few, until one of them succeeded.
+    pub(super) fn claims(&self, most: usize) -> usize {
+        if self.found { most } else { most.min(FEW) }
     }
 
     /// The walk that goes on there.
@@ -120,7 +128,7 @@ impl Scout {
 
 #[cfg(test)]
 mod tests {
-    use super::Scout;
+    use super::{FEW, Scout};
     use crate::queue::{ClaimOrder, Seq};
 
     #[test]
@@ -141,6 +149,7 @@ mod tests {
     fn a_walk_goes_on_from_what_was_good_in_both_directions() {
         let mut scout = Scout::default();
         assert_eq!(scout.order(), ClaimOrder::Newest);
+        assert_eq!(scout.claims(256), FEW);
         scout.claimed(0, Seq(90), Seq(80));
         assert_eq!(scout.order(), ClaimOrder::Before(Seq(80)));
         scout.tried(Some(0), false, 0.25);
@@ -149,7 +158,7 @@ mod tests {
         assert_eq!(scout.walk(), 1, "what an earlier walk brought says nothing of this one");
         scout.claimed(1, Seq(40), Seq(44));
         scout.tried(Some(1), true, 0.0);
-        assert_eq!(scout.order(), ClaimOrder::After(Seq(44)));
+        assert_eq!((scout.order(), scout.claims(256), scout.claims(1)), (ClaimOrder::After(Seq(44)), 256, 1));
         scout.tried(Some(1), false, 0.0);
         assert_eq!(scout.order(), ClaimOrder::Before(Seq(40)), "and back to where it began");
         scout.found_nothing(2, 0.5);

@@ -6,6 +6,7 @@ use super::{Effect, InFlight, Job, JobId, Peers, Scheduler, Step, lane_index};
 use crate::clock::Monotonic;
 use crate::fault::FaultKind;
 use crate::limits::Charge;
+use crate::queue::Entry;
 
 /// A blob from so many bytes on is asked for before it is sent, where both sides can be asked: that costs a moment, and to
 /// send it in vain would cost much more.
@@ -16,6 +17,13 @@ struct OpenPack {
     waiters: Vec<WaitingClaim>,
     load: Load,
     charge: Charge,
+}
+
+/// Whether a blob may have arrived by an earlier attempt whose answer was lost. A destination whose word was wrong is not
+/// asked.
+fn may_be_there(entry: &Entry) -> bool {
+    let other = FaultKind::DestinationConfirmedOther;
+    entry.attempts > 0 && entry.failure.as_ref().is_none_or(|failure| failure.kind != other)
 }
 
 impl Scheduler {
@@ -53,7 +61,7 @@ impl Scheduler {
         // Who is about to have something keeps its share.
         let is_coming = |class: Class| self.classes[class.index()].claiming.contains(&true);
         let has_work = |class: Class| feeds[class.index()].is_some() || is_coming(class);
-        // Retries go alone, and share peers and processors with the packs of what was never tried.
+        // Retries that go alone share peers and processors with the packs of what was never tried.
         let has_packs = |class: Class| {
             let state = &self.classes[class.index()];
             let waits = !state.head.of(Kind::Packed).is_empty() || !state.scouted.of(Kind::Packed).is_empty();
@@ -106,10 +114,7 @@ impl Scheduler {
 
     pub(super) fn start_alone(&mut self, feed: Feed, waiter: WaitingClaim, charge: Charge, step: &mut Step<'_>) {
         let WaitingClaim { claim, size, refusals, .. } = waiter;
-        let entry = claim.entry();
-        // It may have arrived by an earlier attempt whose answer was lost. A destination whose word was wrong is not asked.
-        let other = FaultKind::DestinationConfirmedOther;
-        let may_be_there = entry.attempts > 0 && entry.failure.as_ref().is_none_or(|failure| failure.kind != other);
+        let may_be_there = may_be_there(claim.entry());
         let is_large = self.capabilities.stat && size.is_some_and(|size| size >= ASK_FROM_BYTES);
         let job = Job {
             id: self.next_job(),
@@ -155,13 +160,14 @@ impl Scheduler {
         }
         if let Some(OpenPack { waiters, load, charge }) = open {
             let refusals = waiters.iter().map(|waiter| waiter.refusals).max().unwrap_or(0);
+            let may_be_there = waiters.iter().any(|waiter| may_be_there(waiter.claim.entry()));
             let job = Job {
                 id: self.next_job(),
                 kind: Kind::Packed,
                 claims: waiters.into_iter().map(|waiter| waiter.claim).collect(),
                 size: None,
                 max_blob_bytes: blob_bytes,
-                ask_first: self.capabilities.stat && self.duplicates.is_high(),
+                ask_first: self.capabilities.stat && (may_be_there || self.duplicates.is_high()),
                 charge,
                 is_try: false,
             };
