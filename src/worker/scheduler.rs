@@ -16,7 +16,9 @@
 //! - **Packs.** Small blobs go in packs where both peers can; what is ready, and nothing waits for a pack to fill. `workers`
 //!   is the number of blobs copied alone at a time, and again the number of packs: neither kind waits for the other, and each
 //!   has half of the route's bytes in flight. So that large blobs which stand first do not hide small ones, some entries are
-//!   claimed ahead. What fails as a pack says nothing of any blob in it: they go in smaller packs next, and alone in the end.
+//!   claimed ahead. What a peer answers for one blob of a pack is that blob's, as when it is copied alone, and its next attempt
+//!   goes in a pack as well. What fails as a pack says nothing of any blob in it: they go in smaller packs next, and alone in
+//!   the end.
 //! - **Workers.** A copy that only waits, for its confirmation or for bytes that trickle, is no worker's any more, up to three
 //!   times `workers`.
 //! - **Pauses.** [`Pause`] says why nothing more is started. Whatever stops copying releases what was claimed ahead.
