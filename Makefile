@@ -21,7 +21,7 @@ SYNC_BLOBS ?= 100000
 MODEL_OPS ?= 50000
 HISTORIES ?= 1000
 
-.PHONY: help build demo test test-slow kill powerloss diskfull sync field bench instructions queue-bench tracing-bench model simulate image-check dist dist-check lint proto-lint proto-baseline doc clean
+.PHONY: help build demo test test-slow kill powerloss diskfull sync field bench instructions queue-bench tracing-bench model simulate image-check dist dist-check lint proto-lint proto-baseline doc book clean
 
 help: ## Show what can be made.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -61,7 +61,7 @@ sync: ## Have a full sync compare two stores of N blobs each (make sync N=100000
 field: ## Measure what load shedding, errors and hopeless entries cost, or evict N announced blobs (make field N=1000000).
 	@$(CARGO) bench --bench field -- $(if $(N),--evicted $(N)) $(ARGS)
 
-bench: ## Measure speed and memory, each figure beside its floor, for at most 90 minutes (ARGS="--quick", "--rounds 5", "--only small").
+bench: ## Measure speed and memory, each figure beside its floor; no round begins after 90 minutes (ARGS="--quick", "--rounds 5", "--only small").
 	@$(CARGO) bench --bench wire -- $(ARGS)
 
 instructions: ## Count the instructions of the pure core, and compare them with those that are committed.
@@ -105,6 +105,9 @@ proto-baseline: ## Take the protocol as it is for the baseline of compatibility;
 
 doc: ## Build the documentation of the code.
 	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --document-private-items
+
+book: ## Build the documentation as a book, in target/book (mdbook is compiled once).
+	@scripts/book
 
 clean: ## Delete what was built (RocksDB takes minutes to compile again).
 	@rm -rf "$(TARGET)"

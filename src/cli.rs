@@ -233,6 +233,7 @@ async fn until(
 mod tests {
     use super::Cli;
     use clap::{CommandFactory, Parser};
+    use std::collections::BTreeMap;
 
     #[test]
     fn the_arguments_are_consistent() {
@@ -252,6 +253,43 @@ mod tests {
             }
         }
         check(&Cli::command());
+    }
+
+    /// The commands that do something, each by its words.
+    fn leaves(command: &clap::Command) -> Vec<(String, clap::Command)> {
+        let inner = command.get_subcommands().filter(|inner| !inner.is_hide_set() && inner.get_name() != "help");
+        inner
+            .flat_map(|inner| match inner.has_subcommands() {
+                false => vec![(inner.get_name().to_owned(), inner.clone())],
+                true => {
+                    let name = |(name, leaf): (String, clap::Command)| (format!("{} {name}", inner.get_name()), leaf);
+                    leaves(inner).into_iter().map(name).collect()
+                }
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_documentation_has_every_command_and_only_options_that_exist() {
+        let text = include_str!("../docs/commands.md");
+        let mut missing: BTreeMap<String, clap::Command> = leaves(&Cli::command()).into_iter().collect();
+        assert!(missing.len() > 25, "{:?}", missing.keys());
+        for row in text.lines().filter(|line| line.starts_with("| `blobferry ")) {
+            let codes: Vec<&str> = row.split('`').skip(1).step_by(2).collect();
+            let is_name = |word: &&str| word.chars().all(|c| c.is_ascii_lowercase());
+            let words: Vec<&str> = codes[0].split(' ').skip(1).take_while(is_name).collect();
+            let command = missing.remove(&words.join(" "));
+            let command =
+                command.unwrap_or_else(|| panic!("there is no such command, or it stands there twice: {row}"));
+            let options = codes
+                .iter()
+                .flat_map(|code| code.split([' ', '[', ']', '=']))
+                .filter_map(|word| word.strip_prefix("--"));
+            for option in options {
+                assert!(command.get_arguments().any(|known| known.get_long() == Some(option)), "--{option}: {row}");
+            }
+        }
+        assert!(missing.is_empty(), "docs/commands.md lacks {:?}", missing.keys());
     }
 
     #[test]

@@ -22,7 +22,7 @@
 //! ```
 //!
 //! `main` reads the variables, once, before anything runs. While nothing is armed a place costs one relaxed load. This is the
-//! one global of the program: a fault must reach every floor, and handing it through every constructor would change the code
+//! one global of the program: a fault must reach every layer, and handing it through every constructor would change the code
 //! that is to be tested.
 //!
 //! Not the crate `fail`: it cannot abort, its delay blocks the runtime's thread, it does not tell what fired, and when

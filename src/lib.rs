@@ -1,8 +1,42 @@
 //! blobferry keeps one content-addressed blob store an exact, verified, asynchronous copy of another.
 //!
-//! ARCHITECTURE.md draws the floors that these modules stand on, and one blob's way through them.
+//! It is a gRPC service between a source and a destination store. It keeps no blob: what it keeps is a queue of refs that still
+//! have to be copied, and it takes a ref off the queue only when the destination has confirmed the blob. What it promises, and
+//! how it is run, stands in README.md and `docs/`; ARCHITECTURE.md draws the picture.
+//!
+//! # One blob's way through
+//!
+//! 1. [`service`] takes the announcement, [`announce`] finds its routes, and one durable [`queue::Queue::push`] writes an entry
+//!    for each. Only then is it answered.
+//! 2. A [`worker`] claims the entry, and has [`copy`] stream the blob from the one [`store::Store`] to the other, through a
+//!    [`blob::Verifier`].
+//! 3. [`queue::Queue::settle`] takes the entry off, when the destination's answer is what was sent. What failed is weighed,
+//!    tried again, and in the end parked; only the queue retries.
+//!
+//! A full sync ([`sync`]) is another way in: it compares the two stores and pushes what is missing. Nothing else starts a copy.
+//!
+//! # Layers
+//!
+//! Each layer stands on the one before it. ARCHITECTURE.md has the order within them, and a test holds every file to it.
+//!
+//! - **Foundations**: words and decisions that all others share ([`blob`], [`fault`], [`backoff`], [`breaker`],
+//!   [`concurrency`], [`limits`], [`config`], [`metrics`], the wire types of [`pb`]), and the few ways to the machine that every
+//!   layer may need ([`clock`], [`failpoint`], [`telemetry`]).
+//! - **Ports**: the traits [`store::Store`] and [`queue::Queue`], what they promise, the suites that hold implementations to it,
+//!   and the implementations: disk, memory and remote stores, the queue in RocksDB. [`grpc`] has channels, the server, and
+//!   the one table of errors.
+//! - **Work**: [`worker`], [`copy`], [`sync`], [`announce`], [`peer`], [`overrides`], [`status`] and [`story`].
+//! - **Surfaces**: [`service`], [`store_server`] and [`http`]: decode, call, encode.
+//! - **Assembly**: [`app`] builds all of it and runs it; [`cli`] is the commands, [`client`] what they speak through, and
+//!   [`demo`] the whole in one process.
+//!
+//! # Where to begin
+//!
+//! A module's header is its design: invariants, what lies on disk, what a crash leaves. [`queue`] and [`store`] say what must
+//! hold, [`worker`] how a copy is decided on, [`fault`] what an error says and of whom. What decides is plain synchronous code,
+//! with its tests beside it; what does I/O sits behind a trait.
 
-// Floor 0: foundations
+// Layer: foundations
 pub mod backoff;
 pub mod blob;
 pub mod breaker;
@@ -18,11 +52,11 @@ pub mod metrics;
 pub mod pb;
 pub mod telemetry;
 mod words;
-// Floor 1: ports
+// Layer: ports
 pub mod grpc;
 pub mod queue;
 pub mod store;
-// Floor 2: work
+// Layer: work
 pub mod announce;
 pub mod copy;
 pub mod overrides;
@@ -31,11 +65,11 @@ pub mod status;
 pub mod story;
 pub mod sync;
 pub mod worker;
-// Floor 3: surfaces
+// Layer: surfaces
 pub mod http;
 pub mod service;
 pub mod store_server;
-// Floor 4: assembly
+// Layer: assembly
 pub mod app;
 pub mod cli;
 pub mod client;

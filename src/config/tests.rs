@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod documented;
+
 use super::read::{size, size_text};
 use super::tree::Scalar;
 use super::{Config, ConfigError, CopyParent, LogFormat, LogLevel, RouteConfig, Share, TracingConfig};

@@ -4,7 +4,7 @@
 //! connection, so a stalled blob on one would hold up all others. Control calls have a connection of their own and get
 //! through whatever the data does. Nothing here retries a call that was sent.
 //!
-//! Every wait has a limit, and its message names the setting; the table of them is docs/CONNECTIONS.md.
+//! Every wait has a limit, and its message names the setting; the table of them is docs/connections.md.
 //!
 //! HTTP/2's own pings are not sent: servers close connections of clients that send them often, and TCP does as much. A call
 //! that is left without an answer retires its connection where nothing else came there either, so that the next one is

@@ -4,7 +4,7 @@
 //! many scrapers there are, one picture at a time is taken. What is counted all the while is read from its recorders as it is
 //! written down.
 //!
-//! `docs/METRICS.md` lists every metric, and a test holds it to what is written here. Labels are bounded by the configuration
+//! `docs/metrics.md` lists every metric, and a test holds it to what is written here. Labels are bounded by the configuration
 //! (routes, stores) or by the code (lanes, states, kinds, methods, status codes), never by what a peer says.
 
 mod process;

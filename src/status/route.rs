@@ -1,6 +1,6 @@
 //! How a route stands: a word and a sentence. Synchronous, and tested without a runtime.
 //!
-//! `docs/STATES.md` lists the states, and a test walks through it. Of several that apply, the first of [`RouteConditions::state`]
+//! `docs/states.md` lists the states, and a test walks through it. Of several that apply, the first of [`RouteConditions::state`]
 //! holds.
 
 use super::limiting::limiting;

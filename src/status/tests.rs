@@ -187,9 +187,9 @@ fn a_paused_route_says_who_paused_it_and_until_when_and_what_waits() {
     assert_eq!(idle.sentence.to_string(), "primary_to_backup: paused by eve@host since 10:02 UTC: 0 blobs wait");
 }
 
-/// The rows of the table of `docs/STATES.md`: the state, its sentence, the route's health, and what `--check` exits with.
+/// The rows of the table of `docs/states.md`: the state, its sentence, the route's health, and what `--check` exits with.
 fn documented() -> Vec<[String; 4]> {
-    let text = include_str!("../../docs/STATES.md");
+    let text = include_str!("../../docs/states.md");
     let rows = text.lines().filter(|line| line.starts_with("| `"));
     let cell = |cell: &str| cell.trim().trim_matches('`').to_owned();
     rows.map(|row| {

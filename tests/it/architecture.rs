@@ -1,27 +1,27 @@
-//! Every file of `src/` keeps to its floor, as ARCHITECTURE.md draws it, some folders have no import circle, and nothing above
+//! Every file of `src/` keeps to its layer, as ARCHITECTURE.md draws it, some folders have no import circle, and nothing above
 //! `app` asks the machine for the time or for a random number.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The floor of each listed module path, counted from the top.
-fn floors(text: &str) -> BTreeMap<String, usize> {
-    let block = text.split("```floors\n").nth(1).expect("ARCHITECTURE.md has a block of floors");
+/// The layer of each listed module path, counted from the top.
+fn layers(text: &str) -> BTreeMap<String, usize> {
+    let block = text.split("```layers\n").nth(1).expect("ARCHITECTURE.md has a block of layers");
     let block = block.split("```").next().expect("the block ends");
     block
         .lines()
         .enumerate()
-        .flat_map(|(floor, line)| line.split_whitespace().map(move |module| (module.to_owned(), floor)))
+        .flat_map(|(layer, line)| line.split_whitespace().map(move |module| (module.to_owned(), layer)))
         .collect()
 }
 
 /// The longest listed module that this path lies in.
-fn home<'a>(floors: &'a BTreeMap<String, usize>, path: &[&str]) -> Option<(&'a str, usize)> {
+fn home<'a>(layers: &'a BTreeMap<String, usize>, path: &[&str]) -> Option<(&'a str, usize)> {
     (1..=path.len())
         .rev()
-        .find_map(|len| floors.get_key_value(&path[..len].join("::")))
-        .map(|(module, floor)| (module.as_str(), *floor))
+        .find_map(|len| layers.get_key_value(&path[..len].join("::")))
+        .map(|(module, layer)| (module.as_str(), *layer))
 }
 
 fn module_path(file: &Path) -> Vec<String> {
@@ -98,10 +98,10 @@ fn source_files(dir: &Path, into: &mut Vec<PathBuf>) {
 /// A file's module path, and its source.
 type File = (Vec<String>, String);
 
-/// The floors, and every file but `lib.rs`.
+/// The layers, and every file but `lib.rs`.
 fn project() -> (BTreeMap<String, usize>, Vec<File>) {
     let top = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let floors = floors(&fs::read_to_string(top.join("ARCHITECTURE.md")).expect("ARCHITECTURE.md"));
+    let layers = layers(&fs::read_to_string(top.join("ARCHITECTURE.md")).expect("ARCHITECTURE.md"));
     let src = top.join("src");
     let mut files = Vec::new();
     source_files(&src, &mut files);
@@ -110,38 +110,104 @@ fn project() -> (BTreeMap<String, usize>, Vec<File>) {
         let path = module_path(file.strip_prefix(&src).expect("below src"));
         (path, fs::read_to_string(file).expect("a source file"))
     };
-    (floors, files.iter().map(read).filter(|(path, _)| path != &["lib"]).collect())
+    (layers, files.iter().map(read).filter(|(path, _)| path != &["lib"]).collect())
 }
 
 #[test]
-fn every_file_keeps_to_its_floor() {
-    let (floors, files) = project();
+fn every_file_keeps_to_its_layer() {
+    let (layers, files) = project();
     let mut wrong = Vec::new();
     for (own, source) in files {
         let own: Vec<&str> = own.iter().map(String::as_str).collect();
         let name = own.join("::");
-        let Some((own_home, own_floor)) = home(&floors, &own) else {
-            wrong.push(format!("{name}: stands on no floor; add it to ARCHITECTURE.md"));
+        let Some((own_home, own_layer)) = home(&layers, &own) else {
+            wrong.push(format!("{name}: stands in no layer; add it to ARCHITECTURE.md"));
             continue;
         };
         // A module's tests may use what stands below it, as the program does.
         let code = if is_test(&own) { String::new() } else { code_of(&source) };
         let root = if own == ["main"] { "blobferry::" } else { "crate::" };
         if code.contains(&format!("use {root}{{")) {
-            wrong.push(format!("{name}: one `use {root}…` for each module, so that its floor shows"));
+            wrong.push(format!("{name}: one `use {root}…` for each module, so that its layer shows"));
         }
         for path in imports(&code, root) {
             let path: Vec<&str> = path.iter().map(String::as_str).collect();
-            match home(&floors, &path) {
-                Some((target, floor)) if floor > own_floor => {
+            match home(&layers, &path) {
+                Some((target, layer)) if layer > own_layer => {
                     wrong.push(format!("{name}: {own_home} imports {target}, which stands below it"))
                 }
                 Some(_) => {}
-                None => wrong.push(format!("{name}: imports {} of no floor", path.join("::"))),
+                None => wrong.push(format!("{name}: imports {} of no layer", path.join("::"))),
             }
         }
     }
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+/// The rows of ARCHITECTURE.md's table: a layer's name, and where in the list it begins and ends.
+fn named_layers(text: &str, layers: &BTreeMap<String, usize>) -> BTreeMap<String, (usize, usize)> {
+    let rows = text.split("| Layer | What it is for |").nth(1).expect("a table of the layers").lines().skip(2);
+    let named = rows.take_while(|row| row.starts_with('|')).map(|row| {
+        let (name, modules) = row.trim_matches('|').split('|').next().unwrap().split_once(':').expect("modules");
+        let places: Vec<usize> = modules.split('`').skip(1).step_by(2).map(|module| layers[module]).collect();
+        (name.trim().to_owned(), (*places.iter().min().unwrap(), *places.iter().max().unwrap()))
+    });
+    named.collect()
+}
+
+#[test]
+fn lib_rs_has_the_layers_that_are_drawn() {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = fs::read_to_string(top.join("ARCHITECTURE.md")).expect("ARCHITECTURE.md");
+    let (layers, named) = (layers(&text), named_layers(&text, &layers(&text)));
+    let source = fs::read_to_string(top.join("src/lib.rs")).expect("src/lib.rs");
+    let (mut current, mut seen) = (String::new(), BTreeSet::new());
+    for line in source.lines() {
+        if let Some(name) = line.strip_prefix("// Layer: ") {
+            name.clone_into(&mut current);
+        } else if let Some(module) = line.trim_start_matches("pub ").strip_prefix("mod ") {
+            let module = module.trim_end_matches(';');
+            let (first, last) = named[&current];
+            assert!((first..=last).contains(&layers[module]), "{module} is not of the {current}");
+            seen.insert(module.to_owned());
+            assert!(
+                source.contains(&format!("//! - **{}{}**", current[..1].to_uppercase(), &current[1..])),
+                "{current}"
+            );
+        }
+    }
+    let drawn = layers.keys().filter(|module| !module.contains("::") && *module != "main").cloned();
+    assert_eq!(seen, drawn.collect());
+}
+
+/// What modules that are called pure have no use for.
+const IMPURE: [&str; 10] = [
+    "tokio",
+    "tonic",
+    "rustix",
+    "std::fs",
+    "std::env",
+    "std::process",
+    "std::thread",
+    "TcpStream",
+    "TcpListener",
+    "UdpSocket",
+];
+
+#[test]
+fn what_is_called_pure_has_no_input_no_output_and_no_runtime() {
+    let (layers, files) = project();
+    let text =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("ARCHITECTURE.md")).expect("ARCHITECTURE.md");
+    let sentence = text.split("Of the foundations, ").nth(1).and_then(|rest| rest.split(" are pure").next());
+    let pure: BTreeSet<&str> = sentence.expect("what is pure").split('`').skip(1).step_by(2).collect();
+    assert!(pure.len() > 5 && pure.iter().all(|module| layers.contains_key(*module)), "{pure:?}");
+    for (own, source) in files.iter().filter(|(own, _)| pure.contains(own[0].as_str())) {
+        let path: Vec<&str> = own.iter().map(String::as_str).collect();
+        let code = if is_test(&path) { String::new() } else { code_of(source) };
+        let found: Vec<_> = IMPURE.iter().filter(|name| after(&code, name).next().is_some()).collect();
+        assert!(found.is_empty() && asks(&code).is_empty(), "{}: {found:?} {:?}", path.join("::"), asks(&code));
+    }
 }
 
 /// Folders in which no file imports another that imports it in turn. A file that only names and re-exports its children
@@ -285,22 +351,22 @@ fn a_circle_is_noticed() {
 
 #[test]
 fn an_import_from_below_is_noticed() {
-    let floors = floors("```floors\nblob\nstore\nstore::disk\nworker\n```");
+    let layers = layers("```layers\nblob\nstore\nstore::disk\nworker\n```");
     let code = code_of("use crate::worker::Worker; // use crate::nothing\nfn f() { crate::store::disk::open() }");
     let found = imports(&code, "crate::");
     let homes: Vec<_> =
-        found.iter().map(|path| home(&floors, &path.iter().map(String::as_str).collect::<Vec<_>>())).collect();
+        found.iter().map(|path| home(&layers, &path.iter().map(String::as_str).collect::<Vec<_>>())).collect();
     assert_eq!(homes, [Some(("worker", 3)), Some(("store::disk", 2))]);
-    assert_eq!(home(&floors, &["store", "remote"]), Some(("store", 1)));
+    assert_eq!(home(&layers, &["store", "remote"]), Some(("store", 1)));
 }
 
 #[test]
 fn nothing_above_app_asks_for_the_time_or_for_randomness() {
-    let (floors, files) = project();
+    let (layers, files) = project();
     let mut wrong = Vec::new();
     for (own, source) in files {
         let own: Vec<&str> = own.iter().map(String::as_str).collect();
-        let is_above = home(&floors, &own).is_some_and(|(_, floor)| floor < floors["app"]);
+        let is_above = home(&layers, &own).is_some_and(|(_, layer)| layer < layers["app"]);
         // The clock asks for all others.
         if is_above && own != ["clock"] && !is_test(&own) {
             wrong.extend(asks(&code_of(&source)).iter().map(|what| format!("{}: {what}", own.join("::"))));

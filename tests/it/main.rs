@@ -11,6 +11,7 @@ mod deploy;
 mod descriptors;
 #[path = "../bench/diskfull/cycles.rs"]
 mod diskfull;
+mod docs;
 mod durability;
 mod failpoints;
 mod failures;

@@ -258,9 +258,9 @@ async fn every_metric_is_documented_and_every_documented_one_is_there() {
     }
 }
 
-/// The table of docs/METRICS.md: types and labels by name.
+/// The table of docs/metrics.md: types and labels by name.
 fn documented() -> BTreeMap<String, (String, Vec<String>)> {
-    let text = fs::read_to_string(repository("docs/METRICS.md")).unwrap();
+    let text = fs::read_to_string(repository("docs/metrics.md")).unwrap();
     let rows = text.lines().filter(|line| line.starts_with("| `"));
     let table: BTreeMap<_, _> = rows
         .map(|row| {

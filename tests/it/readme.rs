@@ -1,4 +1,5 @@
-//! README's commands and the examples in the proto's comments, typed into one shell as they stand there, in order.
+//! The commands of README and of the chapters after it, and the examples in the proto's comments, typed into one shell as they
+//! stand there, in order.
 
 use crate::harness::{World, program, tool};
 use std::fmt::Write as _;
@@ -55,7 +56,7 @@ fn every_command_works_as_it_stands_there() {
     let Some(grpcurl) = tool("BLOBFERRY_GRPCURL") else { return };
     let Some(buf) = tool("BLOBFERRY_BUF") else { return };
     let world = World::new();
-    let (readme, ports) = (read("README.md"), free_ports::<3>());
+    let ports = free_ports::<3>();
     let ferry = world.path("ferry").display().to_string();
     let here = |text: &str| {
         let moved = text.replace("7070", &ports[0].to_string()).replace("7081", &ports[2].to_string());
@@ -63,9 +64,9 @@ fn every_command_works_as_it_stands_there() {
         let moved = ["7080", "7090"].iter().fold(moved, |text, port| text.replace(port, &ports[1].to_string()));
         moved.replace("/tmp/ferry", &ferry).replace("target/release/blobferry", program())
     };
-    let run_it = between(&readme, "## Run it\n", "## Install it");
-    let api = between(&readme, "## The API\n", "## Follow a blob");
-    let trace = between(&readme, "## Follow a blob\n", "OpenTelemetry's own variables");
+    let readme = read("README.md");
+    let run_it = between(&readme, "## Run it\n", "## Where to go on");
+    let chapters = ["getting-started", "api", "stores", "traces"].map(|name| read(&format!("docs/{name}.md")));
     let [config] = blocks(run_it, "toml")[..] else { panic!("Run it has one configuration") };
     fs::write(world.path("blobferry.toml"), here(config)).unwrap();
     fs::create_dir(world.path("src")).unwrap();
@@ -87,8 +88,12 @@ fn every_command_works_as_it_stands_there() {
                       grpcurl() { command grpcurl \"$@\" | tee last; }\n\
                       token() { sed -n 's/.*\"waitToken\": \"\\([^\"]*\\)\".*/\\1/p' last; }\n"
         .to_owned();
-    let typed: Vec<&str> = [run_it, api, trace].into_iter().flat_map(|part| blocks(part, "sh")).collect();
-    assert!(typed.len() >= 11, "{typed:?}");
+    for chapter in &chapters {
+        assert!(!blocks(chapter, "sh").is_empty(), "nothing to type: {chapter}");
+    }
+    let texts = std::iter::once(run_it).chain(chapters.iter().map(String::as_str));
+    let typed: Vec<&str> = texts.flat_map(|text| blocks(text, "sh")).collect();
+    assert!(typed.len() >= 13, "{typed:?}");
     for block in &typed {
         // What stands for an answer to the command before.
         let block = here(block).replace("TOKEN", "'\"$(token)\"'");
@@ -114,7 +119,7 @@ fn every_command_works_as_it_stands_there() {
         .args(["300", "bash", "-eu", "-o", "pipefail", "script"])
         .current_dir(world.path("src").parent().unwrap())
         .env("PATH", path)
-        // Ports that README does not name.
+        // A port that the examples do not name.
         .env("BLOBFERRY__SERVER__HTTP_LISTEN", "127.0.0.1:0")
         .env("BLOBFERRY_REPLICATOR", format!("http://127.0.0.1:{}", ports[0]))
         .env("BLOBFERRY_STORE", format!("http://127.0.0.1:{}", ports[1]))

@@ -2,7 +2,7 @@
 
     chart.py render OUT     every set of values in helm/ci: linted, rendered, validated; OUT/NAME.json says what to start
     chart.py refused        values that make no sense are refused, and the message says what to do
-    chart.py settings FILE  the chart takes every setting of README's table, and of this printed configuration (TOML)
+    chart.py settings FILE  the chart takes every setting of docs/configuration.md, and of this printed configuration (TOML)
     chart.py notes          what NOTES.txt says to type, one command a line
 
 HELM is the helm to call. Prints `ok` at the end, or says what is wrong and fails.
@@ -314,14 +314,9 @@ def settings(printed):
         inner = node.get("properties", {}).get(parts[0]) or node.get("additionalProperties")
         return bool(inner) and is_known(parts[1:], inner)
 
-    readme = (TOP / "README.md").read_text()
-    table = readme[readme.index("| Key | Default | Meaning |") :].split("\n\n")[0]
-    listed = set()
-    for row in table.splitlines()[2:]:
-        names = re.findall(r"`([a-zA-Z_.]+)`", row.split("|")[1])
-        listed.add(names[0])
-        listed.update(names[0].rsplit(".", 1)[0] + name for name in names[1:] if name.startswith("."))
-    require(len(listed) > 20, f"README's table of settings is not understood: {listed}")
+    chapter = (TOP / "docs/configuration.md").read_text()
+    listed = set(re.findall(r"^\| `([a-zA-Z_.]+)` \|", chapter, re.MULTILINE))
+    require(len(listed) > 20, f"the tables of docs/configuration.md are not understood: {listed}")
 
     def keys(node, path):
         for key, value in node.items():
