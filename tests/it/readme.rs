@@ -4,6 +4,7 @@
 use crate::harness::{World, program, tool};
 use std::fmt::Write as _;
 use std::fs;
+use std::hash::{BuildHasher as _, RandomState};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -45,9 +46,11 @@ fn proto_examples() -> Vec<String> {
     found
 }
 
-/// Ports that are free now.
+/// Ports that are free now, and that the system gives to nobody who takes any: another test could have one before its server.
 fn free_ports<const N: usize>() -> [u16; N] {
-    let listeners: Vec<_> = (0..N).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let random = RandomState::new();
+    let ports = (0_u32..1000).map(|number| 10_000 + u16::try_from(random.hash_one(number) % 20_000).unwrap());
+    let listeners: Vec<_> = ports.filter_map(|port| TcpListener::bind(("127.0.0.1", port)).ok()).take(N).collect();
     std::array::from_fn(|index| listeners[index].local_addr().unwrap().port())
 }
 
