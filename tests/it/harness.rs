@@ -7,6 +7,7 @@ use std::future::Future;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tonic::transport::Channel;
@@ -223,8 +224,9 @@ impl World {
 
     /// The store of `examples/go`, with these arguments, where Go is there.
     pub(crate) fn go_store(&self, name: &str, more: &[&str]) -> Option<Server> {
-        let program = tool("BLOBFERRY_GO_STORE")?;
-        let args = [&["-listen", "{}"], more].concat();
+        let program = go_program("store")?;
+        let data = self.text(name);
+        let args = [&["-listen", "{}", "-data", &data], more].concat();
         Some(Server::start(&program, &args, 1, &self.path(&format!("{name}.log"))))
     }
 
@@ -291,6 +293,40 @@ pub(crate) fn tool(variable: &str) -> Option<String> {
         eprintln!("skipped: {variable} is not set (`make test` sets it where the tool is there)");
     }
     found
+}
+
+/// A command of Go's in `examples/go`, where Go is there. It changes no file there, and asks git nothing.
+pub(crate) fn go(arguments: &[&str]) -> Option<Command> {
+    let mut command = Command::new(tool("BLOBFERRY_GO")?);
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/go");
+    command.args(arguments).current_dir(folder).env("GOFLAGS", "-mod=readonly -buildvcs=false");
+    Some(command)
+}
+
+/// A program of `examples/go`, built where Go is there. Go keeps what it compiles between the runs.
+fn go_program(name: &str) -> Option<String> {
+    static BUILT: OnceLock<()> = OnceLock::new();
+    let folder = concat!(env!("CARGO_TARGET_TMPDIR"), "/go-programs/");
+    let mut build = go(&["build", "-o", folder, "./store", "./producer"])?;
+    BUILT.get_or_init(|| {
+        let output = build.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    });
+    Some(format!("{folder}{name}"))
+}
+
+/// The producer of `examples/go`, where Go is there.
+pub(crate) fn go_producer() -> Option<Command> {
+    go_program("producer").map(Command::new)
+}
+
+/// Holds a store to all rules of the conformance suite.
+pub(crate) fn assert_conforms(store: &Server) {
+    let output = Command::new(program()).args(["conformance", "--store", &store.url()]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let warned = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}\n{warned}\n{}", store.said());
+    assert!(said.lines().count() > 10, "{said}");
 }
 
 pub(crate) async fn replication(server: &Server) -> Replication {
