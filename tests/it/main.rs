@@ -19,6 +19,7 @@ mod faults;
 mod figures;
 mod first_hour;
 mod foreign;
+mod go;
 mod harness;
 mod http;
 mod liars;

@@ -21,7 +21,7 @@ fn between<'a>(text: &'a str, from: &str, to: &str) -> &'a str {
 }
 
 /// The blocks of code in this language.
-fn blocks<'a>(text: &'a str, language: &str) -> Vec<&'a str> {
+pub(crate) fn blocks<'a>(text: &'a str, language: &str) -> Vec<&'a str> {
     let fence = format!("```{language}\n");
     text.split(&fence).skip(1).map(|rest| rest.split("```").next().unwrap()).collect()
 }
@@ -47,7 +47,7 @@ fn proto_examples() -> Vec<String> {
 }
 
 /// Ports that are free now, and that the system gives to nobody who takes any: another test could have one before its server.
-fn free_ports<const N: usize>() -> [u16; N] {
+pub(crate) fn free_ports<const N: usize>() -> [u16; N] {
     let random = RandomState::new();
     let ports = (0_u32..1000).map(|number| 10_000 + u16::try_from(random.hash_one(number) % 20_000).unwrap());
     let listeners: Vec<_> = ports.filter_map(|port| TcpListener::bind(("127.0.0.1", port)).ok()).take(N).collect();
