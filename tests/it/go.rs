@@ -8,6 +8,7 @@ use blobferry::blob::BlobRef;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::slice;
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/go");
 
@@ -123,9 +124,9 @@ fn the_go_producer_says_how_far_it_came() {
     let (code, text) = run(&source, &replicator, &["-wait", "60s"], &[missing, path.clone()]);
     assert!(code == Some(1) && text.contains("1 of 2 files failed") && text.contains("1 blob confirmed"), "{text}");
     // What the replicator answers is ENQUEUED: it holds nothing.
-    let (code, text) = run(&replicator, &replicator, &[], &[path.clone()]);
+    let (code, text) = run(&replicator, &replicator, &[], slice::from_ref(&path));
     assert!(code == Some(1) && text.contains("it is no store"), "{text}");
-    let (code, text) = run(&source, &replicator, &["-source-store", "x"], &[path.clone()]);
+    let (code, text) = run(&source, &replicator, &["-source-store", "x"], slice::from_ref(&path));
     assert!(code == Some(1) && text.contains("known are: a, b"), "{text}");
     destination.kill();
     let other = files(&world).remove(2).0;
