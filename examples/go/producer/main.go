@@ -2,7 +2,7 @@
 //
 //	go run ./producer -store http://127.0.0.1:7080 -replicator http://127.0.0.1:7070 -wait 1m FILE...
 //
-// The contract, as blobferry's README has it: first write, then announce, and retry what may pass for ten minutes. A blob whose
+// The contract, as blobferry's documentation has it: first write, then announce, and retry what may pass for ten minutes. A blob whose
 // announcement never got through is found by the next full sync. With -wait, it ends when every destination has the files.
 package main
 
