@@ -26,7 +26,7 @@ use std::time::{Duration, SystemTime};
 
 /// A configured route, registered with the queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Route {
+pub(crate) struct Route {
     /// Its configured name.
     pub name: Arc<str>,
     /// Its number in the queue.
@@ -41,25 +41,25 @@ pub struct Route {
 
 /// Whether announcements are let in. Shut once, when the drain begins, and never opened again.
 #[derive(Debug, Default)]
-pub struct Gate {
+pub(crate) struct Gate {
     shut: AtomicBool,
 }
 
 impl Gate {
     /// Lets nothing more in.
-    pub fn shut(&self) {
+    pub(crate) fn shut(&self) {
         self.shut.store(true, Ordering::Release);
     }
 
     /// Whether it is shut.
-    pub fn is_shut(&self) -> bool {
+    pub(crate) fn is_shut(&self) -> bool {
         self.shut.load(Ordering::Acquire)
     }
 }
 
 /// A blob that is announced.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Announcement {
+pub(crate) struct Announcement {
     /// The blob.
     pub blob: BlobRef,
     /// Its size in bytes, where known.
@@ -70,7 +70,7 @@ pub struct Announcement {
 
 /// How far a route is behind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Backlog {
+pub(crate) struct Backlog {
     /// Entries ready, claimed or retrying; parked ones are not in it.
     pub tally: Tally,
     /// The age of the oldest fresh entry that is ready or claimed.
@@ -79,13 +79,13 @@ pub struct Backlog {
 
 impl Backlog {
     /// How many entries a route has in all, parked ones too.
-    pub fn with_parked(counts: &RouteCounts) -> u64 {
+    pub(crate) fn with_parked(counts: &RouteCounts) -> u64 {
         let backlog = Self::of(counts, None, SystemTime::UNIX_EPOCH).tally.entries;
         backlog + counts.fresh.parked.entries + counts.backfill.parked.entries
     }
 
     /// The backlog of a route with these figures, whose oldest fresh entry was pushed at `oldest`.
-    pub fn of(counts: &RouteCounts, oldest: Option<SystemTime>, now: SystemTime) -> Self {
+    pub(crate) fn of(counts: &RouteCounts, oldest: Option<SystemTime>, now: SystemTime) -> Self {
         let mut tally = Tally::default();
         for lane in [&counts.fresh, &counts.backfill] {
             for part in [lane.ready, lane.claimed, lane.retrying] {
@@ -100,7 +100,7 @@ impl Backlog {
 
 /// What became of an announcement.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Announced {
+pub(crate) struct Announced {
     /// The routes that it went to, at least one, and how far each is behind now.
     pub routes: Vec<(Arc<str>, Backlog)>,
     /// For each blob, in the order given, what the push did on each of `routes`.
@@ -109,7 +109,7 @@ pub struct Announced {
 
 /// A list of names, as it stands in messages and error details.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Names(pub Vec<Arc<str>>);
+pub(crate) struct Names(pub Vec<Arc<str>>);
 
 impl fmt::Display for Names {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -128,7 +128,7 @@ impl fmt::Display for Names {
 
 /// Why an announcement was not accepted, or a name stands for nothing.
 #[derive(Clone, Debug, thiserror::Error)]
-pub enum AnnounceError {
+pub(crate) enum AnnounceError {
     /// No store of that name is configured.
     #[error("no store {name} is configured; known are: {known}")]
     UnknownStore {
@@ -173,7 +173,7 @@ pub enum AnnounceError {
 
 /// All routes by name, and the stores that they join.
 #[derive(Clone, Debug)]
-pub struct RouteTable {
+pub(crate) struct RouteTable {
     // Sorted by name.
     routes: Vec<Route>,
     // Sorted; all configured stores, also those of no route.
@@ -184,7 +184,7 @@ pub struct RouteTable {
 
 impl RouteTable {
     /// A table of these.
-    pub fn new(mut routes: Vec<Route>, stores: impl IntoIterator<Item = Arc<str>>) -> Self {
+    pub(crate) fn new(mut routes: Vec<Route>, stores: impl IntoIterator<Item = Arc<str>>) -> Self {
         routes.sort_by(|a, b| a.name.cmp(&b.name));
         let stores: BTreeSet<Arc<str>> = stores.into_iter().collect();
         Self { routes, stores: stores.into_iter().collect(), orphans: Vec::new() }
@@ -192,19 +192,19 @@ impl RouteTable {
 
     /// The same, and these routes, which left the configuration: they can be named, and take and copy nothing.
     #[must_use]
-    pub fn with_orphans(mut self, mut orphans: Vec<Route>) -> Self {
+    pub(crate) fn with_orphans(mut self, mut orphans: Vec<Route>) -> Self {
         orphans.sort_by(|a, b| a.name.cmp(&b.name));
         self.orphans = orphans;
         self
     }
 
     /// The routes that left the configuration and that the queue still knows, by name.
-    pub fn orphans(&self) -> &[Route] {
+    pub(crate) fn orphans(&self) -> &[Route] {
         &self.orphans
     }
 
     /// The orphaned route of this name.
-    pub fn orphan(&self, name: &str) -> Option<&Route> {
+    pub(crate) fn orphan(&self, name: &str) -> Option<&Route> {
         self.orphans.iter().find(|route| &*route.name == name)
     }
 
@@ -212,7 +212,7 @@ impl RouteTable {
     ///
     /// # Errors
     /// As [`route`](Self::route), with the names of both.
-    pub fn route_or_orphan(&self, name: &str) -> Result<&Route, AnnounceError> {
+    pub(crate) fn route_or_orphan(&self, name: &str) -> Result<&Route, AnnounceError> {
         match (self.route(name), self.orphan(name)) {
             (_, Some(orphan)) => Ok(orphan),
             (Err(AnnounceError::UnknownRoute { name, known }), None) => {
@@ -224,12 +224,12 @@ impl RouteTable {
     }
 
     /// All routes, disabled ones too, by name.
-    pub fn all(&self) -> &[Route] {
+    pub(crate) fn all(&self) -> &[Route] {
         &self.routes
     }
 
     /// The enabled routes from a store, by name.
-    pub fn from_store(&self, store: &str) -> impl Iterator<Item = &Route> {
+    pub(crate) fn starting_at(&self, store: &str) -> impl Iterator<Item = &Route> {
         self.enabled().filter(move |route| &*route.from == store)
     }
 
@@ -237,7 +237,7 @@ impl RouteTable {
     ///
     /// # Errors
     /// [`AnnounceError::UnknownRoute`] or [`AnnounceError::AmbiguousRoute`], with the names.
-    pub fn route(&self, name: &str) -> Result<&Route, AnnounceError> {
+    pub(crate) fn route(&self, name: &str) -> Result<&Route, AnnounceError> {
         let known = || Names(self.routes.iter().map(|route| route.name.clone()).collect());
         if name.is_empty() {
             return match self.routes.as_slice() {
@@ -254,7 +254,7 @@ impl RouteTable {
     ///
     /// # Errors
     /// [`AnnounceError::UnknownStore`], [`AnnounceError::AmbiguousStore`] or [`AnnounceError::NoEnabledRoute`].
-    pub fn resolve(&self, source_store: &str) -> Result<Vec<&Route>, AnnounceError> {
+    pub(crate) fn resolve(&self, source_store: &str) -> Result<Vec<&Route>, AnnounceError> {
         let store = if source_store.is_empty() {
             self.default_source()?
         } else {
@@ -264,7 +264,7 @@ impl RouteTable {
                 known: Names(self.stores.clone()),
             })?
         };
-        let routes: Vec<&Route> = self.from_store(&store).collect();
+        let routes: Vec<&Route> = self.starting_at(&store).collect();
         if routes.is_empty() { Err(AnnounceError::NoEnabledRoute { store }) } else { Ok(routes) }
     }
 
@@ -287,7 +287,7 @@ impl RouteTable {
 type LargestBlobs = Box<dyn Fn(&str) -> Option<u64> + Send + Sync>;
 
 /// Takes announcements.
-pub struct Announcer {
+pub(crate) struct Announcer {
     queue: Arc<dyn Queue>,
     routes: Arc<RouteTable>,
     clock: Arc<dyn Clock>,
@@ -305,7 +305,7 @@ const LAG_AGE: Duration = Duration::from_millis(100);
 
 impl Announcer {
     /// An announcer for these routes.
-    pub fn new(queue: Arc<dyn Queue>, routes: Arc<RouteTable>, clock: Arc<dyn Clock>, gate: Arc<Gate>) -> Self {
+    pub(crate) fn new(queue: Arc<dyn Queue>, routes: Arc<RouteTable>, clock: Arc<dyn Clock>, gate: Arc<Gate>) -> Self {
         let (trouble, oldest) = (Mutex::default(), Mutex::default());
         let largest = Box::new(|_: &str| None);
         Self { queue, routes, clock, gate, tracer: Tracer::off(), largest, trouble, oldest }
@@ -313,14 +313,14 @@ impl Announcer {
 
     /// The same; an announced size that the store cannot hold is taken for unknown.
     #[must_use]
-    pub fn with_largest_blobs(mut self, largest: impl Fn(&str) -> Option<u64> + Send + Sync + 'static) -> Self {
+    pub(crate) fn with_largest_blobs(mut self, largest: impl Fn(&str) -> Option<u64> + Send + Sync + 'static) -> Self {
         self.largest = Box::new(largest);
         self
     }
 
     /// The same, traced.
     #[must_use]
-    pub fn with_tracer(mut self, tracer: Tracer) -> Self {
+    pub(crate) fn with_tracer(mut self, tracer: Tracer) -> Self {
         self.tracer = tracer;
         self
     }
@@ -329,27 +329,20 @@ impl Announcer {
     ///
     /// # Errors
     /// As [`announce`](Self::announce), but for the queue's own.
-    pub fn check(&self, source_store: &str) -> Result<(), AnnounceError> {
+    pub(crate) fn check(&self, source_store: &str) -> Result<(), AnnounceError> {
         if self.gate.is_shut() {
             return Err(AnnounceError::ShuttingDown);
         }
         self.routes.resolve(source_store).map(|_| ())
     }
 
-    /// Queues all of these on every enabled route from the store, durably, in one write. Whoever calls has [checked](Self::check)
+    /// Queues all of these on every enabled route from the store, durably, in one write, with writes to the queue's state in
+    /// the same. Whoever calls has [checked](Self::check)
     /// first: the gate is not asked again, so that a call that was let in is finished.
     ///
     /// # Errors
     /// See [`AnnounceError`]. Nothing was queued then, as far as the caller may rely on; it is safe to say it again.
-    pub async fn announce(&self, source_store: &str, items: Vec<Announcement>) -> Result<Announced, AnnounceError> {
-        self.announce_with(source_store, items, Vec::new()).await
-    }
-
-    /// The same, with writes to the queue's state in the same durable write.
-    ///
-    /// # Errors
-    /// As [`announce`](Self::announce).
-    pub async fn announce_with(
+    pub(crate) async fn announce(
         &self,
         source_store: &str,
         items: Vec<Announcement>,
@@ -385,12 +378,12 @@ impl Announcer {
     }
 
     /// Why the last announcement could not be written durably; `None` where it could.
-    pub fn trouble(&self) -> Option<String> {
+    pub(crate) fn trouble(&self) -> Option<String> {
         self.trouble.lock().clone()
     }
 
     /// A durable write has succeeded: announcements may again.
-    pub fn recovered(&self) {
+    pub(crate) fn recovered(&self) {
         if self.trouble.lock().take().is_some() {
             tracing::info!("announcements are written again");
         }

@@ -32,12 +32,12 @@ mod crew;
 mod drain;
 mod parts;
 mod retention;
-pub mod store;
+pub(crate) mod store;
 mod watchdog;
 
-pub use drain::ExitSummary;
+pub(crate) use drain::ExitSummary;
 pub use parts::Parts;
-pub use watchdog::QueueEnded;
+pub(crate) use watchdog::QueueEnded;
 
 use crate::announce::{Announcer, Backlog, Gate, Route, RouteTable};
 use crate::clock::from_unix_ms;
@@ -358,7 +358,7 @@ fn open_workers(
     for route in routes.all().iter().filter(|route| route.enabled) {
         let settings = config.routes.get(&*route.name).context("a route without settings")?;
         let peer = |name: &str| peers.get(name).cloned().context("a route without its peer");
-        let next = routes.from_store(&route.to).map(|next| NextHop {
+        let next = routes.starting_at(&route.to).map(|next| NextHop {
             route: next.id,
             name: next.name.clone(),
             from: next.from.clone(),

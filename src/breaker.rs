@@ -27,7 +27,7 @@ use std::time::Duration;
 const MAX_MESSAGE: usize = 500;
 
 /// First failures in a row that open it, at least.
-pub const ROW: f64 = 64.0;
+pub(crate) const ROW: f64 = 64.0;
 
 /// What the failure of an entry that failed there before counts.
 const REPEATED: f64 = 1.0 / 16.0;
@@ -51,14 +51,14 @@ const FIRST_GAP: Duration = Duration::from_millis(100);
 const SHORT_GAP: Duration = Duration::from_millis(500);
 
 /// The longest pause between tries.
-pub const LONGEST_GAP: Duration = Duration::from_secs(10);
+pub(crate) const LONGEST_GAP: Duration = Duration::from_secs(10);
 
 /// So long a try that hangs holds back the next, while the peer answers its canary.
 const HANGS: Duration = Duration::from_secs(3);
 
 /// Why a breaker is open.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reason {
+pub(crate) struct Reason {
     /// The kind of fault.
     pub kind: FaultKind,
     /// What happened, for people; bounded.
@@ -67,7 +67,7 @@ pub struct Reason {
 
 impl Reason {
     /// A reason; a long message is cut.
-    pub fn new(kind: FaultKind, message: impl Into<String>) -> Self {
+    pub(crate) fn new(kind: FaultKind, message: impl Into<String>) -> Self {
         let mut message = message.into();
         message.truncate(message.floor_char_boundary(MAX_MESSAGE));
         Self { kind, message }
@@ -76,7 +76,7 @@ impl Reason {
 
 /// What may be done with the peer now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pass {
+pub(crate) enum Pass {
     /// Anything.
     Go,
     /// One copy, to find out whether the peer is back.
@@ -89,7 +89,7 @@ pub enum Pass {
 
 /// What a breaker's state is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
+pub(crate) enum Phase {
     /// The peer is used.
     Closed,
     /// The peer is left alone until the next try.
@@ -100,7 +100,7 @@ pub enum Phase {
 
 impl Phase {
     /// The name as it stands in Status, logs and metrics.
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Closed => "closed",
             Self::Open => "open",
@@ -111,7 +111,7 @@ impl Phase {
 
 /// How a failure counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FailureWeight {
+pub(crate) enum FailureWeight {
     /// An entry failed for the first time at this peer; a pack as a whole counts as one.
     First,
     /// An entry that had failed there before.
@@ -122,7 +122,7 @@ pub enum FailureWeight {
 
 /// A change that is worth one line in the log. Tries that change nothing are not.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Transition {
+pub(crate) enum Transition {
     /// It opened, or is open for another kind of reason than before.
     Opened {
         /// Why.
@@ -143,7 +143,7 @@ pub enum Transition {
 
 /// A breaker as it is shown. [`Clock::wall_of`](crate::clock::Clock::wall_of) makes its times presentable.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Snapshot {
+pub(crate) struct Snapshot {
     /// The state.
     pub phase: Phase,
     /// Why it is not closed.
@@ -172,7 +172,7 @@ struct Outage {
 
 /// The breaker of one peer. See the module's header.
 #[derive(Clone, Debug)]
-pub struct Breaker {
+pub(crate) struct Breaker {
     outage: Option<Outage>,
     since: Monotonic,
     /// Failures without a success between: by weight, and as such.
@@ -186,12 +186,12 @@ pub struct Breaker {
 
 impl Breaker {
     /// A closed breaker.
-    pub const fn new(now: Monotonic) -> Self {
+    pub(crate) const fn new(now: Monotonic) -> Self {
         Self { outage: None, since: now, row: 0.0, failures: 0, last_success: now, canary: None, openings: 0 }
     }
 
     /// What may be done now.
-    pub fn pass(&self, now: Monotonic) -> Pass {
+    pub(crate) fn pass(&self, now: Monotonic) -> Pass {
         let Some(outage) = &self.outage else { return Pass::Go };
         let at = outage.out.map_or(outage.next_try, |(_, until)| outage.next_try.max(until));
         if now < at {
@@ -204,7 +204,7 @@ impl Breaker {
     }
 
     /// A try or an identification begins, if the breaker is open. `jitter` is in `[0, 1)`.
-    pub fn begin(&mut self, now: Monotonic, jitter: f64) {
+    pub(crate) fn begin(&mut self, now: Monotonic, jitter: f64) {
         let hangs = if self.is_well(now) { HANGS } else { LONGEST_GAP };
         if let Some(outage) = &mut self.outage {
             outage.out = Some((now, now.saturating_add(jittered(hangs, jitter))));
@@ -212,7 +212,7 @@ impl Breaker {
     }
 
     /// A try that began then has ended, whatever came of it. Only the latest lets the next go.
-    pub fn end(&mut self, began: Monotonic) {
+    pub(crate) fn end(&mut self, began: Monotonic) {
         if let Some(outage) = &mut self.outage
             && outage.out.is_some_and(|(latest, _)| latest == began)
         {
@@ -221,7 +221,7 @@ impl Breaker {
     }
 
     /// The peer did what it was asked to.
-    pub fn succeeded(&mut self, now: Monotonic) -> Option<Transition> {
+    pub(crate) fn succeeded(&mut self, now: Monotonic) -> Option<Transition> {
         self.last_success = now;
         self.row = 0.0;
         if self.outage.as_ref().is_some_and(|outage| outage.latched) {
@@ -231,13 +231,13 @@ impl Breaker {
     }
 
     /// The right peer said what it is. Closes a latched breaker; any other waits for a copy that succeeds.
-    pub fn identified(&mut self, now: Monotonic) -> Option<Transition> {
+    pub(crate) fn identified(&mut self, now: Monotonic) -> Option<Transition> {
         if self.outage.as_ref().is_some_and(|outage| outage.latched) { self.close(now) } else { None }
     }
 
     /// The peer failed, or seems to have. `in_flight` is how many copies use it, `is_try` whether this one was a try of the
     /// open breaker; `jitter` is in `[0, 1)`.
-    pub fn failed(
+    pub(crate) fn failed(
         &mut self,
         how: FailureWeight,
         in_flight: usize,
@@ -277,7 +277,7 @@ impl Breaker {
 
     /// The wrong peer answers (its kind or its store id is not the expected one): open until an identification succeeds,
     /// whatever the state was, and whoever found out. `jitter` is in `[0, 1)`.
-    pub fn latch(&mut self, reason: Reason, now: Monotonic, jitter: f64) -> Option<Transition> {
+    pub(crate) fn latch(&mut self, reason: Reason, now: Monotonic, jitter: f64) -> Option<Transition> {
         self.failures = self.failures.saturating_add(1);
         let Some(outage) = self.outage.as_mut().filter(|outage| outage.latched) else {
             return self.open(reason, true, now, jitter);
@@ -290,31 +290,31 @@ impl Breaker {
     }
 
     /// The peer was asked a small question; the answer was well, or it was not.
-    pub fn canary(&mut self, well: bool, now: Monotonic) {
+    pub(crate) fn canary(&mut self, well: bool, now: Monotonic) {
         if well {
             self.canary = Some(now);
         }
     }
 
     /// When the peer last answered its canary.
-    pub fn last_canary(&self) -> Option<Monotonic> {
+    pub(crate) fn last_canary(&self) -> Option<Monotonic> {
         self.canary
     }
 
     /// What is expected of the peer has changed: the next try is due now. One that is out goes on.
-    pub fn try_now(&mut self, now: Monotonic) {
+    pub(crate) fn try_now(&mut self, now: Monotonic) {
         if let Some(outage) = &mut self.outage {
             outage.next_try = outage.next_try.min(now);
         }
     }
 
     /// Whether it is open.
-    pub fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         self.outage.is_some()
     }
 
     /// The breaker as it is to be shown.
-    pub fn snapshot(&self) -> Snapshot {
+    pub(crate) fn snapshot(&self) -> Snapshot {
         let outage = self.outage.as_ref();
         Snapshot {
             phase: match outage {

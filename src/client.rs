@@ -1,4 +1,8 @@
-//! The client's side of the gRPC API: what the commands and the demo speak through.
+//! The client's side of the gRPC API: writing blobs, announcing them, and asking how everything stands.
+//!
+//! ```no_run
+#![doc = include_str!("../examples/rust/src/bin/producer.rs")]
+//! ```
 //!
 //! - [`Replicator`]: the operator's side of a replicator, and announcements by ref.
 //! - [`announcer`]: announces many blobs as the producer's contract asks: in batches, none delayed, retried for ten minutes.
@@ -9,15 +13,25 @@
 pub mod announcer;
 mod failures;
 mod overrides;
+mod retry;
 mod story;
 pub mod upload;
 
+pub use crate::blob::{BlobMeta, BlobRef, DigestFunction, RefError};
+pub use crate::clock::Entropy;
+pub use crate::grpc::{EndpointError, PeerEndpoint};
+pub use crate::store::remote::RemoteStore;
+pub use crate::store::{
+    Abilities, ByteRange, ByteStream, Disposition, EnumerateEnd, EnumeratePage, EnumerateRange, Enumeration, Fetched,
+    PeerError, PeerKind, Put, Received, Store, StoreError, StoreInfo,
+};
+pub use retry::retrying;
+
 use crate::blob::Excerpt;
-use crate::grpc::{Channels, EndpointError, OtherProtocol, PeerChannel, PeerEndpoint, peer_error};
+use crate::grpc::{Channels, OtherProtocol, PeerChannel, peer_error};
 use crate::pb;
 use crate::pb::v1;
-use crate::store::remote::RemoteStore;
-use crate::store::{PeerError, code_name};
+use crate::store::code_name;
 use futures::stream::{BoxStream, StreamExt as _};
 use http::Uri;
 use std::error::Error as _;
@@ -90,6 +104,14 @@ impl ClientError {
             Self::Unreachable { .. } => Code::Unavailable,
             Self::Address { .. } | Self::Endpoint(_) => Code::InvalidArgument,
             Self::Protocol { .. } => Code::Internal,
+        }
+    }
+
+    /// How long the server wants to be left alone, where it says.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Refused { error, .. } => error.retry_after,
+            _ => None,
         }
     }
 

@@ -5,6 +5,12 @@
 //! Spans of time are measured between [`Monotonic`] moments; the wall clock is only for what is shown to people or kept over
 //! restarts, and may jump.
 
+#[cfg(test)]
+mod manual;
+
+#[cfg(test)]
+pub(crate) use manual::ManualClock;
+
 use crate::failpoint;
 use parking_lot::Mutex;
 use rand::rngs::SmallRng;
@@ -82,57 +88,14 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock that stands still until it is moved; for tests.
-#[derive(Debug)]
-pub struct ManualClock {
-    // The wall clock and the monotonic one.
-    hands: Mutex<(SystemTime, Monotonic)>,
-}
-
-impl ManualClock {
-    /// A clock that starts now, and shows this wall time.
-    pub fn new(now: SystemTime) -> Self {
-        Self { hands: Mutex::new((now, Monotonic::ZERO)) }
-    }
-
-    /// Lets both clocks run on by this much.
-    pub fn advance(&self, by: Duration) {
-        let mut hands = self.hands.lock();
-        hands.0 = hands.0.checked_add(by).unwrap_or(hands.0);
-        hands.1 = hands.1.saturating_add(by);
-    }
-
-    /// Makes the wall clock jump, forward or back. The monotonic clock does not notice.
-    pub fn set_wall(&self, now: SystemTime) {
-        self.hands.lock().0 = now;
-    }
-}
-
-impl Default for ManualClock {
-    /// A clock that shows 2026-01-01T00:00:00Z.
-    fn default() -> Self {
-        Self::new(from_unix_ms(1_767_225_600_000))
-    }
-}
-
-impl Clock for ManualClock {
-    fn now(&self) -> SystemTime {
-        self.hands.lock().0
-    }
-
-    fn monotonic(&self) -> Monotonic {
-        self.hands.lock().1
-    }
-}
-
 /// Milliseconds since 1970 of a time: 0 for earlier times, the end of the year 9999 for those behind it.
-pub fn to_unix_ms(time: SystemTime) -> u64 {
+pub(crate) fn to_unix_ms(time: SystemTime) -> u64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     u64::try_from(since.as_millis()).unwrap_or(LATEST_MS).min(LATEST_MS)
 }
 
 /// The time so many milliseconds after 1970, at most the end of the year 9999.
-pub fn from_unix_ms(ms: u64) -> SystemTime {
+pub(crate) fn from_unix_ms(ms: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_millis(ms.min(LATEST_MS))
 }
 

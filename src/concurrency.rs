@@ -26,7 +26,7 @@ const USUAL: f64 = 0.1;
 
 /// How many copies at a time may use one peer. See the module's header.
 #[derive(Clone, Debug)]
-pub struct Concurrency {
+pub(crate) struct Concurrency {
     /// By route: how many copies it would have at most.
     wanted: Vec<(u32, usize)>,
     in_flight: usize,
@@ -64,7 +64,7 @@ impl Default for Concurrency {
 
 impl Concurrency {
     /// A route would have so many copies at most.
-    pub fn want(&mut self, route: u32, copies: usize) {
+    pub(crate) fn want(&mut self, route: u32, copies: usize) {
         let before = self.most();
         self.wanted.retain(|(other, _)| *other != route);
         self.wanted.push((route, copies));
@@ -79,7 +79,7 @@ impl Concurrency {
     ///
     /// # Errors
     /// When to look again, if anything but the end of a copy changes it.
-    pub fn room(&mut self, now: Monotonic) -> Result<usize, Option<Monotonic>> {
+    pub(crate) fn room(&mut self, now: Monotonic) -> Result<usize, Option<Monotonic>> {
         if self.in_flight == 0 && now < self.rests_until {
             return Err(Some(self.rests_until));
         }
@@ -96,23 +96,23 @@ impl Concurrency {
     }
 
     /// A copy begins; gives how many there are now, which is how wide it is.
-    pub fn begin(&mut self) -> usize {
+    pub(crate) fn begin(&mut self) -> usize {
         self.in_flight += 1;
         self.in_flight
     }
 
     /// A copy uses the peer no more, or only waits for its confirmation.
-    pub fn end(&mut self) {
+    pub(crate) fn end(&mut self) {
         self.in_flight = self.in_flight.saturating_sub(1);
     }
 
     /// Copies that use the peer now.
-    pub fn in_flight(&self) -> usize {
+    pub(crate) fn in_flight(&self) -> usize {
         self.in_flight
     }
 
     /// A call of this width succeeded, after so long.
-    pub fn succeeded(&mut self, width: usize, took: Duration, now: Monotonic) {
+    pub(crate) fn succeeded(&mut self, width: usize, took: Duration, now: Monotonic) {
         self.usual = self.usual.mul_f64(1.0 - USUAL).saturating_add(took.mul_f64(USUAL));
         let most = self.most();
         self.width =
@@ -126,7 +126,7 @@ impl Concurrency {
     }
 
     /// A call of this width was refused. `wait` is what the peer asked for.
-    pub fn refused(&mut self, width: usize, wait: Duration, now: Monotonic) {
+    pub(crate) fn refused(&mut self, width: usize, wait: Duration, now: Monotonic) {
         let others = self.in_flight > 0;
         self.last_refusal = Some(now);
         // Of those that were in flight, where nothing was limited yet.
@@ -142,28 +142,28 @@ impl Concurrency {
     }
 
     /// The peer is back after an outage: its width begins anew.
-    pub fn reopened(&mut self) {
+    pub(crate) fn reopened(&mut self) {
         self.ceiling = (self.width / 2.0).max(2.0);
         self.width = to_f64(self.in_flight + 1);
     }
 
     /// How long a call usually takes.
-    pub fn usual(&self) -> Duration {
+    pub(crate) fn usual(&self) -> Duration {
         self.usual
     }
 
     /// How many may use it at a time; absent where the peer limits nothing.
-    pub fn in_force(&self) -> Option<usize> {
+    pub(crate) fn in_force(&self) -> Option<usize> {
         Some(self.limit()).filter(|limit| *limit < self.most())
     }
 
     /// Whether refusals of late hold copies back.
-    pub fn is_overloaded(&self, now: Monotonic) -> bool {
+    pub(crate) fn is_overloaded(&self, now: Monotonic) -> bool {
         self.places < self.most() && self.last_refusal.is_some_and(|at| now.since(at) < Duration::from_secs(30))
     }
 
     /// When the peer last refused for want of capacity.
-    pub fn last_refusal(&self) -> Option<Monotonic> {
+    pub(crate) fn last_refusal(&self) -> Option<Monotonic> {
         self.last_refusal
     }
 

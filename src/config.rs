@@ -433,7 +433,7 @@ impl std::error::Error for ConfigError {}
 ///
 /// # Errors
 /// What is wrong with it, and what to write.
-pub fn endpoint_of(text: &str) -> Result<Uri, String> {
+pub(crate) fn endpoint_of(text: &str) -> Result<Uri, String> {
     read::endpoint(&tree::Scalar::Bare(text.to_owned())).map_err(|wrong| wrong.to_string())
 }
 

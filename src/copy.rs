@@ -22,9 +22,10 @@ mod progress;
 mod resumed;
 mod verified;
 
-pub use error::CopyError;
-pub use packed::{PackEnd, PackItem, PackJob, copy_pack};
-pub use progress::{Progress, Stage, WaitLimits};
+pub(crate) use error::CopyError;
+pub(crate) use packed::{PackEnd, PackItem, PackJob, copy_pack};
+pub(crate) use progress::Stage;
+pub use progress::{Progress, WaitLimits};
 
 use crate::blob::{BlobRef, Verifier};
 use crate::failpoint::{self, Point};
@@ -69,7 +70,7 @@ pub struct Copied {
 /// Copies a blob, verified at every step.
 ///
 /// # Errors
-/// What went wrong first, with the side that is at fault; a panic underneath is [`FaultKind::Panicked`].
+/// What went wrong first, with the side that is at fault; a panic underneath is `FaultKind::Panicked`.
 pub async fn copy_blob(
     source: &Arc<dyn Store>,
     destination: &dyn Store,

@@ -266,7 +266,7 @@ pub fn shift_clock(file: PathBuf) {
 }
 
 /// What the wall clock is to show at this time: the same, unless it is shifted.
-pub fn shifted(time: SystemTime) -> SystemTime {
+pub(crate) fn shifted(time: SystemTime) -> SystemTime {
     let Some(file) = CLOCK_SHIFT.get() else { return time };
     let seconds = std::fs::read_to_string(file).ok().and_then(|text| text.trim().parse().ok());
     moved(time, seconds.unwrap_or_default())
@@ -335,7 +335,7 @@ fn fire(place: Point) -> Result<Duration, Injected> {
 /// # Errors
 /// If it was told to fail.
 #[inline]
-pub fn hit(point: Point) -> Result<(), Injected> {
+pub(crate) fn hit(point: Point) -> Result<(), Injected> {
     if is_armed() {
         std::thread::sleep(fire(point)?);
     }
@@ -347,7 +347,7 @@ pub fn hit(point: Point) -> Result<(), Injected> {
 /// # Errors
 /// If it was told to fail.
 #[inline]
-pub async fn pause(point: Point) -> Result<(), Injected> {
+pub(crate) async fn pause(point: Point) -> Result<(), Injected> {
     if is_armed() {
         tokio::time::sleep(fire(point)?).await;
     }
@@ -355,7 +355,7 @@ pub async fn pause(point: Point) -> Result<(), Injected> {
 }
 
 /// A place before each item of a stream is handed on.
-pub fn each<'a, T, E>(place: Point, items: BoxStream<'a, Result<T, E>>) -> BoxStream<'a, Result<T, E>>
+pub(crate) fn each<'a, T, E>(place: Point, items: BoxStream<'a, Result<T, E>>) -> BoxStream<'a, Result<T, E>>
 where
     T: Send + 'a,
     E: From<Injected> + Send + 'a,
@@ -371,7 +371,7 @@ where
 }
 
 /// A place between a stream's last item and its end.
-pub fn at_end<'a, T, E>(
+pub(crate) fn at_end<'a, T, E>(
     place: Point,
     items: impl Stream<Item = Result<T, E>> + Send + 'a,
 ) -> BoxStream<'a, Result<T, E>>

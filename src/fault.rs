@@ -1,4 +1,4 @@
-//! The kinds of fault, and how every error tells its own.
+//! The kinds of fault, and what each says of whom.
 //!
 //! A [`FaultKind`] is what an operator groups by and what an entry remembers as its cause. A [`FailureClass`] is what the end
 //! of an attempt says, and of whom: what decides whether an entry is charged, a peer is left alone for a while, or fewer
@@ -173,12 +173,6 @@ impl FailureClass {
     pub const fn is_permanent(self) -> bool {
         matches!(self, Self::Answer { permanent: true })
     }
-}
-
-/// Implemented by every error that can end a copy, a sync or an announcement.
-pub trait Fault {
-    /// What kind of fault this is.
-    fn kind(&self) -> FaultKind;
 }
 
 #[cfg(test)]

@@ -17,9 +17,9 @@ mod metrics;
 mod server;
 mod store;
 
-pub use metrics::MetricsParts;
-pub use server::serve;
-pub use store::{StoreParts, store_routes};
+pub(crate) use metrics::MetricsParts;
+pub(crate) use server::serve;
+pub(crate) use store::{StoreParts, store_routes};
 
 use crate::metrics::Format;
 use crate::pb::{Encoder, JsonError};
@@ -52,7 +52,7 @@ struct Pages {
 ///
 /// # Errors
 /// If the descriptors that were compiled in are broken.
-pub fn routes(parts: MetricsParts) -> Result<Router, JsonError> {
+pub(crate) fn routes(parts: MetricsParts) -> Result<Router, JsonError> {
     let observer = parts.observer.clone();
     let pages = Arc::new(Pages { observer, encoder: Encoder::new()?, scraper: Scraper::new(parts) });
     let router = Router::new()

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Copies that a route may be allowed at a time.
-pub const WORKERS: std::ops::RangeInclusive<usize> = 1..=1024;
+pub(crate) const WORKERS: std::ops::RangeInclusive<usize> = 1..=1024;
 
 /// Cells in a second, about: small enough to be exact, large enough to be few.
 const CELLS_PER_SECOND: u64 = 1000;
@@ -235,19 +235,19 @@ impl Buckets {
 }
 
 /// Holds a route to its rates. See the module's header.
-pub struct Throttle {
+pub(crate) struct Throttle {
     clock: Arc<dyn Clock>,
     buckets: Mutex<Buckets>,
 }
 
 impl Throttle {
     /// A throttle that holds nothing back before it is [set](Self::set).
-    pub fn new(clock: Arc<dyn Clock>) -> Arc<Self> {
+    pub(crate) fn new(clock: Arc<dyn Clock>) -> Arc<Self> {
         Arc::new(Self { clock, buckets: Mutex::default() })
     }
 
     /// Holds these rates from now on. Debts are kept where a rate is replaced by another.
-    pub fn set(&self, limits: &Limits) {
+    pub(crate) fn set(&self, limits: &Limits) {
         let mut buckets = self.buckets.lock();
         let renew = |bucket: &mut Option<Bucket>, rate: Option<u64>| {
             if bucket.as_ref().map(|bucket| bucket.rate) != rate {
@@ -263,7 +263,7 @@ impl Throttle {
     ///
     /// # Errors
     /// When to come again, where none may begin now.
-    pub fn begin(self: &Arc<Self>, size: Option<u64>) -> Result<Charge, Monotonic> {
+    pub(crate) fn begin(self: &Arc<Self>, size: Option<u64>) -> Result<Charge, Monotonic> {
         let mut buckets = self.buckets.lock();
         if let Some(until) = buckets.pay() {
             buckets.gave_back = false;
@@ -281,12 +281,12 @@ impl Throttle {
     }
 
     /// Whether something was given back since a copy was last held up: it is not to be waited for any longer.
-    pub fn gave_back(&self) -> bool {
+    pub(crate) fn gave_back(&self) -> bool {
         self.buckets.lock().gave_back
     }
 
     /// Whether a rate is in force; and whether one of bytes is.
-    pub fn rates(&self) -> (bool, bool) {
+    pub(crate) fn rates(&self) -> (bool, bool) {
         let buckets = self.buckets.lock();
         (buckets.bytes.is_some() || buckets.blobs.is_some(), buckets.bytes.is_some())
     }
@@ -309,20 +309,20 @@ impl fmt::Debug for Throttle {
 /// What a copy in flight is charged.
 #[derive(Debug)]
 #[must_use = "a copy that began is charged until it ends"]
-pub struct Charge {
+pub(crate) struct Charge {
     throttle: Arc<Throttle>,
     charged: u64,
 }
 
 impl Charge {
     /// One charge for what is copied together.
-    pub fn join(&mut self, other: Self) {
+    pub(crate) fn join(&mut self, other: Self) {
         self.charged = self.charged.saturating_add(other.charged);
     }
 
     /// The blob's size is known now, or known better; in the end, how many bytes have passed. Whether something was given
     /// back, so that others may begin at once.
-    pub fn known(&mut self, size: Option<u64>) -> bool {
+    pub(crate) fn known(&mut self, size: Option<u64>) -> bool {
         let Some(size) = size.filter(|size| *size != self.charged) else { return false };
         self.throttle.correct(self.charged, size);
         std::mem::replace(&mut self.charged, size) > size

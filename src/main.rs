@@ -3,7 +3,7 @@
 //! No TLS provider is installed here: ring is the only one that is built in, and rustls and tonic pick it themselves.
 
 use blobferry::cli::{self, Cli, CommandError, Exit};
-use blobferry::failpoint;
+use blobferry::internal::failpoint;
 use clap::Parser as _;
 use std::io::Write as _;
 use std::process::ExitCode;

@@ -16,19 +16,19 @@ mod copies;
 mod histogram;
 mod text;
 
-pub use calls::{CallMetrics, MethodMetrics};
-pub use commits::CommitMetrics;
-pub use copies::CopyMetrics;
-pub use histogram::{Histogram, HistogramReading};
-pub use text::{Family, Format, MetricKind, Text, Value};
+pub(crate) use calls::CallMetrics;
+pub(crate) use commits::CommitMetrics;
+pub(crate) use copies::CopyMetrics;
+pub(crate) use histogram::{Histogram, HistogramReading};
+pub(crate) use text::{Family, Format, MetricKind, Text, Value};
 
 /// Bounds for what may take from a tenth of a millisecond to a minute, in seconds.
-pub const CALL_SECONDS: [f64; 16] =
+pub(crate) const CALL_SECONDS: [f64; 16] =
     [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0];
 
 /// Bounds for the way of a blob, from its announcement to its confirmation: milliseconds to a day, in seconds.
-pub const LAG_SECONDS: [f64; 16] =
+pub(crate) const LAG_SECONDS: [f64; 16] =
     [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 1800.0, 7200.0, 86400.0];
 
 /// Bounds for numbers of operations.
-pub const OPERATIONS: [f64; 12] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 256.0, 1024.0, 4096.0, 8192.0, 16384.0];
+pub(crate) const OPERATIONS: [f64; 12] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 256.0, 1024.0, 4096.0, 8192.0, 16384.0];

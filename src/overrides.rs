@@ -45,7 +45,7 @@ const LOOK: Duration = Duration::from_millis(500);
 
 /// Who set an override, when, why and until when.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stamp {
+pub(crate) struct Stamp {
     /// Who, as the caller stated it.
     pub set_by: String,
     /// When.
@@ -58,7 +58,7 @@ pub struct Stamp {
 
 /// A change to one setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
+pub(crate) enum Change {
     /// Overrides it.
     Set(Override),
     /// Goes back to the configuration.
@@ -67,7 +67,7 @@ pub enum Change {
 
 /// The limits of a route, and where they come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InForce {
+pub(crate) struct InForce {
     /// What holds now.
     pub limits: Limits,
     /// What the configuration says.
@@ -78,18 +78,18 @@ pub struct InForce {
 
 impl InForce {
     /// Limits as they were configured.
-    pub fn configured(limits: Limits) -> Self {
+    pub(crate) fn configured(limits: Limits) -> Self {
         Self { limits, configured: limits, overrides: Vec::new() }
     }
 
     /// Who paused the route, if somebody did.
-    pub fn pause(&self) -> Option<&Stamp> {
+    pub(crate) fn pause(&self) -> Option<&Stamp> {
         self.overrides.iter().find(|(value, _)| *value == Override::Paused).map(|(_, stamp)| stamp)
     }
 }
 
 /// The overrides of all routes. See the module's header.
-pub struct Overrides {
+pub(crate) struct Overrides {
     clock: Arc<dyn Clock>,
     state: Arc<dyn State>,
     file: Option<PathBuf>,
@@ -122,7 +122,7 @@ impl Overrides {
     ///
     /// # Errors
     /// If the state or the file cannot be read. What is not understood in either is put aside, and said.
-    pub async fn open(
+    pub(crate) async fn open(
         clock: Arc<dyn Clock>,
         state: Arc<dyn State>,
         file: Option<PathBuf>,
@@ -191,12 +191,12 @@ impl Overrides {
     }
 
     /// The limits of a configured route, now and from now on.
-    pub fn limits(&self, route: &str) -> Option<watch::Receiver<Limits>> {
+    pub(crate) fn limits(&self, route: &str) -> Option<watch::Receiver<Limits>> {
         self.routes.get(route).map(|(_, sender)| sender.subscribe())
     }
 
     /// The limits of a configured route, and where they come from.
-    pub fn in_force(&self, route: &str) -> Option<InForce> {
+    pub(crate) fn in_force(&self, route: &str) -> Option<InForce> {
         let (configured, _) = self.routes.get(route)?;
         let overrides: Vec<_> =
             self.inner.lock().document.of(route).map(|kept| (kept.value, kept.stamp.clone())).collect();
@@ -208,7 +208,7 @@ impl Overrides {
     ///
     /// # Errors
     /// If it could be written nowhere; nothing has changed then.
-    pub async fn change(&self, route: &str, changes: &[Change], stamp: &Stamp) -> Result<(), QueueError> {
+    pub(crate) async fn change(&self, route: &str, changes: &[Change], stamp: &Stamp) -> Result<(), QueueError> {
         let _one_at_a_time = self.changing.lock().await;
         let (wall, now) = (self.clock.now(), self.clock.monotonic());
         let mut document = self.inner.lock().document.clone();
@@ -242,7 +242,7 @@ impl Overrides {
     ///
     /// # Errors
     /// As [`change`](Self::change).
-    pub async fn forget(&self, route: &str, by: &Stamp) -> Result<(), QueueError> {
+    pub(crate) async fn forget(&self, route: &str, by: &Stamp) -> Result<(), QueueError> {
         if self.inner.lock().document.of(route).next().is_none() {
             return Ok(());
         }
@@ -250,7 +250,7 @@ impl Overrides {
     }
 
     /// Ends overrides when their time has come, and brings copies of the document up to date. Never returns.
-    pub async fn keep(&self) {
+    pub(crate) async fn keep(&self) {
         loop {
             tokio::time::sleep(LOOK).await;
             self.look().await;

@@ -3,9 +3,11 @@
 //! `build.rs` generates [`v1`]; its comments are those of the proto files, which are the reference. What comes from a peer is
 //! not trusted: conversions from the wire say `None` where a value makes no sense, and never panic or wrap.
 
+#[cfg(feature = "server")]
 mod json;
 
-pub use json::{Encoder, JsonError, base64};
+#[cfg(feature = "server")]
+pub(crate) use json::{Encoder, JsonError, base64};
 
 use std::ops::RangeInclusive;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -27,10 +29,10 @@ pub mod v1 {
 }
 
 /// The descriptors of `blobferry.v1` and of all that it imports, with options and comments, as reflection serves them.
-pub const FILE_DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("blobferry.v1");
+pub(crate) const FILE_DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("blobferry.v1");
 
 /// The domain of our `google.rpc.ErrorInfo`.
-pub const DOMAIN: &str = "blobferry.v1";
+pub(crate) const DOMAIN: &str = "blobferry.v1";
 
 /// What precedes the reason in the names of the values of [`v1::ErrorReason`].
 const REASON_PREFIX: &str = "ERROR_REASON_";
@@ -45,13 +47,13 @@ const TIMESTAMP_SECONDS: RangeInclusive<i64> = -62_135_596_800..=253_402_300_799
 const MAX_DURATION_SECONDS: i64 = 315_576_000_000;
 
 /// The text of a reason as it stands in `ErrorInfo.reason`, such as `BLOB_MISSING`.
-pub fn reason_text(reason: v1::ErrorReason) -> &'static str {
+pub(crate) fn reason_text(reason: v1::ErrorReason) -> &'static str {
     let name = reason.as_str_name();
     name.strip_prefix(REASON_PREFIX).unwrap_or(name)
 }
 
 /// The reason with this text; `None` for one that this version does not know, and for the unspecified one.
-pub fn reason_from_text(text: &str) -> Option<v1::ErrorReason> {
+pub(crate) fn reason_from_text(text: &str) -> Option<v1::ErrorReason> {
     // Without the longest name as a bound, a peer could have us copy whatever it sends.
     if text.len() > 64 {
         return None;
@@ -61,7 +63,7 @@ pub fn reason_from_text(text: &str) -> Option<v1::ErrorReason> {
 }
 
 /// A time for the wire; before the year 1 or after 9999 it becomes the nearest that a `Timestamp` may say.
-pub fn timestamp(time: SystemTime) -> prost_types::Timestamp {
+pub(crate) fn timestamp(time: SystemTime) -> prost_types::Timestamp {
     let (seconds, nanos) = match time.duration_since(UNIX_EPOCH) {
         Ok(since) => (whole_seconds(since), subsecond_nanos(since)),
         Err(before) => {
@@ -83,7 +85,7 @@ pub fn timestamp(time: SystemTime) -> prost_types::Timestamp {
 }
 
 /// A time from the wire; `None` where it is none that a `Timestamp` may say, or the system's clock cannot.
-pub fn system_time(timestamp: &prost_types::Timestamp) -> Option<SystemTime> {
+pub(crate) fn system_time(timestamp: &prost_types::Timestamp) -> Option<SystemTime> {
     if !TIMESTAMP_SECONDS.contains(&timestamp.seconds) {
         return None;
     }
@@ -94,7 +96,7 @@ pub fn system_time(timestamp: &prost_types::Timestamp) -> Option<SystemTime> {
 }
 
 /// A span of time for the wire; one beyond 10,000 years becomes that.
-pub fn duration(span: Duration) -> prost_types::Duration {
+pub(crate) fn duration(span: Duration) -> prost_types::Duration {
     let seconds = whole_seconds(span);
     if seconds >= MAX_DURATION_SECONDS {
         return prost_types::Duration { seconds: MAX_DURATION_SECONDS, nanos: 0 };
@@ -103,7 +105,7 @@ pub fn duration(span: Duration) -> prost_types::Duration {
 }
 
 /// A span of time from the wire; `None` where it is negative, or none that a `Duration` may say.
-pub fn std_duration(duration: &prost_types::Duration) -> Option<Duration> {
+pub(crate) fn std_duration(duration: &prost_types::Duration) -> Option<Duration> {
     let seconds = u64::try_from(duration.seconds).ok().filter(|_| duration.seconds <= MAX_DURATION_SECONDS)?;
     Some(Duration::new(seconds, valid_nanos(duration.nanos)?))
 }

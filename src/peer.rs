@@ -8,7 +8,7 @@
 //! silence, and once in a while. A peer of the wrong kind, or with another store's id, latches the breaker: it is asked again
 //! and again what it is, and nothing else.
 
-pub mod state;
+pub(crate) mod state;
 
 use crate::breaker::{Pass, Phase, Reason, Transition};
 use crate::clock::{Clock, Entropy};
@@ -29,7 +29,7 @@ const INFO_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What the routes need of a peer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Needs {
+pub(crate) struct Needs {
     /// A route starts there: it must give blobs back.
     pub read: bool,
     /// A route that is not receive-only ends there: it must hold what it is given.
@@ -38,7 +38,7 @@ pub struct Needs {
 
 impl Needs {
     /// What the enabled routes of a configuration need of each store that a route names.
-    pub fn by_store(config: &Config) -> BTreeMap<&str, Self> {
+    pub(crate) fn by_store(config: &Config) -> BTreeMap<&str, Self> {
         let mut needs: BTreeMap<&str, Self> = BTreeMap::new();
         for route in config.routes.values() {
             // Of a disabled route nothing is asked, but its stores are shown.
@@ -49,7 +49,7 @@ impl Needs {
     }
 
     /// What is wrong with a peer for this need.
-    pub fn complaint(self, info: &StoreInfo) -> Option<String> {
+    pub(crate) fn complaint(self, info: &StoreInfo) -> Option<String> {
         let kind = info.kind;
         if kind == PeerKind::Replicator {
             return Some("it is a replicator, which holds no blobs; give the address of the store itself".to_owned());
@@ -65,7 +65,7 @@ impl Needs {
 }
 
 /// A configured store, shared by its routes. See the module's header.
-pub struct Peer {
+pub(crate) struct Peer {
     name: Arc<str>,
     store: Arc<dyn Store>,
     needs: Needs,
@@ -79,7 +79,7 @@ pub struct Peer {
 }
 
 /// The state of a peer, locked. When it is given back, what has changed is logged, and whoever uses the peer is woken.
-pub struct Locked<'a> {
+pub(crate) struct Locked<'a> {
     peer: &'a Peer,
     state: Option<MutexGuard<'a, PeerState>>,
 }
@@ -125,7 +125,7 @@ impl Drop for Identification<'_> {
 
 /// Why a store's id cannot be adopted.
 #[derive(Debug, thiserror::Error)]
-pub enum AdoptError {
+pub(crate) enum AdoptError {
     /// The store does not answer.
     #[error("the store {store} cannot be asked for its id: {detail}")]
     Unavailable {
@@ -145,18 +145,18 @@ pub enum AdoptError {
 }
 
 /// The key in the queue's state of the id that is expected of a store.
-pub fn store_id_key(store: &str) -> String {
+pub(crate) fn store_id_key(store: &str) -> String {
     format!("peer/{store}/store_id")
 }
 
 /// Where it is recorded since when the store of this name is another one: milliseconds since 1970, as text.
-pub fn adopted_key(store: &str) -> String {
+pub(crate) fn adopted_key(store: &str) -> String {
     format!("peer/{store}/adopted")
 }
 
 /// A peer as it is shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PeerSnapshot {
+pub(crate) struct PeerSnapshot {
     /// The store's configured name.
     pub name: Arc<str>,
     /// The store id that is expected of it: known from earlier, or learned. Absent: the id is not checked.
@@ -195,7 +195,7 @@ pub struct PeerSnapshot {
 
 impl Peer {
     /// A peer that was not asked yet. `expected_store_id` is the id recorded for this name earlier, if one was.
-    pub fn new(
+    pub(crate) fn new(
         name: impl Into<Arc<str>>,
         store: Arc<dyn Store>,
         needs: Needs,
@@ -218,27 +218,27 @@ impl Peer {
     }
 
     /// The store's configured name.
-    pub fn name(&self) -> &Arc<str> {
+    pub(crate) fn name(&self) -> &Arc<str> {
         &self.name
     }
 
     /// The store itself, for those who hold a permit.
-    pub fn store(&self) -> &Arc<dyn Store> {
+    pub(crate) fn store(&self) -> &Arc<dyn Store> {
         &self.store
     }
 
     /// What the store said of itself, when it last did.
-    pub fn info(&self) -> Option<StoreInfo> {
+    pub(crate) fn info(&self) -> Option<StoreInfo> {
         self.state().info().cloned()
     }
 
     /// The store id that is expected: changes when one is learned, which is to be recorded durably then.
-    pub fn store_id(&self) -> watch::Receiver<Option<String>> {
+    pub(crate) fn store_id(&self) -> watch::Receiver<Option<String>> {
         self.store_id.subscribe()
     }
 
     /// Expects this id from now on; `None`: whichever the store tells next.
-    pub fn adopt_store_id(&self, id: Option<String>) {
+    pub(crate) fn adopt_store_id(&self, id: Option<String>) {
         self.store.expect_store(id.as_deref());
         self.store_id.send_replace(id);
         let now = self.clock.monotonic();
@@ -247,12 +247,12 @@ impl Peer {
 
     /// Since when the store is another one than before; absent: it always was this one. What was confirmed earlier, was so
     /// by the other one.
-    pub fn adopted(&self) -> Option<SystemTime> {
+    pub(crate) fn adopted(&self) -> Option<SystemTime> {
         *self.adopted.lock()
     }
 
     /// Remembers when an operator adopted the store.
-    pub fn set_adopted(&self, time: SystemTime) {
+    pub(crate) fn set_adopted(&self, time: SystemTime) {
         *self.adopted.lock() = Some(time);
     }
 
@@ -260,7 +260,7 @@ impl Peer {
     ///
     /// # Errors
     /// [`AdoptError`].
-    pub async fn check_identity(&self, id: &str) -> Result<(), AdoptError> {
+    pub(crate) async fn check_identity(&self, id: &str) -> Result<(), AdoptError> {
         let unavailable = |detail: String| AdoptError::Unavailable { store: self.name.clone(), detail };
         let answer = tokio::time::timeout(INFO_TIMEOUT, self.store.info()).await;
         let answer = answer.map_err(|_| unavailable("it did not answer in time".to_owned()))?;
@@ -273,22 +273,23 @@ impl Peer {
 
     /// Changes whenever those who use the peer should look again: its breaker has changed, it was asked what it is, a copy
     /// made room that another route waits for.
-    pub fn changes(&self) -> watch::Receiver<u64> {
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
 
     /// What is known of the peer, locked; held for moments only.
-    pub fn state(&self) -> Locked<'_> {
+    pub(crate) fn state(&self) -> Locked<'_> {
         Locked { peer: self, state: Some(self.state.lock()) }
     }
 
     /// Whether the breaker is closed. Says nothing about the very next use.
-    pub fn is_closed(&self) -> bool {
+    #[cfg(test)]
+    pub(crate) fn is_closed(&self) -> bool {
         !self.state().breaker().is_open()
     }
 
     /// Has the store say what it is, where that must be known before it is used. False where it may not be used now.
-    pub async fn identified(&self) -> bool {
+    pub(crate) async fn identified(&self) -> bool {
         let mut changes = self.changes();
         loop {
             changes.mark_unchanged();
@@ -327,7 +328,7 @@ impl Peer {
     }
 
     /// The peer as it is to be shown.
-    pub fn snapshot(&self) -> PeerSnapshot {
+    pub(crate) fn snapshot(&self) -> PeerSnapshot {
         let now = self.clock.monotonic();
         let state = self.state();
         let breaker = state.breaker().snapshot();
@@ -354,7 +355,7 @@ impl Peer {
     }
 
     /// Asks the store what it is, after [`PeerState::begin_identification`]. May be dropped at any time.
-    pub async fn identify(&self) {
+    pub(crate) async fn identify(&self) {
         let begun = Identification(self);
         let answer = tokio::time::timeout(INFO_TIMEOUT, self.store.info()).await;
         let (now, jitter) = (self.clock.monotonic(), self.entropy.jitter());

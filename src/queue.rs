@@ -21,14 +21,15 @@
 //!
 //! Parked entries do not count against `max_entries`: what was given up never keeps new blobs out.
 
-pub mod claim;
-pub mod damage;
-pub mod drop;
-pub mod failures;
-pub mod lookup;
-pub mod model;
-pub mod rocks;
-pub mod storage;
+pub(crate) mod claim;
+pub(crate) mod damage;
+pub(crate) mod drop;
+pub(crate) mod failures;
+pub(crate) mod lookup;
+#[cfg(test)]
+pub(crate) mod model;
+pub(crate) mod rocks;
+pub(crate) mod storage;
 #[cfg(test)]
 pub(crate) mod suite;
 
@@ -36,7 +37,7 @@ pub use claim::{Changes, Claim, ClaimOrder, ClaimRequest, Claimed};
 
 use crate::blob::BlobRef;
 use crate::failpoint::Injected;
-use crate::fault::{Fault, FaultKind};
+use crate::fault::FaultKind;
 use crate::telemetry::TraceContext;
 use async_trait::async_trait;
 use std::fmt;
@@ -219,7 +220,7 @@ impl Entry {
 }
 
 /// The largest size in bytes that is believed: 256 TiB. What claims to be larger has no known size.
-pub const LARGEST_SIZE: u64 = 1 << 48;
+pub(crate) const LARGEST_SIZE: u64 = 1 << 48;
 
 /// Who pushes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -239,7 +240,7 @@ pub struct Push {
     pub route: RouteId,
     /// The blob.
     pub blob: BlobRef,
-    /// Its size in bytes, where known; above [`LARGEST_SIZE`] it is taken for unknown.
+    /// Its size in bytes, where known; above `LARGEST_SIZE` it is taken for unknown.
     pub size: Option<u64>,
     /// The lane. A sync's is backfill.
     pub lane: Lane,
@@ -382,7 +383,7 @@ pub struct StateWrite {
 #[async_trait]
 pub trait Queue: State {
     /// Gives a route its number, or finds it again. The same name with other stores is [`QueueError::RouteChanged`]. With a
-    /// route that is new, its [need of a full sync](damage::SYNC_NEEDED) is written.
+    /// route that is new, its need of a full sync (`damage::SYNC_NEEDED`) is written.
     async fn register(&self, name: &str, from: &str, to: &str) -> Result<RouteId, QueueError>;
 
     /// Pushes all of these, and writes the state with them, in one durable write. Results stand in the order of `pushes`.
@@ -479,11 +480,5 @@ pub enum QueueError {
 impl From<Injected> for QueueError {
     fn from(injected: Injected) -> Self {
         Self::Write(injected.to_string())
-    }
-}
-
-impl Fault for QueueError {
-    fn kind(&self) -> FaultKind {
-        FaultKind::QueueWriteFailed
     }
 }

@@ -14,7 +14,7 @@ mod stores;
 mod story;
 mod watch;
 
-pub use encode::replicator as status_message;
+pub(crate) use encode::replicator as status_message;
 
 use crate::announce::{AnnounceError, Announced, Announcement, Announcer, Gate, RouteTable};
 use crate::blob::{BlobRef, DigestFunction, RefError, Verifier};
@@ -48,7 +48,7 @@ use v1::replication_service_server::{ReplicationService, ReplicationServiceServe
 use watch::StatusWatch;
 
 /// The names by which health is asked for: both mean "announcements are accepted and written durably".
-pub const SERVICE_NAMES: [&str; 2] = ["blobferry.v1.BlobReceiverService", "blobferry.v1.ReplicationService"];
+pub(crate) const SERVICE_NAMES: [&str; 2] = ["blobferry.v1.BlobReceiverService", "blobferry.v1.ReplicationService"];
 
 /// The time between two pictures of `WatchStatus`, where none is asked for.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -66,7 +66,7 @@ const MAX_BULK_ITEMS: usize = 200_000;
 const MAX_GIVEN: usize = 200;
 
 /// What the services call.
-pub struct ServiceParts {
+pub(crate) struct ServiceParts {
     /// Names this replicator for ever.
     pub replicator_id: String,
     /// Takes announcements.
@@ -97,7 +97,7 @@ pub struct ServiceParts {
 
 /// The services. Clones share everything.
 #[derive(Clone)]
-pub struct Service {
+pub(crate) struct Service {
     parts: Arc<ServiceParts>,
     calls: CallLimit,
     bulk: Arc<Semaphore>,
@@ -105,7 +105,7 @@ pub struct Service {
 
 impl Service {
     /// Services over these parts.
-    pub fn new(parts: ServiceParts) -> Self {
+    pub(crate) fn new(parts: ServiceParts) -> Self {
         Self {
             parts: Arc::new(parts),
             calls: CallLimit::new(MAX_CALLS),
@@ -114,7 +114,7 @@ impl Service {
     }
 
     /// Adds both services to what a server serves.
-    pub fn add_to(&self, routes: Routes) -> Routes {
+    pub(crate) fn add_to(&self, routes: Routes) -> Routes {
         let receiver = BlobReceiverServiceServer::new(self.clone())
             .max_decoding_message_size(MAX_DECODED_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -131,7 +131,7 @@ impl Service {
         items: Vec<Announcement>,
         state: Vec<StateWrite>,
     ) -> Result<Announced, Status> {
-        let announced = self.parts.announcer.announce_with(source_store, items, state).await;
+        let announced = self.parts.announcer.announce(source_store, items, state).await;
         announced.map_err(|error| announce_status(&error))
     }
 

@@ -13,13 +13,10 @@ mod route;
 mod sentence;
 mod trend;
 
-pub use observer::{Observer, ObserverParts, WatchedPeer, WatchedRoute};
-pub use overall::overall;
-pub use peer::peer_status;
-pub use queue::{QueueFacts, incident_text, queue_status};
-pub use route::{RouteConditions, RouteFacts, route_status};
-pub use sentence::{LONGEST, Sentence};
-pub use trend::{Samples, Trend};
+pub(crate) use observer::{Observer, ObserverParts, WatchedPeer, WatchedRoute};
+pub(crate) use queue::incident_text;
+pub(crate) use sentence::Sentence;
+pub(crate) use trend::{Samples, Trend};
 
 use crate::announce::{Backlog, Route};
 use crate::overrides::InForce;
@@ -31,11 +28,11 @@ use crate::worker::{ErrorGroup, InProgress};
 use std::time::{Duration, SystemTime};
 
 /// The most copies in progress that are shown of a route.
-pub const MAX_COPIES: usize = 100;
+pub(crate) const MAX_COPIES: usize = 100;
 
 /// A replicator as it stands.
 #[derive(Clone, Debug)]
-pub struct ReplicatorStatus {
+pub(crate) struct ReplicatorStatus {
     /// In one word.
     pub state: ReplicatorState,
     /// In one sentence.
@@ -56,7 +53,7 @@ pub struct ReplicatorStatus {
 
 /// How a replicator stands; of several, the last holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum ReplicatorState {
+pub(crate) enum ReplicatorState {
     /// All is well.
     Ok,
     /// Somebody should look.
@@ -71,7 +68,7 @@ pub enum ReplicatorState {
 
 /// A route as it stands.
 #[derive(Clone, Debug)]
-pub struct RouteStatus {
+pub(crate) struct RouteStatus {
     /// The route.
     pub route: Route,
     /// In one word.
@@ -117,7 +114,7 @@ pub struct RouteStatus {
 
 /// How a route stands; of several, the last holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum RouteState {
+pub(crate) enum RouteState {
     /// Nothing is queued.
     InSync,
     /// Blobs are being copied, or about to be.
@@ -147,12 +144,12 @@ pub enum RouteState {
 impl RouteState {
     /// Whether a route in this state does its job: nothing waits for a peer, for another attempt, or for an operator, and the
     /// stores were compared where that was needed.
-    pub const fn works(self) -> bool {
+    pub(crate) const fn works(self) -> bool {
         matches!(self, Self::InSync | Self::Copying | Self::Syncing)
     }
 
     /// The word.
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::InSync => "in sync",
             Self::Copying => "copying",
@@ -172,7 +169,7 @@ impl RouteState {
 
 /// What holds a route back most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LimitingFactor {
+pub(crate) enum LimitingFactor {
     /// There is nothing to copy now.
     Idle,
     /// It is paused or disabled.
@@ -195,7 +192,7 @@ pub enum LimitingFactor {
 
 /// What a route has done in some span of time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Totals {
+pub(crate) struct Totals {
     /// Entries confirmed.
     pub confirmed: u64,
     /// Entries among them whose bytes were sent.
@@ -210,7 +207,7 @@ pub struct Totals {
 
 /// A store as the replicator sees it.
 #[derive(Clone, Debug)]
-pub struct PeerStatus {
+pub(crate) struct PeerStatus {
     /// What its routes know of it.
     pub snapshot: PeerSnapshot,
     /// Where it is.
@@ -223,7 +220,7 @@ pub struct PeerStatus {
 
 /// Whether a peer answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PeerHealth {
+pub(crate) enum PeerHealth {
     /// It was not asked yet.
     Unknown,
     /// It answers.
@@ -236,7 +233,7 @@ pub enum PeerHealth {
 
 /// The queue as it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct QueueStatus {
+pub(crate) struct QueueStatus {
     /// In one word.
     pub state: QueueState,
     /// In one sentence.
@@ -263,7 +260,7 @@ pub struct QueueStatus {
 
 /// How the queue stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum QueueState {
+pub(crate) enum QueueState {
     /// It accepts and writes.
     Ok,
     /// It has reached a limit.

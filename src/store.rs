@@ -9,14 +9,20 @@
 //!   stops without one was cut.
 //! - Blobs are immutable; nothing here deletes one.
 
+#[cfg(feature = "server")]
 mod bounds;
-pub mod conformance;
-pub mod disk;
-pub mod faulty;
-pub mod memory;
-pub mod packed;
+#[cfg(feature = "server")]
+pub(crate) mod conformance;
+#[cfg(feature = "server")]
+pub(crate) mod disk;
+#[cfg(feature = "server")]
+pub(crate) mod faulty;
+#[cfg(feature = "server")]
+pub(crate) mod memory;
+pub(crate) mod packed;
+#[cfg(feature = "server")]
 mod prefix;
-pub mod remote;
+pub(crate) mod remote;
 
 use crate::blob::{BlobMeta, BlobRef, DigestFunction, Excerpt, Mismatch};
 use crate::failpoint::Injected;
@@ -345,7 +351,7 @@ impl PeerError {
 }
 
 /// The canonical name of a gRPC status code, such as `UNAVAILABLE`.
-pub const fn code_name(code: tonic::Code) -> &'static str {
+pub(crate) const fn code_name(code: tonic::Code) -> &'static str {
     use tonic::Code;
     match code {
         Code::Ok => "OK",
@@ -369,6 +375,18 @@ pub const fn code_name(code: tonic::Code) -> &'static str {
 }
 
 impl StoreError {
+    /// Whether the store says that the bytes which came are not those of the ref: itself, or as a peer's answer.
+    pub fn is_mismatch(&self) -> bool {
+        match self {
+            Self::Mismatch(_) => true,
+            Self::Peer(peer) => {
+                peer.code == tonic::Code::InvalidArgument
+                    && matches!(peer.reason.as_deref(), Some("DIGEST_MISMATCH" | "SIZE_MISMATCH"))
+            }
+            _ => false,
+        }
+    }
+
     /// An [`StoreError::Io`], or [`StoreError::NoSpace`] where that is what the system said.
     pub fn io(context: impl Into<String>, source: std::io::Error) -> Self {
         let context = context.into();

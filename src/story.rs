@@ -19,10 +19,10 @@ mod plan;
 mod tokens;
 mod wait;
 
-pub use ask::Holding;
-pub use explain::{BlobStory, RouteStory};
-pub use judge::{BlobState, HopState};
-pub use wait::{Unconfirmed, WaitEnd, WaitRequest, Waited};
+pub(crate) use ask::Holding;
+pub(crate) use explain::{BlobStory, RouteStory};
+pub(crate) use judge::{BlobState, HopState};
+pub(crate) use wait::{Unconfirmed, WaitEnd, WaitRequest, Waited};
 
 use crate::announce::{AnnounceError, Names, Route, RouteTable};
 use crate::backoff::Patience;
@@ -45,7 +45,7 @@ const LEAST_REFS: usize = 1000;
 
 /// Why nothing can be told, or waited for.
 #[derive(Clone, Debug, thiserror::Error)]
-pub enum StoryError {
+pub(crate) enum StoryError {
     /// A store or a route is not known, or not clear.
     #[error(transparent)]
     Announce(#[from] AnnounceError),
@@ -89,7 +89,7 @@ pub enum StoryError {
 }
 
 /// What stories are told from.
-pub struct StoryParts {
+pub(crate) struct StoryParts {
     /// Looks blobs up.
     pub lookup: Arc<dyn Lookup>,
     /// Keeps the wait tokens; the same database as the queue.
@@ -111,7 +111,7 @@ pub struct StoryParts {
 }
 
 /// Tells what became of blobs.
-pub struct Story {
+pub(crate) struct Story {
     parts: StoryParts,
     tokens: Tokens,
     room: Arc<Semaphore>,
@@ -126,7 +126,7 @@ impl Story {
     ///
     /// # Errors
     /// If the queue cannot be read.
-    pub async fn open(parts: StoryParts) -> Result<Self, QueueError> {
+    pub(crate) async fn open(parts: StoryParts) -> Result<Self, QueueError> {
         let tokens = Tokens::open(parts.state.clone(), parts.clock.clone(), parts.entropy.clone()).await?;
         Ok(Self {
             parts,
@@ -144,7 +144,7 @@ impl Story {
     }
 
     /// A token for these blobs of a store, and what is to be written in the same durable write as their entries.
-    pub fn issue_token(&self, source: &str, blobs: Vec<BlobRef>) -> (String, Vec<StateWrite>) {
+    pub(crate) fn issue_token(&self, source: &str, blobs: Vec<BlobRef>) -> (String, Vec<StateWrite>) {
         self.tokens.issue(source, blobs)
     }
 }

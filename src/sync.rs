@@ -45,13 +45,15 @@ mod request;
 mod run;
 mod span;
 
-pub use diff::{Finding, ListingError, ListingFault, Merge, Need, Seen};
-pub use driver::FullSyncs;
-pub use needs::{NeededSync, SyncNeeds};
-pub use on_start::StartSync;
-pub use parts::{StoreIds, SyncParts, SyncRoute, SyncSettings};
-pub use record::{SyncCounts, SyncFailure, SyncMode, SyncPhase, SyncRecord, SyncState, UnknownFunction};
-pub use request::{Started, SyncRequest, SyncStartError};
+pub use diff::{Merge, Need};
+pub(crate) use driver::FullSyncs;
+pub(crate) use needs::NeededSync;
+pub(crate) use on_start::StartSync;
+pub(crate) use parts::{StoreIds, SyncParts, SyncRoute, SyncSettings};
+#[cfg(test)]
+pub(crate) use record::SyncFailure;
+pub(crate) use record::{SyncMode, SyncPhase, SyncRecord, SyncState, UnknownFunction};
+pub(crate) use request::{SyncRequest, SyncStartError};
 
 #[cfg(test)]
 mod tests;

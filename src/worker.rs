@@ -25,10 +25,10 @@ mod simulation;
 mod traced;
 mod transfer;
 
-pub use attribution::{Streak, charged};
-pub use pace::{Wait, Waits};
-pub use report::{Activity, ErrorGroup, InProgress, Report};
-pub use route::{Deps, NextHop, Policy, RouteSpec, Worker};
+pub(crate) use attribution::{Streak, charged};
+pub(crate) use pace::{Wait, Waits};
+pub(crate) use report::{Activity, ErrorGroup, InProgress, Report};
+pub(crate) use route::{Deps, NextHop, Policy, RouteSpec, Worker};
 
 #[cfg(test)]
 mod tests;

@@ -8,10 +8,10 @@
 mod process;
 
 use blobferry::blob::DigestFunction;
-use blobferry::copy::{CopyJob, Progress, WaitLimits, copy_blob};
-use blobferry::grpc::PeerEndpoint;
-use blobferry::store::remote::RemoteStore;
-use blobferry::store::{Put, Store};
+use blobferry::internal::copy::{CopyJob, Progress, WaitLimits, copy_blob};
+use blobferry::internal::grpc::PeerEndpoint;
+use blobferry::internal::store::RemoteStore;
+use blobferry::internal::store::{Put, Store};
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use process::Process;

@@ -32,7 +32,7 @@ const MEMORY_BYTES: u64 = 4 << 30;
 
 /// Where a store keeps its blobs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum DataUrl {
+pub(crate) enum DataUrl {
     /// `disk:///path`: a folder.
     Disk(PathBuf),
     /// `memory://`: nowhere; gone with the process.

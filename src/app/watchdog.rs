@@ -25,7 +25,7 @@ const WRITE_PROBE: &str = "replicator/write_probe";
 /// The queue cannot be opened again while the process runs; the next start can mend it.
 #[derive(Debug, thiserror::Error)]
 #[error("the queue cannot go on, and is mended by the next start: {0}")]
-pub struct QueueEnded(String);
+pub(crate) struct QueueEnded(String);
 
 /// Ends with an error when the queue can write no more: a process that can neither ack nor settle is of no use, and
 /// whoever supervises it starts another, which opens the queue anew.

@@ -4,7 +4,6 @@
 //! between is noticed by the store, which verifies, and fails alone.
 
 use crate::blob::{BlobMeta, BlobRef, DigestFunction, Hasher};
-use crate::store::conformance::is_mismatch;
 use crate::store::packed::{Parcel, packs, receive_all};
 use crate::store::{ByteStream, Disposition, Put, Received, Store, StoreError};
 use bytes::Bytes;
@@ -196,7 +195,7 @@ fn uploaded(file: LocalFile, result: Result<Received, StoreError>) -> Result<Upl
             return Ok(Uploaded { file, was_sent: true });
         }
         Ok(_) => UploadCause::Unconfirmed,
-        Err(error) if is_mismatch(&error) => UploadCause::Changed,
+        Err(error) if error.is_mismatch() => UploadCause::Changed,
         Err(error) => UploadCause::Store(error),
     };
     Err(UploadError { path: file.path, cause })

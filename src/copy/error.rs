@@ -16,7 +16,7 @@
 
 use super::progress::{Overdue, RATED};
 use crate::blob::{DigestFunction, Mismatch};
-use crate::fault::{FailureClass, Fault, FaultKind, Side};
+use crate::fault::{FailureClass, FaultKind, Side};
 use crate::grpc::Reason;
 use crate::store::{PeerError, StoreError, code_name};
 use std::any::Any;
@@ -131,12 +131,6 @@ impl CopyError {
         let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a message");
         let error = Self::charged(FaultKind::Panicked, side, &format!("the copier panicked: {text}"));
         Self { class: FailureClass::Panicked, ..error }
-    }
-}
-
-impl Fault for CopyError {
-    fn kind(&self) -> FaultKind {
-        self.kind
     }
 }
 

@@ -29,7 +29,7 @@ use std::panic::AssertUnwindSafe;
 
 /// A small blob of a pack; no repair.
 #[derive(Clone, Debug)]
-pub struct PackItem {
+pub(crate) struct PackItem {
     /// The blob.
     pub blob: BlobRef,
     /// Its size in bytes as announced; only a hint.
@@ -40,7 +40,7 @@ pub struct PackItem {
 
 /// How a pack is to be copied.
 #[derive(Clone, Copy, Debug)]
-pub struct PackJob {
+pub(crate) struct PackJob {
     /// Whether `Consumed` confirms, too.
     pub receive_only: bool,
     /// Ask both sides first, and send only what the destination does not hold in the source's size.
@@ -53,7 +53,7 @@ pub struct PackJob {
 
 /// How one blob of a pack came out.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PackEnd {
+pub(crate) enum PackEnd {
     /// As a copy of its own would have: it was answered.
     Ended(Result<Copied, CopyError>),
     /// It was not answered when the pack ended so, which says nothing of this blob.
@@ -66,7 +66,7 @@ pub enum PackEnd {
 }
 
 /// Copies small blobs together; an end for each, in their order. `progress` is that of the pack as a whole.
-pub async fn copy_pack(
+pub(crate) async fn copy_pack(
     source: &dyn Store,
     destination: &dyn Store,
     items: Vec<PackItem>,

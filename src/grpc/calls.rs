@@ -3,22 +3,20 @@
 //! A call ends when its trailers have been handed to the transport, or when it is dropped before: not at the response's
 //! headers, at which a stream has only begun. Where nobody watches and nothing is recorded, calls pass untouched.
 
+use super::methods::{OTHER, code_in, method_of, rpc_attributes};
 use super::trace_context::header_context;
-use crate::pb;
 use crate::store::code_name;
 use crate::telemetry::{Parent, Span, TraceContext, Tracer};
 use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Either, MapOk, TryFutureExt as _};
-use http::{HeaderMap, Request, Response};
+use http::{Request, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use opentelemetry::KeyValue;
 use opentelemetry::trace::SpanKind;
-use prost::Message as _;
-use std::collections::BTreeSet;
 use std::fmt;
 use std::pin::Pin;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -26,9 +24,6 @@ use tonic::body::Body;
 use tonic::transport::server::TcpConnectInfo;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
-
-/// What a method is called that is none of ours: names that a stranger makes up must not become labels.
-const OTHER: &str = "_OTHER";
 
 /// Is told of calls; must not block.
 pub trait CallObserver: Send + Sync {
@@ -82,39 +77,11 @@ impl fmt::Debug for Calls {
 struct CallTrace(TraceContext);
 
 /// The trace context in which a call is handled: that of its own span where that is recorded, else the caller's.
-pub fn call_trace<T>(request: &tonic::Request<T>) -> Option<TraceContext> {
+pub(crate) fn call_trace<T>(request: &tonic::Request<T>) -> Option<TraceContext> {
     match request.extensions().get::<CallTrace>() {
         Some(CallTrace(context)) => Some(context.clone()),
         None => header_context(request.metadata().as_ref()),
     }
-}
-
-/// The names of all methods that are served anywhere, for good.
-static METHODS: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
-    let sets = [
-        pb::FILE_DESCRIPTOR_SET,
-        tonic_health::pb::FILE_DESCRIPTOR_SET,
-        tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
-        tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
-    ];
-    let files = sets.into_iter().filter_map(|set| prost_types::FileDescriptorSet::decode(set).ok());
-    let mut names = BTreeSet::new();
-    for file in files.flat_map(|set| set.file) {
-        for service in &file.service {
-            let methods = service.method.iter().map(prost_types::MethodDescriptorProto::name);
-            names.extend(methods.map(|method| format!("{}.{}/{method}", file.package(), service.name())));
-        }
-    }
-    names
-});
-
-/// The methods that calls are told apart by: all that are served anywhere, and `_OTHER`.
-pub fn method_names() -> impl Iterator<Item = &'static str> {
-    METHODS.iter().map(String::as_str).chain([OTHER])
-}
-
-fn known(path: &str) -> &'static str {
-    METHODS.get(path.trim_start_matches('/')).map_or(OTHER, String::as_str)
 }
 
 impl<S> Layer<S> for Calls {
@@ -155,7 +122,7 @@ where
         if !tracer.is_on() && observer.is_none() {
             return Either::Left(self.inner.call(request).map_ok(unwatched));
         }
-        let method = known(request.uri().path());
+        let method = method_of(request.uri().path());
         let span = server_span(tracer, method, &request);
         if !span.is_recorded() && observer.is_none() {
             return Either::Left(self.inner.call(request).map_ok(unwatched));
@@ -212,21 +179,6 @@ fn server_span(tracer: &Tracer, method: &'static str, request: &Request<Body>) -
     span
 }
 
-/// The attributes of a call on both sides.
-pub(super) fn rpc_attributes(method: &'static str) -> Vec<KeyValue> {
-    vec![KeyValue::new("rpc.system.name", "grpc"), KeyValue::new("rpc.method", method)]
-}
-
-/// The method of a path, for both sides.
-pub(super) fn method_of(path: &str) -> &'static str {
-    known(path)
-}
-
-/// The status in headers or trailers, if it is there.
-pub(super) fn code_in(headers: &HeaderMap) -> Option<Code> {
-    headers.get("grpc-status").map(|value| Code::from_bytes(value.as_bytes()))
-}
-
 /// A call in progress. Dropped, it is over.
 #[derive(Debug)]
 struct Call {
@@ -266,7 +218,7 @@ impl Drop for Call {
 }
 
 /// Whether a server's span of this outcome is in error; the others are the client's doing.
-pub const fn is_servers_fault(code: Code) -> bool {
+pub(crate) const fn is_servers_fault(code: Code) -> bool {
     matches!(
         code,
         Code::Unknown
@@ -319,7 +271,7 @@ impl HttpBody for CallBody {
 
 #[cfg(test)]
 mod tests {
-    use super::{CallObserver, Calls, EndedCall, OTHER, known};
+    use super::{CallObserver, Calls, EndedCall};
     use crate::grpc::{ServeSettings, base_routes, serve};
     use parking_lot::Mutex;
     use std::sync::Arc;
@@ -355,19 +307,6 @@ mod tests {
             }
             panic!("{:?}", self.0.lock());
         }
-    }
-
-    #[test]
-    fn methods_are_those_of_the_protocol_and_no_others() {
-        for method in [
-            "blobferry.v1.BlobReceiverService/ReceiveBlob",
-            "blobferry.v1.ReplicationService/Status",
-            "grpc.health.v1.Health/Watch",
-            "grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
-        ] {
-            assert_eq!(known(&format!("/{method}")), method);
-        }
-        assert_eq!((known("/made.up.Service/Method"), known("/"), known("")), (OTHER, OTHER, OTHER));
     }
 
     #[tokio::test]

@@ -15,9 +15,9 @@ mod connector;
 mod pool;
 
 pub(super) use connection::Lease;
-pub use connection::{OtherStore, STORE_ID};
-pub use connector::OtherProtocol;
-pub use pool::NotProcessed;
+pub(crate) use connection::{OtherStore, STORE_ID};
+pub(crate) use connector::OtherProtocol;
+pub(crate) use pool::NotProcessed;
 pub(super) use pool::Pool;
 
 use super::traced::PeerChannel;
@@ -87,7 +87,7 @@ pub enum EndpointError {
 }
 
 /// The connections to one peer.
-pub struct Channels {
+pub(crate) struct Channels {
     maker: Arc<Maker>,
     control: Arc<Pool>,
     data: Arc<Pool>,
@@ -101,7 +101,7 @@ impl Channels {
     ///
     /// # Errors
     /// If the endpoint or its certificates cannot be used.
-    pub fn open(peer: &PeerEndpoint) -> Result<Self, EndpointError> {
+    pub(crate) fn open(peer: &PeerEndpoint) -> Result<Self, EndpointError> {
         let maker = Arc::new(Maker {
             connector: Connector::new(peer)?,
             expected: ExpectedStore::default(),
@@ -120,33 +120,33 @@ impl Channels {
     }
 
     /// Only the store with this id is used from now on, but for [`question`](Self::question)s; `None`: any.
-    pub fn expect_store(&self, id: Option<&str>) {
+    pub(crate) fn expect_store(&self, id: Option<&str>) {
         self.maker.expected.set(id);
     }
 
     /// The channel for asking what the peer is, whichever store answers.
-    pub fn question(&self) -> PeerChannel {
+    pub(crate) fn question(&self) -> PeerChannel {
         PeerChannel::new(self.control.clone(), false)
     }
 
     /// The channel for calls that move no blob.
-    pub fn control(&self) -> PeerChannel {
+    pub(crate) fn control(&self) -> PeerChannel {
         PeerChannel::new(self.control.clone(), true)
     }
 
     /// The channel for much at a time: packs, pages.
-    pub fn data(&self) -> PeerChannel {
+    pub(crate) fn data(&self) -> PeerChannel {
         PeerChannel::new(self.data.clone(), true)
     }
 
     /// The channel for a blob of any size.
-    pub fn blob(&self) -> PeerChannel {
+    pub(crate) fn blob(&self) -> PeerChannel {
         let pool = if self.distance.is_near() { &self.near } else { &self.data };
         PeerChannel::new(pool.clone(), true)
     }
 
     /// The peer answered something small on the control channel, after this time: it tells how far away it is.
-    pub fn answered(&self, took: Duration) {
+    pub(crate) fn answered(&self, took: Duration) {
         self.distance.answered(took);
     }
 }

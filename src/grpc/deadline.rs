@@ -4,7 +4,7 @@ use http::HeaderMap;
 use std::time::Duration;
 
 /// How long the caller waits for the answer; `None` where it sets no limit, or a malformed one.
-pub fn call_deadline(headers: &HeaderMap) -> Option<Duration> {
+pub(crate) fn call_deadline(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get("grpc-timeout")?.to_str().ok()?;
     let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     // As the protocol says: at most 8 digits.

@@ -15,8 +15,8 @@
 mod incoming;
 mod outgoing;
 
-pub use incoming::Incoming;
-pub use outgoing::{Answering, send, want};
+pub(crate) use incoming::Incoming;
+pub(crate) use outgoing::{Answering, send, want};
 
 use super::traced::PeerChannel;
 use crate::pb::v1;
@@ -34,7 +34,7 @@ use tonic::server::NamedService;
 use tower::Service;
 
 /// A message of which most carry a chunk, in a field `bytes chunk = 2`, and nothing else.
-pub trait Chunked: prost::Message + Default + Send + 'static {
+pub(crate) trait Chunked: prost::Message + Default + Send + 'static {
     /// The message that carries this chunk.
     fn of_chunk(chunk: Bytes) -> Self;
 
@@ -102,11 +102,11 @@ fn is_plain(headers: &http::HeaderMap) -> bool {
 
 /// A channel that hands bodies over where a call asks for it.
 #[derive(Clone, Debug)]
-pub struct DirectChannel(PeerChannel);
+pub(crate) struct DirectChannel(PeerChannel);
 
 impl DirectChannel {
     /// Around this channel.
-    pub fn new(channel: PeerChannel) -> Self {
+    pub(crate) fn new(channel: PeerChannel) -> Self {
         Self(channel)
     }
 }
@@ -148,7 +148,7 @@ enum Bodies {
 
 /// A service of which one method reads its requests, or writes its answers, past the codec.
 #[derive(Clone, Debug)]
-pub struct DirectService<S> {
+pub(crate) struct DirectService<S> {
     service: S,
     method: &'static str,
     bodies: Bodies,
@@ -156,12 +156,12 @@ pub struct DirectService<S> {
 
 impl<S> DirectService<S> {
     /// Around this service, whose streaming method of this name reads its requests by [`Incoming::of_request`].
-    pub fn requests_of(service: S, method: &'static str) -> Self {
+    pub(crate) fn requests_of(service: S, method: &'static str) -> Self {
         Self { service, method, bodies: Bodies::Requests }
     }
 
     /// Around this service, whose streaming method of this name answers by [`Answering`].
-    pub fn answers_of(service: S, method: &'static str) -> Self {
+    pub(crate) fn answers_of(service: S, method: &'static str) -> Self {
         Self { service, method, bodies: Bodies::Answers }
     }
 }

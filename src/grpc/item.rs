@@ -15,7 +15,7 @@ use tonic::{Code, Status, Streaming};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 /// The messages of a request stream, with the number in the stream of the first item of each. An error is the last.
-pub fn numbered<T: Send + 'static>(
+pub(crate) fn numbered<T: Send + 'static>(
     messages: Streaming<T>,
     idle: Duration,
     items: impl Fn(&T) -> usize + Send + Copy + 'static,
@@ -39,7 +39,7 @@ pub fn numbered<T: Send + 'static>(
 }
 
 /// A status as the error of one blob among many.
-pub fn blob_error(status: &Status) -> v1::BlobError {
+pub(crate) fn blob_error(status: &Status) -> v1::BlobError {
     let details = status.get_error_details();
     v1::BlobError {
         code: status.code().into(),
@@ -49,7 +49,7 @@ pub fn blob_error(status: &Status) -> v1::BlobError {
 }
 
 /// What a peer's error for one blob means: as if a call for this blob alone had ended with it.
-pub fn item_error(error: &v1::BlobError, blob: &BlobRef) -> StoreError {
+pub(crate) fn item_error(error: &v1::BlobError, blob: &BlobRef) -> StoreError {
     let code = Code::from(error.code);
     if code == Code::Ok {
         return StoreError::Protocol("an item's error has the code OK".to_owned());
@@ -63,6 +63,6 @@ pub fn item_error(error: &v1::BlobError, blob: &BlobRef) -> StoreError {
 }
 
 /// The trace context of an item, checked as that of a call is.
-pub fn item_trace(traceparent: &str, tracestate: &str) -> Option<TraceContext> {
+pub(crate) fn item_trace(traceparent: &str, tracestate: &str) -> Option<TraceContext> {
     text_context(traceparent, tracestate)
 }

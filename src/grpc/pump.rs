@@ -19,17 +19,17 @@ const AHEAD: usize = 2;
 
 /// A cap on calls in progress. tonic's own would end at the response headers, so calls hold a permit to their very end.
 #[derive(Clone, Debug)]
-pub struct CallLimit(Arc<Semaphore>);
+pub(crate) struct CallLimit(Arc<Semaphore>);
 
 /// The right to be in progress; ends when it is dropped.
 #[derive(Debug)]
-pub struct CallPermit {
+pub(crate) struct CallPermit {
     _permit: OwnedSemaphorePermit,
 }
 
 impl CallLimit {
     /// At most this many calls at a time.
-    pub fn new(calls: usize) -> Self {
+    pub(crate) fn new(calls: usize) -> Self {
         Self(Arc::new(Semaphore::new(calls.min(Semaphore::MAX_PERMITS))))
     }
 
@@ -37,7 +37,7 @@ impl CallLimit {
     ///
     /// # Errors
     /// TOO_BUSY when there are as many as there may be: a caller that waits here would hold memory, and not know why.
-    pub fn enter(&self) -> Result<CallPermit, Status> {
+    pub(crate) fn enter(&self) -> Result<CallPermit, Status> {
         match self.0.clone().try_acquire_owned() {
             Ok(permit) => Ok(CallPermit { _permit: permit }),
             Err(_) => Err(Reason::TooBusy.status("too many calls are in progress; retry with backoff")),
@@ -48,7 +48,7 @@ impl CallLimit {
 /// Drives `messages` in a task of `tasks`, and ends it with STREAM_IDLE when the reader takes nothing for `idle`.
 ///
 /// The task, and the permit with it, also ends when the returned stream is dropped.
-pub fn pump<T: Send + 'static>(
+pub(crate) fn pump<T: Send + 'static>(
     tasks: &TaskTracker,
     permit: CallPermit,
     idle: Duration,

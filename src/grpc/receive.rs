@@ -15,7 +15,7 @@ use v1::receive_blob_request::Part;
 
 /// A header that makes sense.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Header {
+pub(crate) struct Header {
     /// The ref that the bytes must have.
     pub blob: BlobRef,
     /// The number of bytes that will follow, where it is stated.
@@ -34,7 +34,7 @@ pub struct Header {
 ///
 /// # Errors
 /// HEADER_MISSING, INVALID_REF, MESSAGE_EMPTY, STREAM_IDLE, or the stream's own status.
-pub async fn read_header(
+pub(crate) async fn read_header(
     request: Request<Streaming<v1::ReceiveBlobRequest>>,
     idle: Duration,
 ) -> Result<(Header, ByteStream), Status> {

@@ -28,6 +28,7 @@
 use super::connections::{NotProcessed, OtherStore};
 use crate::blob::{BlobRef, Mismatch, RefError};
 use crate::pb::DOMAIN;
+#[cfg(feature = "server")]
 use crate::queue::QueueError;
 use crate::store::{PeerError, StoreError};
 use crate::words::is_unsafe;
@@ -63,19 +64,19 @@ macro_rules! reasons {
         /// The stable reasons of errors: the proto's `ErrorReason`, each with the code that it comes with.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[non_exhaustive]
-        pub enum Reason { $($(#[$doc])* $name,)* }
+        pub(crate) enum Reason { $($(#[$doc])* $name,)* }
 
         impl Reason {
             /// All reasons.
-            pub const ALL: &[Reason] = &[$(Self::$name,)*];
+            pub(crate) const ALL: &[Reason] = &[$(Self::$name,)*];
 
             /// The reason as it stands in `ErrorInfo.reason`.
-            pub const fn as_str(self) -> &'static str {
+            pub(crate) const fn as_str(self) -> &'static str {
                 match self { $(Self::$name => $text,)* }
             }
 
             /// The status code that it comes with.
-            pub const fn code(self) -> Code {
+            pub(crate) const fn code(self) -> Code {
                 match self { $(Self::$name => Code::$code,)* }
             }
         }
@@ -169,13 +170,13 @@ reasons! {
 
 impl Reason {
     /// The reason with this text; `None` for one that this version does not know.
-    pub fn from_text(text: &str) -> Option<Self> {
+    pub(crate) fn from_text(text: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|reason| reason.as_str() == text)
     }
 
     /// Whether it is said of the blob that was sent or asked for. All others are the peer's, or of the call as such: a proxy
     /// that mangles streams or a peer that is no store would draw them with any blob.
-    pub const fn is_of_the_blob(self) -> bool {
+    pub(crate) const fn is_of_the_blob(self) -> bool {
         matches!(
             self,
             Self::BlobMissing
@@ -193,17 +194,17 @@ impl Reason {
     /// Whether the same blob gets the same answer until somebody changes the peer or its configuration; the list stands in
     /// `errors.proto` too. Not among them are a blob that is missing (it may be written yet) or corrupt (a repair may
     /// replace it), bytes that may have been changed on the way, and an offset, which another attempt does not have.
-    pub const fn is_final_for_the_blob(self) -> bool {
+    pub(crate) const fn is_final_for_the_blob(self) -> bool {
         matches!(self, Self::BlobTooLarge | Self::InvalidRef | Self::InvalidField | Self::ReplaceUnsupported)
     }
 
     /// A status of this reason.
-    pub fn status(self, message: impl AsRef<str>) -> Status {
+    pub(crate) fn status(self, message: impl AsRef<str>) -> Status {
         self.status_with(message, [])
     }
 
     /// A status of this reason with metadata, such as `ref`.
-    pub fn status_with<const N: usize>(
+    pub(crate) fn status_with<const N: usize>(
         self,
         message: impl AsRef<str>,
         metadata: [(&'static str, String); N],
@@ -212,7 +213,7 @@ impl Reason {
     }
 
     /// A status of this reason that says when to try again.
-    pub fn status_retry(self, message: impl AsRef<str>, after: Duration) -> Status {
+    pub(crate) fn status_retry(self, message: impl AsRef<str>, after: Duration) -> Status {
         let mut details = self.details([]);
         details.set_retry_info(Some(after));
         self.detailed(message, details)
@@ -236,12 +237,12 @@ impl Reason {
 }
 
 /// INVALID_REF, naming the field, such as `header.ref` or `refs[3]`.
-pub fn invalid_ref(field: &str, error: &RefError) -> Status {
+pub(crate) fn invalid_ref(field: &str, error: &RefError) -> Status {
     bad_request(Reason::InvalidRef, field, &error.to_string())
 }
 
 /// INVALID_FIELD, naming the field and what to do.
-pub fn invalid_field(field: &str, description: &str) -> Status {
+pub(crate) fn invalid_field(field: &str, description: &str) -> Status {
     bad_request(Reason::InvalidField, field, description)
 }
 
@@ -253,7 +254,7 @@ fn bad_request(reason: Reason, field: &str, description: &str) -> Status {
 }
 
 /// DIGEST_MISMATCH or SIZE_MISMATCH for bytes that were received for `blob`.
-pub fn mismatch_status(blob: &BlobRef, mismatch: &Mismatch) -> Status {
+pub(crate) fn mismatch_status(blob: &BlobRef, mismatch: &Mismatch) -> Status {
     let message = mismatch.to_string();
     match mismatch {
         Mismatch::Digest { expected, actual, .. } => Reason::DigestMismatch
@@ -265,7 +266,7 @@ pub fn mismatch_status(blob: &BlobRef, mismatch: &Mismatch) -> Status {
 }
 
 /// What a caller is told of a store's error; `blob` is what the call was about, if it was about one.
-pub fn store_status(error: &StoreError, blob: Option<&BlobRef>) -> Status {
+pub(crate) fn store_status(error: &StoreError, blob: Option<&BlobRef>) -> Status {
     let message = error.to_string();
     match error {
         StoreError::Missing(blob) => Reason::BlobMissing.status_with(message, [("ref", blob.to_string())]),
@@ -302,8 +303,9 @@ pub fn store_status(error: &StoreError, blob: Option<&BlobRef>) -> Status {
     }
 }
 
+#[cfg(feature = "server")]
 /// What a caller is told of the queue's error.
-pub fn queue_status(error: &QueueError) -> Status {
+pub(crate) fn queue_status(error: &QueueError) -> Status {
     let message = error.to_string();
     match error {
         QueueError::Write(_) | QueueError::Read(_) => Reason::QueueUnavailable.status(message),
@@ -315,7 +317,7 @@ pub fn queue_status(error: &QueueError) -> Status {
 }
 
 /// What a peer's status means to the caller of a store; `blob` is what the call was about, if it was about one.
-pub fn store_error(status: &Status, blob: Option<&BlobRef>) -> StoreError {
+pub(crate) fn store_error(status: &Status, blob: Option<&BlobRef>) -> StoreError {
     if let Some(source) = status.source() {
         if let Some(OtherStore { expected, found }) = source.downcast_ref() {
             return StoreError::OtherStore { expected: expected.clone(), found: found.clone() };
@@ -338,7 +340,7 @@ pub fn store_error(status: &Status, blob: Option<&BlobRef>) -> StoreError {
 }
 
 /// A peer's status, its message escaped and cut.
-pub fn peer_error(status: &Status) -> PeerError {
+pub(crate) fn peer_error(status: &Status) -> PeerError {
     let details = status.get_error_details();
     let reason = details.error_info().filter(|info| info.domain == DOMAIN && !info.reason.is_empty());
     let reason = reason.map(|info| bounded(&info.reason, REASON_CHARS).into());

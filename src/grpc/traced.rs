@@ -3,9 +3,9 @@
 //! The span of a call lasts to the end of its answer. One that is left before, because the caller had all that it wanted or
 //! gave up, has no status: why it was left is for the caller's own span to say.
 
-use super::calls::{code_in, method_of, rpc_attributes};
 use super::connections::{Lease, Pool};
 use super::deadline::call_deadline;
+use super::methods::{code_in, method_of, rpc_attributes};
 use super::trace_context::set_header_context;
 use crate::store::code_name;
 use crate::telemetry::{Span, calling};
@@ -24,7 +24,7 @@ use tower::Service;
 
 /// The connections of one kind to a peer, as the generated clients want them.
 #[derive(Clone)]
-pub struct PeerChannel {
+pub(crate) struct PeerChannel {
     pool: Arc<Pool>,
     is_checked: bool,
 }
@@ -97,7 +97,7 @@ impl Service<Request<Body>> for PeerChannel {
 
 /// The body of a peer's answer, with the call's span and its place on the connection, which end with it.
 #[derive(Debug)]
-pub struct AnswerBody {
+pub(crate) struct AnswerBody {
     inner: Body,
     span: Span,
     lease: Lease,

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What a scrape reads.
-pub struct MetricsParts {
+pub(crate) struct MetricsParts {
     /// Takes pictures.
     pub observer: Arc<Observer>,
     /// The recorder of each enabled route's worker, by the route's name.

@@ -37,7 +37,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves until `shutdown` is cancelled. Requests in progress are answered then; connections whose clients do not take the
 /// answer are cut two seconds later. Dropping the future cuts all at once.
-pub async fn serve(listener: TcpListener, routes: Router, shutdown: CancellationToken) {
+pub(crate) async fn serve(listener: TcpListener, routes: Router, shutdown: CancellationToken) {
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     // Dropped with this future, and with it every connection.
     let mut connections = JoinSet::new();

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 /// What they show.
 #[derive(Clone)]
-pub struct StoreParts {
+pub(crate) struct StoreParts {
     /// The gRPC server's calls.
     pub calls: Arc<CallMetrics>,
     /// Counts the spans.
@@ -39,7 +39,7 @@ impl StoreParts {
 }
 
 /// The pages of a store.
-pub fn store_routes(parts: StoreParts) -> Router {
+pub(crate) fn store_routes(parts: StoreParts) -> Router {
     let router = Router::new()
         .route("/", get(index))
         .route("/livez", get(live))

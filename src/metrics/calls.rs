@@ -13,7 +13,7 @@ const UNKNOWN: usize = 2;
 
 /// The recorder of a server's calls. All of it is since this process started.
 #[derive(Debug)]
-pub struct CallMetrics {
+pub(crate) struct CallMetrics {
     methods: BTreeMap<&'static str, MethodMetrics>,
     connections: AtomicU64,
     refused: AtomicU64,
@@ -21,7 +21,7 @@ pub struct CallMetrics {
 
 /// The calls of one method.
 #[derive(Debug)]
-pub struct MethodMetrics {
+pub(crate) struct MethodMetrics {
     seconds: Histogram,
     in_flight: AtomicU64,
     ended: [AtomicU64; CODES],
@@ -30,7 +30,7 @@ pub struct MethodMetrics {
 impl CallMetrics {
     /// Of a server that tells calls of these methods apart. Others are not counted: whoever makes up names must not make our
     /// memory grow.
-    pub fn new(methods: impl IntoIterator<Item = &'static str>) -> Self {
+    pub(crate) fn new(methods: impl IntoIterator<Item = &'static str>) -> Self {
         let one = |method| {
             let (seconds, in_flight, ended) = (Histogram::new(&CALL_SECONDS), AtomicU64::new(0), Default::default());
             (method, MethodMetrics { seconds, in_flight, ended })
@@ -40,39 +40,39 @@ impl CallMetrics {
     }
 
     /// A connection was accepted.
-    pub fn connected(&self) {
+    pub(crate) fn connected(&self) {
         self.connections.fetch_add(1, Ordering::Relaxed);
     }
 
     /// A connection that was accepted is closed.
-    pub fn disconnected(&self) {
+    pub(crate) fn disconnected(&self) {
         self.connections.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Connections that are open.
-    pub fn connections(&self) -> u64 {
+    pub(crate) fn connections(&self) -> u64 {
         self.connections.load(Ordering::Relaxed)
     }
 
     /// A connection was refused: there were as many as are served at a time.
-    pub fn refused(&self) {
+    pub(crate) fn refused(&self) {
         self.refused.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Connections that were refused.
-    pub fn refusals(&self) -> u64 {
+    pub(crate) fn refusals(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)
     }
 
     /// A call begins.
-    pub fn began(&self, method: &str) {
+    pub(crate) fn began(&self, method: &str) {
         if let Some(calls) = self.methods.get(method) {
             calls.in_flight.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// A call that began has ended, with this code's number, after so long.
-    pub fn ended(&self, method: &str, code: i32, took: Duration) {
+    pub(crate) fn ended(&self, method: &str, code: i32, took: Duration) {
         let Some(calls) = self.methods.get(method) else { return };
         let index = usize::try_from(code).ok().filter(|index| *index < CODES).unwrap_or(UNKNOWN);
         calls.ended[index].fetch_add(1, Ordering::Relaxed);
@@ -81,7 +81,7 @@ impl CallMetrics {
     }
 
     /// The methods that were called, by name.
-    pub fn called(&self) -> impl Iterator<Item = (&'static str, &MethodMetrics)> {
+    pub(crate) fn called(&self) -> impl Iterator<Item = (&'static str, &MethodMetrics)> {
         let all = self.methods.iter().map(|(name, calls)| (*name, calls));
         all.filter(|(_, calls)| calls.in_flight() > 0 || calls.ended().next().is_some())
     }
@@ -89,17 +89,17 @@ impl CallMetrics {
 
 impl MethodMetrics {
     /// Calls in progress.
-    pub fn in_flight(&self) -> u64 {
+    pub(crate) fn in_flight(&self) -> u64 {
         self.in_flight.load(Ordering::Relaxed)
     }
 
     /// How long whole calls took.
-    pub fn seconds(&self) -> &Histogram {
+    pub(crate) fn seconds(&self) -> &Histogram {
         &self.seconds
     }
 
     /// The numbers of the codes with which calls have ended, and how many did.
-    pub fn ended(&self) -> impl Iterator<Item = (i32, u64)> {
+    pub(crate) fn ended(&self) -> impl Iterator<Item = (i32, u64)> {
         let counts = (0..).zip(&self.ended).map(|(code, count)| (code, count.load(Ordering::Relaxed)));
         counts.filter(|(_, count)| *count > 0)
     }

@@ -10,7 +10,7 @@ const PARTIES: usize = 3;
 
 /// The recorder of one route's worker. All of it is since this process started.
 #[derive(Debug)]
-pub struct CopyMetrics {
+pub(crate) struct CopyMetrics {
     /// From the push of a fresh entry to its confirmation.
     pub fresh_lag: Histogram,
     /// The same for backfill.
@@ -27,7 +27,7 @@ pub struct CopyMetrics {
 
 impl CopyMetrics {
     /// Of a route between these stores.
-    pub fn new(from: Arc<str>, to: Arc<str>) -> Self {
+    pub(crate) fn new(from: Arc<str>, to: Arc<str>) -> Self {
         Self {
             fresh_lag: Histogram::new(&LAG_SECONDS),
             backfill_lag: Histogram::new(&LAG_SECONDS),
@@ -41,7 +41,7 @@ impl CopyMetrics {
     }
 
     /// Counts attempts that failed, or a failure of the queue, of which no store is at fault.
-    pub fn failed(&self, kind: FaultKind, peer: &str, count: u64) {
+    pub(crate) fn failed(&self, kind: FaultKind, peer: &str, count: u64) {
         let party = self.peers.iter().position(|known| **known == *peer).unwrap_or(PARTIES - 1);
         if let Some(index) = FaultKind::ALL.iter().position(|known| *known == kind) {
             self.failures[index][party].fetch_add(count, Ordering::Relaxed);
@@ -49,23 +49,23 @@ impl CopyMetrics {
     }
 
     /// Counts an entry that was charged for a failed attempt, and is tried again.
-    pub fn retried(&self) {
+    pub(crate) fn retried(&self) {
         self.retried.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Counts an entry that was given up.
-    pub fn parked(&self) {
+    pub(crate) fn parked(&self) {
         self.parked.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Entries that were to be tried again, and those that were given up.
-    pub fn charged(&self) -> (u64, u64) {
+    pub(crate) fn charged(&self) -> (u64, u64) {
         (self.retried.load(Ordering::Relaxed), self.parked.load(Ordering::Relaxed))
     }
 
     /// Failures by kind and by the store at fault, which is empty where none is. Also those that are to be expected and have
     /// not happened yet: a rate sees nothing of a counter that begins at 1.
-    pub fn failures(&self) -> impl Iterator<Item = (FaultKind, &str, u64)> {
+    pub(crate) fn failures(&self) -> impl Iterator<Item = (FaultKind, &str, u64)> {
         FaultKind::ALL.iter().zip(&self.failures).flat_map(|(kind, counts)| {
             let counted = self.peers.iter().zip(counts).zip(expected(*kind));
             counted

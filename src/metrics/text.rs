@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 
 /// A text format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
+pub(crate) enum Format {
     /// Version 0.0.4, which every scraper reads.
     Classic,
     /// Version 1.0.0.
@@ -18,7 +18,7 @@ pub enum Format {
 
 impl Format {
     /// What HTTP calls it.
-    pub const fn content_type(self) -> &'static str {
+    pub(crate) const fn content_type(self) -> &'static str {
         match self {
             Self::Classic => "text/plain; version=0.0.4; charset=utf-8",
             Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
@@ -26,7 +26,7 @@ impl Format {
     }
 
     /// What a scraper wants, by its `Accept` header: OpenMetrics where it asks for that at least as much as for plain text.
-    pub fn accepted(accept: &str) -> Self {
+    pub(crate) fn accepted(accept: &str) -> Self {
         let (mut open_metrics, mut plain) = (0.0f64, 0.0f64);
         for range in accept.split(',') {
             let mut parts = range.split(';').map(str::trim);
@@ -51,7 +51,7 @@ impl Format {
 
 /// What a metric is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MetricKind {
+pub(crate) enum MetricKind {
     /// It only goes up, but for a restart.
     Counter,
     /// It goes up and down.
@@ -72,7 +72,7 @@ impl MetricKind {
 
 /// A sample's value.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Value {
+pub(crate) enum Value {
     /// A whole number.
     Whole(u64),
     /// Any other.
@@ -102,14 +102,14 @@ type Label<'a> = (&'a str, &'a str);
 
 /// An exposition in progress of being written.
 #[derive(Debug)]
-pub struct Text {
+pub(crate) struct Text {
     format: Format,
     out: String,
 }
 
 /// A family of it, whose samples are to be written before the next family.
 #[derive(Debug)]
-pub struct Family<'a> {
+pub(crate) struct Family<'a> {
     out: &'a mut String,
     name: &'static str,
     kind: MetricKind,
@@ -117,12 +117,12 @@ pub struct Family<'a> {
 
 impl Text {
     /// An empty one.
-    pub fn new(format: Format) -> Self {
+    pub(crate) fn new(format: Format) -> Self {
         Self { format, out: String::with_capacity(64 << 10) }
     }
 
     /// Begins a family: a name without `_total`, which is added to counters, and what it means, in one line.
-    pub fn family(&mut self, name: &'static str, kind: MetricKind, help: &str) -> Family<'_> {
+    pub(crate) fn family(&mut self, name: &'static str, kind: MetricKind, help: &str) -> Family<'_> {
         let total = if kind == MetricKind::Counter && self.format == Format::Classic { "_total" } else { "" };
         let out = &mut self.out;
         out.push_str(&format!("# HELP {name}{total} {help}\n# TYPE {name}{total} {}\n", kind.as_str()));
@@ -134,7 +134,7 @@ impl Text {
     }
 
     /// The whole.
-    pub fn finish(mut self) -> String {
+    pub(crate) fn finish(mut self) -> String {
         if self.format == Format::OpenMetrics {
             self.out.push_str("# EOF\n");
         }
@@ -144,13 +144,19 @@ impl Text {
 
 impl Family<'_> {
     /// One sample of a counter or gauge.
-    pub fn sample(&mut self, labels: &[Label<'_>], value: impl Into<Value>) {
+    pub(crate) fn sample(&mut self, labels: &[Label<'_>], value: impl Into<Value>) {
         let suffix = if self.kind == MetricKind::Counter { "_total" } else { "" };
         self.line(suffix, labels, None, value.into());
     }
 
     /// A gauge for each of the states that something may be in: 1 for the one that it is in, 0 for the others.
-    pub fn states<'s>(&mut self, labels: &[Label<'_>], label: &str, all: impl IntoIterator<Item = &'s str>, is: &str) {
+    pub(crate) fn states<'s>(
+        &mut self,
+        labels: &[Label<'_>],
+        label: &str,
+        all: impl IntoIterator<Item = &'s str>,
+        is: &str,
+    ) {
         for state in all {
             let labels: Vec<Label<'_>> = labels.iter().copied().chain([(label, state)]).collect();
             self.sample(&labels, state == is);
@@ -158,7 +164,7 @@ impl Family<'_> {
     }
 
     /// One histogram.
-    pub fn histogram(&mut self, labels: &[Label<'_>], reading: &HistogramReading) {
+    pub(crate) fn histogram(&mut self, labels: &[Label<'_>], reading: &HistogramReading) {
         let mut count = 0;
         for (index, here) in reading.counts.iter().enumerate() {
             count += here;

@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 use std::collections::HashMap;
 
 /// The descriptors of all messages and enums, by full name with a leading dot.
-pub struct Encoder {
+pub(crate) struct Encoder {
     messages: HashMap<String, DescriptorProto>,
     enums: HashMap<String, EnumDescriptorProto>,
 }
@@ -29,7 +29,7 @@ impl Encoder {
     ///
     /// # Errors
     /// If the descriptors that were compiled in are broken.
-    pub fn new() -> Result<Self, JsonError> {
+    pub(crate) fn new() -> Result<Self, JsonError> {
         let set = FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).map_err(|error| JsonError(error.to_string()))?;
         let mut encoder = Self { messages: HashMap::new(), enums: HashMap::new() };
         for file in set.file {
@@ -57,7 +57,7 @@ impl Encoder {
     ///
     /// # Errors
     /// If the name is not that of the message.
-    pub fn encode(&self, name: &str, message: &impl Message) -> Result<Value, JsonError> {
+    pub(crate) fn encode(&self, name: &str, message: &impl Message) -> Result<Value, JsonError> {
         self.message(&format!(".blobferry.v1.{name}"), &message.encode_to_vec())
     }
 
@@ -153,7 +153,7 @@ fn json_name(name: &str) -> String {
 }
 
 /// Bytes as JSON shows them: base64 with padding (RFC 4648, section 4).
-pub fn base64(bytes: &[u8]) -> String {
+pub(crate) fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
     for group in bytes.chunks(3) {

@@ -26,7 +26,7 @@ const PAUSE: Duration = Duration::from_millis(25);
 
 /// What is known of a peer, and what follows from it.
 #[derive(Debug)]
-pub struct PeerState {
+pub(crate) struct PeerState {
     /// Whether the peer is tried at all.
     breaker: Breaker,
     /// How many copies at a time may use it.
@@ -55,7 +55,7 @@ pub struct PeerState {
 
 impl PeerState {
     /// A peer that was not asked yet.
-    pub fn new(now: Monotonic) -> Self {
+    pub(crate) fn new(now: Monotonic) -> Self {
         Self {
             breaker: Breaker::new(now),
             concurrency: Concurrency::default(),
@@ -74,45 +74,45 @@ impl PeerState {
     }
 
     /// The breaker.
-    pub fn breaker(&self) -> &Breaker {
+    pub(crate) fn breaker(&self) -> &Breaker {
         &self.breaker
     }
 
     /// What may be done with the peer now, as far as its breaker goes.
-    pub fn pass(&self, now: Monotonic) -> Pass {
+    pub(crate) fn pass(&self, now: Monotonic) -> Pass {
         self.breaker.pass(now)
     }
 
     /// What the store last said of itself.
-    pub fn info(&self) -> Option<&StoreInfo> {
+    pub(crate) fn info(&self) -> Option<&StoreInfo> {
         self.info.as_ref().map(|(info, _)| info)
     }
 
     /// When it said that.
-    pub fn info_time(&self) -> Option<Monotonic> {
+    pub(crate) fn info_time(&self) -> Option<Monotonic> {
         self.info.as_ref().map(|(_, told)| *told)
     }
 
     /// When it last answered.
-    pub fn last_contact(&self) -> Option<Monotonic> {
+    pub(crate) fn last_contact(&self) -> Option<Monotonic> {
         self.last_contact
     }
 
     /// The last fault of its own, and when it happened.
-    pub fn last_error(&self) -> Option<&(Reason, Monotonic)> {
+    pub(crate) fn last_error(&self) -> Option<&(Reason, Monotonic)> {
         self.last_error.as_ref()
     }
 
     /// Whether it answers small questions, or did half a minute ago and was not asked in vain since, though its breaker may be
     /// open.
-    pub fn answers(&self, now: Monotonic) -> bool {
+    pub(crate) fn answers(&self, now: Monotonic) -> bool {
         let told = self.info_time().max(self.breaker.last_canary());
         let is_true = |told: Monotonic| now.since(told) <= ANSWERS && self.silent.is_none_or(|silent| silent < told);
         told.is_some_and(is_true) && !self.breaker.snapshot().latched
     }
 
     /// What is expected of the peer has changed: it is asked what it is at once, whatever is known.
-    pub fn expect_another(&mut self, now: Monotonic) {
+    pub(crate) fn expect_another(&mut self, now: Monotonic) {
         self.doubted = true;
         self.adopted = true;
         self.next_identification = now;
@@ -121,12 +121,12 @@ impl PeerState {
     }
 
     /// Whether the peer is to be asked what it is.
-    pub fn wants_identification(&self, now: Monotonic) -> bool {
+    pub(crate) fn wants_identification(&self, now: Monotonic) -> bool {
         self.needs_identification_after(now, DOUBT)
     }
 
     /// Whether the peer has to say what it is before it is used.
-    pub fn needs_identification(&self, now: Monotonic) -> bool {
+    pub(crate) fn needs_identification(&self, now: Monotonic) -> bool {
         self.needs_identification_after(now, LONG_DOUBT)
     }
 
@@ -144,7 +144,7 @@ impl PeerState {
     ///
     /// # Errors
     /// When to look again; `None` while one is under way.
-    pub fn may_identify(&self, now: Monotonic) -> Result<(), Option<Monotonic>> {
+    pub(crate) fn may_identify(&self, now: Monotonic) -> Result<(), Option<Monotonic>> {
         if self.identifying.is_some() {
             return Err(None);
         }
@@ -152,18 +152,18 @@ impl PeerState {
     }
 
     /// An identification begins; one that is a try of the open breaker, too. `jitter` is in `[0, 1)`.
-    pub fn begin_identification(&mut self, now: Monotonic, jitter: f64) {
+    pub(crate) fn begin_identification(&mut self, now: Monotonic, jitter: f64) {
         self.identifying = Some(now);
         self.breaker.begin(now, jitter);
     }
 
     /// When the store last said what it is, or failed to.
-    pub fn asked(&self) -> Option<Monotonic> {
+    pub(crate) fn asked(&self) -> Option<Monotonic> {
         self.info.as_ref().map(|(_, asked)| *asked).max(self.last_error.as_ref().map(|(_, at)| *at))
     }
 
     /// The store said what it is, and that is what it should be.
-    pub fn identified(&mut self, info: StoreInfo, now: Monotonic) {
+    pub(crate) fn identified(&mut self, info: StoreInfo, now: Monotonic) {
         self.end_identification();
         (self.doubted, self.adopted) = (false, false);
         self.info = Some((info, now));
@@ -173,7 +173,7 @@ impl PeerState {
     }
 
     /// The store did not say what it is. `jitter` is in `[0, 1)`.
-    pub fn not_identified(&mut self, reason: Reason, now: Monotonic, jitter: f64) {
+    pub(crate) fn not_identified(&mut self, reason: Reason, now: Monotonic, jitter: f64) {
         self.end_identification();
         self.next_identification = now.saturating_add(PAUSE);
         self.silent = Some(now);
@@ -182,7 +182,7 @@ impl PeerState {
     }
 
     /// The store says that it is another one, or of the wrong kind. `jitter` is in `[0, 1)`.
-    pub fn is_another(&mut self, info: StoreInfo, reason: Reason, now: Monotonic, jitter: f64) {
+    pub(crate) fn is_another(&mut self, info: StoreInfo, reason: Reason, now: Monotonic, jitter: f64) {
         self.end_identification();
         self.adopted = false;
         self.info = Some((info, now));
@@ -192,24 +192,24 @@ impl PeerState {
     }
 
     /// A copy begins; gives how wide it is. `jitter` is in `[0, 1)`.
-    pub fn begin(&mut self, now: Monotonic, jitter: f64) -> usize {
+    pub(crate) fn begin(&mut self, now: Monotonic, jitter: f64) -> usize {
         self.breaker.begin(now, jitter);
         self.concurrency.begin()
     }
 
     /// A copy that began then uses the peer no more. What came of it is told apart.
-    pub fn end(&mut self) {
+    pub(crate) fn end(&mut self) {
         self.concurrency.end();
         self.is_news |= std::mem::take(&mut self.denied);
     }
 
     /// A try of the open breaker, which began then, has ended.
-    pub fn end_try(&mut self, began: Monotonic) {
+    pub(crate) fn end_try(&mut self, began: Monotonic) {
         self.breaker.end(began);
     }
 
     /// The peer did what it was asked to.
-    pub fn succeeded(&mut self, now: Monotonic) {
+    pub(crate) fn succeeded(&mut self, now: Monotonic) {
         self.last_contact = Some(now);
         let transition = self.breaker.succeeded(now);
         if transition.is_some() {
@@ -219,7 +219,7 @@ impl PeerState {
     }
 
     /// The peer failed, or seems to have; see [`Breaker::failed`].
-    pub fn fail(&mut self, how: FailureWeight, is_try: bool, reason: Reason, now: Monotonic, jitter: f64) {
+    pub(crate) fn fail(&mut self, how: FailureWeight, is_try: bool, reason: Reason, now: Monotonic, jitter: f64) {
         self.doubted = true;
         self.last_error = Some((reason.clone(), now));
         let in_flight = self.concurrency.in_flight();
@@ -228,32 +228,32 @@ impl PeerState {
     }
 
     /// The peer refused for want of capacity.
-    pub fn refused(&mut self, width: usize, wait: Duration, reason: Reason, now: Monotonic) {
+    pub(crate) fn refused(&mut self, width: usize, wait: Duration, reason: Reason, now: Monotonic) {
         self.last_error = Some((reason, now));
         self.last_contact = Some(now);
         self.concurrency.refused(width, wait, now);
     }
 
     /// What it says of blobs is odd, as if it were another: it is asked what it is before its next use, unless it has just been.
-    pub fn doubt(&mut self) {
+    pub(crate) fn doubt(&mut self) {
         self.doubted = true;
     }
 
     /// The peer was asked a small question; the answer was well, or it was not.
-    pub fn canary(&mut self, well: bool, now: Monotonic) {
+    pub(crate) fn canary(&mut self, well: bool, now: Monotonic) {
         self.breaker.canary(well, now);
         self.is_news = true;
     }
 
     /// An identification was given up before it came to anything.
-    pub fn abandon_identification(&mut self) {
+    pub(crate) fn abandon_identification(&mut self) {
         if self.identifying.is_some() {
             self.end_identification();
         }
     }
 
     /// Changes of the breaker that were not logged yet, and whether those who use the peer are to look again.
-    pub fn take_news(&mut self) -> (Vec<Transition>, bool) {
+    pub(crate) fn take_news(&mut self) -> (Vec<Transition>, bool) {
         (std::mem::take(&mut self.transitions), std::mem::take(&mut self.is_news))
     }
 

@@ -18,26 +18,26 @@ use prost::Message;
 use std::time::SystemTime;
 
 /// Begins the keys of incidents.
-pub const INCIDENTS: &str = "degraded/incident/";
+pub(crate) const INCIDENTS: &str = "degraded/incident/";
 
 /// Begins the keys of routes that may have lost entries; the route's name follows.
-pub const DEGRADED_ROUTES: &str = "degraded/route/";
+pub(crate) const DEGRADED_ROUTES: &str = "degraded/route/";
 
 /// Begins the keys of routes that need a full sync; the route's name follows.
-pub const SYNC_NEEDED: &str = "on_start/";
+pub(crate) const SYNC_NEEDED: &str = "on_start/";
 
 /// Why a route needs a full sync that was not known before.
-pub const REASON_NEW: &str = "the route is new to the queue";
+pub(crate) const REASON_NEW: &str = "the route is new to the queue";
 
 /// Why the routes of an imported queue need a full sync.
-pub const REASON_IMPORTED: &str = "the queue was restored by an import";
+pub(crate) const REASON_IMPORTED: &str = "the queue was restored by an import";
 
 /// The version of [`IncidentRow`].
 const VERSION: u32 = 1;
 
 /// How a damaged queue was made to open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mending {
+pub(crate) enum Mending {
     /// Its log was read up to the damage. What was written before is there, what came after is not.
     CutBack,
     /// It could not be read at all: a new one was begun.
@@ -46,7 +46,7 @@ pub enum Mending {
 
 /// A damage that cost a part of the queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Incident {
+pub(crate) struct Incident {
     /// When it was found.
     pub time: SystemTime,
     /// What was done.
@@ -81,7 +81,7 @@ struct IncidentRow {
 
 impl Incident {
     /// The bytes that are kept of it.
-    pub fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let row = IncidentRow {
             version: VERSION,
             time_ms: to_unix_ms(self.time),
@@ -98,7 +98,7 @@ impl Incident {
     ///
     /// # Errors
     /// [`QueueError::Read`] where they are none.
-    pub fn decode(bytes: &[u8]) -> Result<Self, QueueError> {
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, QueueError> {
         let unreadable = |why: String| QueueError::Read(format!("an incident cannot be read: {why}"));
         let row = IncidentRow::decode(bytes).map_err(|error| unreadable(error.to_string()))?;
         if row.version != VERSION {
@@ -115,13 +115,13 @@ impl Incident {
     }
 
     /// Where it is kept in the state.
-    pub fn key(&self) -> String {
+    pub(crate) fn key(&self) -> String {
         format!("{INCIDENTS}{:020}", to_unix_ms(self.time))
     }
 }
 
 /// The write that says that a route needs a full sync.
-pub fn sync_needed(route: &str, why: &str) -> StateWrite {
+pub(crate) fn sync_needed(route: &str, why: &str) -> StateWrite {
     StateWrite { key: format!("{SYNC_NEEDED}{route}"), value: Some(why.as_bytes().to_vec()) }
 }
 

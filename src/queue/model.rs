@@ -28,7 +28,7 @@ use tokio::sync::watch;
 
 /// The plain queue.
 #[derive(Clone)]
-pub struct ModelQueue {
+pub(crate) struct ModelQueue {
     inner: Arc<Mutex<ModelInner>>,
     faults: Arc<Faults>,
     clock: Arc<dyn Clock>,
@@ -95,12 +95,12 @@ struct ModelInner {
 impl ModelQueue {
     /// An empty queue that refuses announcements from `max_entries` on, and for which whatever is due more than
     /// `max_backoff` ahead is due.
-    pub fn new(max_entries: u64, max_backoff: Duration, clock: Arc<dyn Clock>) -> Self {
+    pub(crate) fn new(max_entries: u64, max_backoff: Duration, clock: Arc<dyn Clock>) -> Self {
         Self { inner: Arc::default(), faults: Arc::default(), clock, max_entries, max_backoff }
     }
 
     /// What a crash and a restart do: claims are forgotten, the rest is kept.
-    pub fn crash(&self) {
+    pub(crate) fn crash(&self) {
         let mut inner = self.inner.lock();
         inner.claimed.clear();
         inner.released.clear();
@@ -109,12 +109,12 @@ impl ModelQueue {
     }
 
     /// Makes claims and all writes fail, or work again.
-    pub fn set_failing(&self, fails: bool) {
+    pub(crate) fn set_failing(&self, fails: bool) {
         self.faults.fails.store(fails, Ordering::SeqCst);
     }
 
     /// How many have failed.
-    pub fn failed(&self) -> u64 {
+    pub(crate) fn failed(&self) -> u64 {
         self.faults.failed.load(Ordering::SeqCst)
     }
 
@@ -127,7 +127,7 @@ impl ModelQueue {
     }
 
     /// What opening the database again does: claims are kept, who is first in line is not.
-    pub fn reopen(&self) {
+    pub(crate) fn reopen(&self) {
         let mut inner = self.inner.lock();
         inner.released.clear();
     }

@@ -68,10 +68,11 @@ mod space;
 mod transfer;
 mod txn;
 
-pub use error::OpenError;
-pub use handle::{KnownRoute, RocksQueue};
+pub(crate) use error::OpenError;
+pub(crate) use handle::KnownRoute;
+pub use handle::RocksQueue;
 pub use options::RocksOptions;
-pub use transfer::{TransferCounts, TransferError, export, import};
+pub(crate) use transfer::{TransferCounts, TransferError, export, import};
 
 #[cfg(test)]
 mod tests;

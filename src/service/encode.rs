@@ -19,7 +19,7 @@ use crate::store::{Abilities, PeerKind, StoreInfo, code_name};
 use crate::sync::{SyncMode, SyncRecord, SyncState, UnknownFunction};
 use crate::worker::{ErrorGroup, InProgress};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 pub(super) fn push_outcome(pushed: Pushed) -> v1::PushOutcome {
     match pushed {
@@ -54,7 +54,7 @@ pub(super) fn backlogs(routes: &[(Arc<str>, Backlog)]) -> Vec<v1::RouteBacklog> 
 }
 
 /// The picture as Status answers it.
-pub fn replicator(status: &ReplicatorStatus) -> v1::ReplicatorStatus {
+pub(crate) fn replicator(status: &ReplicatorStatus) -> v1::ReplicatorStatus {
     let state = match status.state {
         ReplicatorState::Ok => v1::ReplicatorState::Ok,
         ReplicatorState::Attention => v1::ReplicatorState::Attention,
@@ -366,8 +366,6 @@ pub(super) fn full_sync(record: &SyncRecord) -> v1::FullSync {
         time: record.end_time.map(timestamp),
     });
     let (counts, tally) = (&record.counts, &record.tally);
-    // The whole space of refs is one range so far.
-    let compared = record.compared_time.is_some();
     v1::FullSync {
         id: record.id.to_string(),
         summary: record.summary(),
@@ -380,8 +378,8 @@ pub(super) fn full_sync(record: &SyncRecord) -> v1::FullSync {
         start_time: record.start_time.map(timestamp),
         end_time: record.end_time.map(timestamp),
         counts: Some(v1::FullSyncCounts {
-            ranges_total: Some(1),
-            ranges_done: Some(u64::from(compared)),
+            ranges_total: Some(record.ranges_total()),
+            ranges_done: Some(record.ranges_done()),
             source_blobs: Some(counts.source_blobs),
             destination_blobs: Some(counts.destination_blobs),
             missing: Some(counts.missing),
@@ -395,7 +393,7 @@ pub(super) fn full_sync(record: &SyncRecord) -> v1::FullSync {
             parked: Some(tally.parked),
             discarded: Some(tally.discarded),
         }),
-        compared_blobs_per_second: compared_rate(record),
+        compared_blobs_per_second: record.compared_blobs_per_second(),
         eta: record.eta.map(duration),
         unknown_functions: record.unknown.iter().map(unknown_function).collect(),
     }
@@ -407,10 +405,4 @@ fn unknown_function(unknown: &UnknownFunction) -> v1::UnknownFunction {
         source_blobs: Some(unknown.source_blobs),
         destination_blobs: Some(unknown.destination_blobs),
     }
-}
-
-/// Blobs of the source compared in a second, over the time of comparing; absent until there is some.
-fn compared_rate(record: &SyncRecord) -> Option<f64> {
-    let took = record.comparing;
-    (took > Duration::ZERO).then(|| record.counts.source_blobs as f64 / took.as_secs_f64())
 }

@@ -26,7 +26,7 @@ use std::time::SystemTime;
 const UNKNOWN: u64 = u64::MAX;
 
 /// A route that is watched.
-pub struct WatchedRoute {
+pub(crate) struct WatchedRoute {
     /// The route.
     pub route: Route,
     /// Whether it left the configuration and the queue still knows it.
@@ -40,7 +40,7 @@ pub struct WatchedRoute {
 }
 
 /// A peer that is watched.
-pub struct WatchedPeer {
+pub(crate) struct WatchedPeer {
     /// The peer.
     pub peer: Arc<Peer>,
     /// Where it is, for people.
@@ -48,7 +48,7 @@ pub struct WatchedPeer {
 }
 
 /// What an [`Observer`] watches.
-pub struct ObserverParts {
+pub(crate) struct ObserverParts {
     /// The queue.
     pub queue: Arc<dyn WholeQueue>,
     /// Knows whether announcements are written.
@@ -76,7 +76,7 @@ pub struct ObserverParts {
 }
 
 /// Takes pictures.
-pub struct Observer {
+pub(crate) struct Observer {
     parts: ObserverParts,
     start: SystemTime,
     // In the order of the routes: their figures at the start, and the last minute of each.
@@ -87,7 +87,7 @@ pub struct Observer {
 
 impl Observer {
     /// Watches these from now on.
-    pub fn new(parts: ObserverParts) -> Self {
+    pub(crate) fn new(parts: ObserverParts) -> Self {
         let at_start = parts.routes.iter().map(|watched| parts.queue.counts(watched.route.id)).collect();
         let samples = Mutex::new(vec![Samples::default(); parts.routes.len()]);
         let start = parts.clock.now();
@@ -97,7 +97,7 @@ impl Observer {
     }
 
     /// Remembers the present figures, for rates. To be called about every second.
-    pub fn sample(&self) {
+    pub(crate) fn sample(&self) {
         let now = self.parts.clock.monotonic();
         let mut samples = self.samples.lock();
         for (watched, samples) in self.parts.routes.iter().zip(samples.iter_mut()) {
@@ -110,17 +110,17 @@ impl Observer {
     }
 
     /// Tells how many bytes are free on the queue's disk.
-    pub fn set_free_bytes(&self, free: u64) {
+    pub(crate) fn set_free_bytes(&self, free: u64) {
         self.free_bytes.store(free, Ordering::Relaxed);
     }
 
     /// Whether announcements would be accepted and written durably now, as far as can be told without trying.
-    pub fn can_ack(&self) -> bool {
+    pub(crate) fn can_ack(&self) -> bool {
         self.refusal().is_none()
     }
 
     /// Why announcements would be refused now, in one sentence; absent: they would not.
-    pub fn refusal(&self) -> Option<String> {
+    pub(crate) fn refusal(&self) -> Option<String> {
         if self.parts.gate.is_shut() {
             return Some("draining: the replicator shuts down".to_owned());
         }
@@ -132,7 +132,7 @@ impl Observer {
     }
 
     /// The configured routes, and whether each [does its job](RouteConditions::works) now.
-    pub fn working(&self) -> Vec<(Arc<str>, bool)> {
+    pub(crate) fn working(&self) -> Vec<(Arc<str>, bool)> {
         let draining = self.parts.gate.is_shut();
         let peers = self.peers();
         let configured = self.parts.routes.iter().filter(|watched| !watched.orphaned);
@@ -163,7 +163,7 @@ impl Observer {
     }
 
     /// How everything stands. `names` are the routes that are asked for; empty: all.
-    pub async fn picture(&self, names: &[String]) -> ReplicatorStatus {
+    pub(crate) async fn picture(&self, names: &[String]) -> ReplicatorStatus {
         let now = self.parts.clock.now();
         let draining = self.parts.gate.is_shut();
         let asked = |route: &Route| names.is_empty() || names.iter().any(|name| **name == *route.name);

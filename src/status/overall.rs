@@ -8,7 +8,7 @@ use crate::queue::Tally;
 use crate::words::several;
 
 /// How everything stands, in a word and a sentence.
-pub fn overall(routes: &[RouteStatus], queue: &QueueStatus, draining: bool) -> (ReplicatorState, Sentence) {
+pub(crate) fn overall(routes: &[RouteStatus], queue: &QueueStatus, draining: bool) -> (ReplicatorState, Sentence) {
     if draining {
         let text = "draining: copies in progress are being finished, the rest stays queued";
         return (ReplicatorState::Draining, Sentence::new(text));

@@ -9,7 +9,7 @@ use crate::words::{span, time};
 use std::time::SystemTime;
 
 /// The picture of a peer.
-pub fn peer_status(snapshot: PeerSnapshot, endpoint: String, now: SystemTime) -> PeerStatus {
+pub(crate) fn peer_status(snapshot: PeerSnapshot, endpoint: String, now: SystemTime) -> PeerStatus {
     let health = match snapshot.phase {
         Phase::Closed if snapshot.info.is_some() => PeerHealth::Reachable,
         Phase::Closed => PeerHealth::Unknown,

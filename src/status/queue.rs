@@ -9,7 +9,7 @@ use std::time::SystemTime;
 
 /// The figures of the queue, as they were gathered.
 #[derive(Clone, Debug, Default)]
-pub struct QueueFacts {
+pub(crate) struct QueueFacts {
     /// Entries of all routes.
     pub entries: u64,
     /// Those among them that are parked.
@@ -33,7 +33,7 @@ pub struct QueueFacts {
 }
 
 /// The picture of the queue.
-pub fn queue_status(facts: QueueFacts, now: SystemTime) -> QueueStatus {
+pub(crate) fn queue_status(facts: QueueFacts, now: SystemTime) -> QueueStatus {
     let QueueFacts { entries, parked, max_entries, max_parked, folder, .. } = facts;
     let QueueFacts { free_bytes, reserve_bytes, trouble, incidents, damage, .. } = facts;
     let (state, reason, advice) = match (trouble, free_bytes) {
@@ -107,7 +107,7 @@ fn lost_text(incident: &Incident, now: SystemTime) -> String {
 }
 
 /// What was lost, and what was done about it, in one sentence.
-pub fn incident_text(incident: &Incident, now: SystemTime) -> String {
+pub(crate) fn incident_text(incident: &Incident, now: SystemTime) -> String {
     let done = match incident.mending {
         Mending::CutBack => "its log was damaged and is read up to there",
         Mending::BegunAnew => "it could not be read and was begun anew",

@@ -19,7 +19,7 @@ use std::time::{Duration, SystemTime};
 const MAX_CAUSES: usize = 20;
 
 /// What decides how a route stands.
-pub struct RouteConditions<'a> {
+pub(crate) struct RouteConditions<'a> {
     /// The route.
     pub route: &'a Route,
     /// Whether it is no longer configured.
@@ -42,7 +42,7 @@ pub struct RouteConditions<'a> {
 
 impl<'a> RouteConditions<'a> {
     /// In one word.
-    pub fn state(&self) -> RouteState {
+    pub(crate) fn state(&self) -> RouteState {
         let backlog = self.backlog().tally.entries;
         let running = self.running_sync();
         if self.orphaned {
@@ -75,7 +75,7 @@ impl<'a> RouteConditions<'a> {
     }
 
     /// Whether it does its job, as its health tells: its state [works](RouteState::works), and nothing of it was given up.
-    pub fn works(&self) -> bool {
+    pub(crate) fn works(&self) -> bool {
         self.state().works() && self.parked() == 0
     }
 
@@ -120,7 +120,7 @@ impl<'a> RouteConditions<'a> {
 }
 
 /// The figures of a route, as they were gathered.
-pub struct RouteFacts<'a> {
+pub(crate) struct RouteFacts<'a> {
     /// The route.
     pub route: &'a Route,
     /// Whether it is no longer configured.
@@ -150,7 +150,7 @@ pub struct RouteFacts<'a> {
 }
 
 /// The picture of a route; `peers` are all peers.
-pub fn route_status(facts: RouteFacts<'_>, peers: &[PeerStatus], now: SystemTime) -> RouteStatus {
+pub(crate) fn route_status(facts: RouteFacts<'_>, peers: &[PeerStatus], now: SystemTime) -> RouteStatus {
     let conditions = RouteConditions {
         route: facts.route,
         orphaned: facts.orphaned,

@@ -3,12 +3,12 @@
 use crate::words::{cause, plain};
 
 /// The most characters of a sentence.
-pub const LONGEST: usize = 120;
+pub(crate) const LONGEST: usize = 120;
 
 /// A sentence in parts, so that what matters most stays whole where there is too much of it: its beginning and its end do,
 /// the cause between them is cut, and what is only good to know is left out.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sentence {
+pub(crate) struct Sentence {
     head: String,
     extras: Vec<String>,
     cause: String,
@@ -17,30 +17,30 @@ pub struct Sentence {
 
 impl Sentence {
     /// A sentence that begins so.
-    pub fn new(head: impl Into<String>) -> Self {
+    pub(crate) fn new(head: impl Into<String>) -> Self {
         Self { head: head.into(), extras: Vec::new(), cause: String::new(), end: String::new() }
     }
 
     /// Adds what is good to know, behind the beginning.
-    pub fn add(&mut self, extra: impl Into<String>) {
+    pub(crate) fn add(&mut self, extra: impl Into<String>) {
         self.extras.push(extra.into());
     }
 
     /// Says why; the first cause stays.
-    pub fn because(&mut self, why: &str) {
+    pub(crate) fn because(&mut self, why: &str) {
         if self.cause.is_empty() {
             self.cause = cause(why);
         }
     }
 
     /// Ends it so.
-    pub fn end(&mut self, end: &str) {
+    pub(crate) fn end(&mut self, end: &str) {
         self.end.push_str(end);
     }
 
     /// Begins it with more.
     #[must_use]
-    pub fn behind(mut self, more: &str) -> Self {
+    pub(crate) fn behind(mut self, more: &str) -> Self {
         self.head.insert_str(0, more);
         self
     }

@@ -1,10 +1,12 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use super::limiting::limiting_of;
-use super::{
-    LONGEST, LimitingFactor, PeerStatus, QueueFacts, QueueState, QueueStatus, ReplicatorState, RouteConditions,
-    RouteFacts, RouteState, RouteStatus, Trend, overall, peer_status, queue_status, route_status,
-};
+use super::overall::overall;
+use super::peer::peer_status;
+use super::queue::{QueueFacts, queue_status};
+use super::route::{RouteConditions, RouteFacts, route_status};
+use super::sentence::LONGEST;
+use super::{LimitingFactor, PeerStatus, QueueState, QueueStatus, ReplicatorState, RouteState, RouteStatus, Trend};
 use crate::announce::Route;
 use crate::breaker::{Phase, Reason};
 use crate::clock::from_unix_ms;
@@ -327,9 +329,6 @@ fn report(errors: Vec<ErrorGroup>) -> Report {
         activity: Activity::Ready,
         in_progress: Vec::new(),
         errors,
-        confirmed: 0,
-        copied: 0,
-        copied_bytes: 0,
         waits: Waits::default(),
         alarm: None,
         vanished: None,

@@ -31,7 +31,7 @@ struct Sample {
 /// How fast a route is, and where its backlog goes. Rates are averages over the last ten seconds, and zero in a route that
 /// stands idle.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Trend {
+pub(crate) struct Trend {
     /// Whether the backlog is larger than a minute ago and than ten seconds ago; absent until that is known.
     pub growing: Option<bool>,
     /// Whether it has had a backlog for all of the last ten seconds.
@@ -47,7 +47,7 @@ pub struct Trend {
 impl Trend {
     /// How long until this backlog is copied, at the pace of the last ten seconds and within these limits. `None` where that
     /// is never, or the route has not been at work for so long: what a burst does tells nothing.
-    pub fn eta(&self, backlog: &Tally, limits: &Limits) -> Option<Duration> {
+    pub(crate) fn eta(&self, backlog: &Tally, limits: &Limits) -> Option<Duration> {
         if backlog.entries == 0 || !self.is_steady || self.done_per_second <= 0.0 {
             return None;
         }
@@ -65,13 +65,13 @@ impl Trend {
 
 /// The last minute of a route. Bounded: two samples a second at most.
 #[derive(Clone, Debug, Default)]
-pub struct Samples {
+pub(crate) struct Samples {
     kept: VecDeque<Sample>,
 }
 
 impl Samples {
     /// Takes a sample at this moment.
-    pub fn add(&mut self, at: Monotonic, backlog: u64, counts: &RouteCounts) {
+    pub(crate) fn add(&mut self, at: Monotonic, backlog: u64, counts: &RouteCounts) {
         if self.kept.back().is_some_and(|last| at.since(last.at) < SPACING) {
             return;
         }
@@ -84,7 +84,7 @@ impl Samples {
     }
 
     /// The trend up to now, with these figures as the newest.
-    pub fn trend(&self, now: Monotonic, backlog: u64, counts: &RouteCounts) -> Trend {
+    pub(crate) fn trend(&self, now: Monotonic, backlog: u64, counts: &RouteCounts) -> Trend {
         let Some(oldest) = self.kept.front() else { return Trend::default() };
         let from = self.kept.iter().find(|sample| now.since(sample.at) <= RATE_WINDOW);
         let less_before = [Some(oldest), from].into_iter().flatten().all(|sample| sample.backlog < backlog);

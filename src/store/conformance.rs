@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How one rule came out.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CheckResult {
+pub(crate) struct CheckResult {
     /// The rule's stable name, such as `receive.wrong_bytes`.
     pub name: &'static str,
     /// The rule, in a line.
@@ -34,7 +34,7 @@ pub struct CheckResult {
 
 /// How a rule came out.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RuleOutcome {
+pub(crate) enum RuleOutcome {
     /// The store keeps the rule.
     Passed,
     /// The store breaks the rule; how.
@@ -66,7 +66,11 @@ const INFO: (&str, &str) = ("info", "the store tells what it is, and the same tw
 
 /// Checks every rule in turn, with content by `entropy`. `report` hears each result as soon as it is there; all of them come
 /// back in order.
-pub async fn run(store: &dyn Store, entropy: &Entropy, mut report: impl FnMut(&CheckResult)) -> Vec<CheckResult> {
+pub(crate) async fn run(
+    store: &dyn Store,
+    entropy: &Entropy,
+    mut report: impl FnMut(&CheckResult),
+) -> Vec<CheckResult> {
     let mut results = Vec::new();
     let mut add = |(name, description), outcome| {
         let result = CheckResult { name, description, outcome };
@@ -121,20 +125,8 @@ async fn info<'a>(store: &'a dyn Store, entropy: &'a Entropy) -> Result<Lab<'a>,
     Err(RuleOutcome::Failed(problem.to_owned()))
 }
 
-/// Whether the store says that the bytes which came are not those of the ref: itself, or as a peer's answer.
-pub fn is_mismatch(error: &StoreError) -> bool {
-    match error {
-        StoreError::Mismatch(_) => true,
-        StoreError::Peer(peer) => {
-            peer.code == tonic::Code::InvalidArgument
-                && matches!(peer.reason.as_deref(), Some("DIGEST_MISMATCH" | "SIZE_MISMATCH"))
-        }
-        _ => false,
-    }
-}
-
 /// Whether the store says that it does not hold the blob.
-pub fn is_missing(error: &StoreError) -> bool {
+pub(crate) fn is_missing(error: &StoreError) -> bool {
     match error {
         StoreError::Missing(_) => true,
         StoreError::Peer(peer) => peer.code == tonic::Code::NotFound && peer.reason.is_some(),

@@ -102,7 +102,7 @@ impl<T> Gathered<T> {
 }
 
 /// What is wrong with a store that ends a pack well and leaves an item without an answer.
-pub fn unanswered() -> StoreError {
+pub(crate) fn unanswered() -> StoreError {
     StoreError::Protocol("a blob of a pack was not answered".to_owned())
 }
 
@@ -114,14 +114,14 @@ pub async fn receive_all(store: &dyn Store, parcels: Vec<Parcel>) -> Vec<Result<
 }
 
 /// Reads a pack and waits for all of it; a result for each blob, in their order.
-pub async fn fetch_all(store: &dyn Store, wants: Vec<Want>) -> Vec<Result<Packed, StoreError>> {
+pub(crate) async fn fetch_all(store: &dyn Store, wants: Vec<Want>) -> Vec<Result<Packed, StoreError>> {
     let mut answers = Gathered::of(wants.len());
     let ended = store.fetch_packed(wants, &mut answers).await;
     answers.end(&ended)
 }
 
 /// Writes blobs one by one, some at a time.
-pub async fn receive_each(store: &dyn Store, parcels: Vec<Parcel>, answers: &mut dyn Answers<Received>) {
+pub(crate) async fn receive_each(store: &dyn Store, parcels: Vec<Parcel>, answers: &mut dyn Answers<Received>) {
     let receive = |(at, Parcel { put, bytes, .. }): (usize, Parcel)| async move {
         let chunks = (!bytes.is_empty()).then_some(Ok(bytes));
         (at, store.receive(put, stream::iter(chunks).boxed()).await)
@@ -133,7 +133,7 @@ pub async fn receive_each(store: &dyn Store, parcels: Vec<Parcel>, answers: &mut
 }
 
 /// Reads blobs one by one, some at a time. One of more than `most` bytes is not read.
-pub async fn fetch_each(store: &dyn Store, wants: Vec<Want>, most: u64, answers: &mut dyn Answers<Packed>) {
+pub(crate) async fn fetch_each(store: &dyn Store, wants: Vec<Want>, most: u64, answers: &mut dyn Answers<Packed>) {
     let fetch = |(at, want): (usize, Want)| async move { (at, fetch_whole(store, want.blob, most).await) };
     let mut fetched = stream::iter(wants.into_iter().enumerate()).map(fetch).buffer_unordered(EACH_AT_ONCE);
     while let Some((at, answer)) = fetched.next().await {

@@ -15,7 +15,7 @@ pub(super) const ASK_WITHIN: Duration = Duration::from_secs(3);
 
 /// Whether a store holds a blob right now.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Holding {
+pub(crate) enum Holding {
     /// It does, of this size in bytes.
     Yes(u64),
     /// It does not.

@@ -19,7 +19,7 @@ use std::time::SystemTime;
 
 /// What is known of a blob on a route.
 #[derive(Clone, Debug)]
-pub struct RouteStory {
+pub(crate) struct RouteStory {
     /// The route.
     pub route: Route,
     /// Whether it left the configuration.
@@ -46,7 +46,7 @@ pub struct RouteStory {
 
 /// What is known of a blob.
 #[derive(Clone, Debug)]
-pub struct BlobStory {
+pub(crate) struct BlobStory {
     /// In one sentence.
     pub summary: String,
     /// The blob.
@@ -60,7 +60,7 @@ impl Story {
     ///
     /// # Errors
     /// If the queue cannot be read.
-    pub async fn explain(&self, blob: BlobRef, ask_stores: bool) -> Result<BlobStory, StoryError> {
+    pub(crate) async fn explain(&self, blob: BlobRef, ask_stores: bool) -> Result<BlobStory, StoryError> {
         let parts = &self.parts;
         let configured = parts.routes.all().iter().map(|route| (route.clone(), false));
         let mut routes: Vec<(Route, bool)> =

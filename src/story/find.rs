@@ -14,7 +14,7 @@ impl Story {
     ///
     /// # Errors
     /// If there is none, or more than one, or somebody else seeks one, or the queue cannot be read.
-    pub async fn find(&self, prefix: &RefPrefix, ask_stores: bool) -> Result<BlobRef, StoryError> {
+    pub(crate) async fn find(&self, prefix: &RefPrefix, ask_stores: bool) -> Result<BlobRef, StoryError> {
         let parts = &self.parts;
         let routes = parts.routes.all().iter().chain(&parts.orphans).map(|route| route.id).collect();
         let queued = parts.lookup.find(routes, prefix.clone(), SHOWN);

@@ -18,7 +18,7 @@ use std::time::SystemTime;
 
 /// How a blob stands on a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum BlobState {
+pub(crate) enum BlobState {
     /// The destination confirmed it, or holds it.
     Confirmed,
     /// Waiting for its first attempt.
@@ -41,7 +41,7 @@ pub enum BlobState {
 
 impl BlobState {
     /// The state's name in sentences.
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Confirmed => "confirmed",
             Self::Ready => "ready",
@@ -58,7 +58,7 @@ impl BlobState {
 
 /// How a blob stands on a hop.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HopState {
+pub(crate) struct HopState {
     /// The state.
     pub state: BlobState,
     /// Whether waiting may change it.

@@ -48,7 +48,7 @@ const WAY_BACK: Duration = Duration::from_millis(200);
 
 /// What is waited for.
 #[derive(Clone, Debug, Default)]
-pub struct WaitRequest {
+pub(crate) struct WaitRequest {
     /// The blobs; not used where there is a token.
     pub blobs: Vec<BlobRef>,
     /// The token that stands for them.
@@ -65,7 +65,7 @@ pub struct WaitRequest {
 
 /// How a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WaitEnd {
+pub(crate) enum WaitEnd {
     /// Every blob is confirmed on every route.
     Confirmed,
     /// What is not confirmed will not be by waiting.
@@ -76,7 +76,7 @@ pub enum WaitEnd {
 
 /// A blob that is not confirmed on every route.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unconfirmed {
+pub(crate) struct Unconfirmed {
     /// The blob.
     pub blob: BlobRef,
     /// The routes on which it is not, by their place in [`Waited::routes`], and how it stands there.
@@ -85,7 +85,7 @@ pub struct Unconfirmed {
 
 /// The end of a wait.
 #[derive(Clone, Debug)]
-pub struct Waited {
+pub(crate) struct Waited {
     /// How it ended.
     pub end: WaitEnd,
     /// The routes on which the blobs were waited for.
@@ -101,7 +101,7 @@ impl Story {
     ///
     /// # Errors
     /// See [`StoryError`].
-    pub async fn wait(&self, request: WaitRequest) -> Result<Waited, StoryError> {
+    pub(crate) async fn wait(&self, request: WaitRequest) -> Result<Waited, StoryError> {
         let begun = Instant::now();
         let WaitRequest { mut blobs, token, mut source_store, routes, max_wait, deadline } = request;
         if self.room.available_permits() < LEAST_REFS {

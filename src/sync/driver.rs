@@ -91,7 +91,7 @@ struct SyncsInner {
 
 /// All full syncs of this process: at most one runs on a route. Cheap to clone.
 #[derive(Clone)]
-pub struct FullSyncs {
+pub(crate) struct FullSyncs {
     inner: Arc<SyncsInner>,
 }
 
@@ -103,7 +103,7 @@ impl fmt::Debug for FullSyncs {
 
 impl FullSyncs {
     /// The syncs of these routes. Those that a former process left running are FAILED from here on.
-    pub async fn open(parts: SyncParts, routes: Vec<SyncRoute>) -> Result<Self, QueueError> {
+    pub(crate) async fn open(parts: SyncParts, routes: Vec<SyncRoute>) -> Result<Self, QueueError> {
         let last_id = match parts.queue.get(LAST_ID).await? {
             Some(value) => read_id(LAST_ID, &value)?.0,
             None => 0,
@@ -124,13 +124,13 @@ impl FullSyncs {
     }
 
     /// Which routes need a full sync, and which may have lost entries.
-    pub fn needs(&self) -> &SyncNeeds {
+    pub(crate) fn needs(&self) -> &SyncNeeds {
         &self.inner.needs
     }
 
     /// Ends a sync, and waits a while for its end: CANCELLED, unless it ended in another way just now. One that ended
     /// before stays as it is. Gives how it stands; `None` where there is no such sync, or it left the history.
-    pub async fn cancel(&self, id: SyncId) -> Result<Option<SyncRecord>, QueueError> {
+    pub(crate) async fn cancel(&self, id: SyncId) -> Result<Option<SyncRecord>, QueueError> {
         let is_running = |slot: &RouteSlot| {
             slot.newest().is_some_and(|record| record.id == id && record.state == SyncState::Running)
         };
@@ -151,7 +151,7 @@ impl FullSyncs {
 
     /// Starts a sync, or finds the one that answers the request already. Its record is durable when this returns. The
     /// start goes on where the caller goes away.
-    pub async fn start(&self, request: SyncRequest) -> Result<Started, SyncStartError> {
+    pub(crate) async fn start(&self, request: SyncRequest) -> Result<Started, SyncStartError> {
         let inner = &self.inner;
         let Some(slot) = inner.slots.get(&request.route).cloned() else {
             let known = inner.slots.keys().cloned().collect();
@@ -188,29 +188,29 @@ impl FullSyncs {
     }
 
     /// A sync by its id; `None` where there is none, or it left the history.
-    pub async fn get(&self, id: SyncId) -> Result<Option<SyncRecord>, QueueError> {
+    pub(crate) async fn get(&self, id: SyncId) -> Result<Option<SyncRecord>, QueueError> {
         self.inner.get(id).await
     }
 
     /// The newest sync of a route, running or not.
-    pub fn last(&self, route: &str) -> Option<SyncRecord> {
+    pub(crate) fn last(&self, route: &str) -> Option<SyncRecord> {
         self.inner.slots.get(route).and_then(|slot| slot.newest()).map(|record| self.inner.counted(record))
     }
 
     /// The sync that runs on a route.
-    pub fn running(&self, route: &str) -> Option<SyncRecord> {
+    pub(crate) fn running(&self, route: &str) -> Option<SyncRecord> {
         self.last(route).filter(|record| record.state == SyncState::Running)
     }
 
     /// How the route's syncs have ended since this process started, and how many did so.
-    pub fn ended(&self, route: &str) -> Vec<(SyncState, u64)> {
+    pub(crate) fn ended(&self, route: &str) -> Vec<(SyncState, u64)> {
         let slot = self.inner.slots.get(route);
         let counts = slot.into_iter().flat_map(|slot| ENDS.iter().zip(&slot.ended));
         counts.map(|(state, count)| (*state, count.load(Ordering::Relaxed))).collect()
     }
 
     /// The syncs of a route, newest first, `limit` at most. Unreadable records are logged and left out.
-    pub async fn list(&self, route: &str, limit: usize) -> Result<Vec<SyncRecord>, QueueError> {
+    pub(crate) async fn list(&self, route: &str, limit: usize) -> Result<Vec<SyncRecord>, QueueError> {
         let mut records = read_list(&self.inner.parts, route, limit).await?;
         if let Some(newest) = self.last(route)
             && let Some(stale) = records.iter_mut().find(|record| record.id == newest.id)
@@ -221,7 +221,7 @@ impl FullSyncs {
     }
 
     /// The syncs of one route or all, in one state or any, with ids below `below`: newest first, `limit` at most.
-    pub async fn history(
+    pub(crate) async fn history(
         &self,
         route: Option<&str>,
         state: Option<SyncState>,
@@ -242,7 +242,7 @@ impl FullSyncs {
     }
 
     /// Ends all syncs (FAILED: cut by the shutdown) and waits for them. No sync starts from here on.
-    pub async fn shutdown(&self) {
+    pub(crate) async fn shutdown(&self) {
         self.inner.stop.cancel();
         self.inner.tasks.close();
         self.inner.tasks.wait().await;

@@ -17,7 +17,7 @@ const MANY: usize = 100_000;
 
 /// A full sync that a route needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NeededSync {
+pub(crate) struct NeededSync {
     /// Why, for people.
     pub reason: String,
     /// Why the last attempt did not help, for people; empty: there was none, or it runs.
@@ -35,7 +35,7 @@ struct NeedsInner {
 
 /// The needs of all configured routes.
 #[derive(Debug, Default)]
-pub struct SyncNeeds {
+pub(crate) struct SyncNeeds {
     inner: Mutex<NeedsInner>,
 }
 
@@ -96,22 +96,22 @@ impl SyncNeeds {
     }
 
     /// The full sync that a route needs.
-    pub fn needed(&self, route: &str) -> Option<NeededSync> {
+    pub(crate) fn needed(&self, route: &str) -> Option<NeededSync> {
         self.inner.lock().needed.get(route).cloned()
     }
 
     /// Whether a route may have lost entries.
-    pub fn is_degraded(&self, route: &str) -> bool {
+    pub(crate) fn is_degraded(&self, route: &str) -> bool {
         self.inner.lock().degraded.contains(route)
     }
 
     /// What the queue lost and no full sync has made up for yet, the latest first.
-    pub fn incidents(&self) -> Vec<Incident> {
+    pub(crate) fn incidents(&self) -> Vec<Incident> {
         self.inner.lock().incidents.clone()
     }
 
     /// A route needs a full sync from now on; the write that says so is to be made first.
-    pub fn require(&self, route: &str, reason: &str) {
+    pub(crate) fn require(&self, route: &str, reason: &str) {
         let needed = NeededSync { reason: reason.to_owned(), problem: String::new(), next_time: None };
         self.inner.lock().needed.insert(route.to_owned(), needed);
     }

@@ -35,7 +35,7 @@ const LOOK: Duration = Duration::from_millis(250);
 const LOOK_FOR_NEED: Duration = Duration::from_secs(1);
 
 /// A route's own syncs.
-pub struct StartSync {
+pub(crate) struct StartSync {
     /// The syncs.
     pub syncs: FullSyncs,
     /// The route's configured name.
@@ -58,7 +58,7 @@ enum StartAttempt {
 
 impl StartSync {
     /// Works until `stop` is cancelled.
-    pub async fn run(self, stop: CancellationToken) {
+    pub(crate) async fn run(self, stop: CancellationToken) {
         stop.run_until_cancelled(self.work()).await;
         stop.cancelled().await;
     }

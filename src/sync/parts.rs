@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 /// A route, as a sync sees it.
 #[derive(Clone)]
-pub struct SyncRoute {
+pub(crate) struct SyncRoute {
     /// Its configured name.
     pub name: String,
     /// Its number in the queue.
@@ -33,7 +33,7 @@ pub struct SyncRoute {
 
 /// The store ids that are expected of a route's stores, as of now; absent: whichever they tell.
 #[derive(Clone, Debug)]
-pub struct StoreIds {
+pub(crate) struct StoreIds {
     /// That of the store that is read.
     pub source: watch::Receiver<Option<String>>,
     /// That of the store that is written.
@@ -48,7 +48,7 @@ impl fmt::Debug for SyncRoute {
 
 /// What paces a sync.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SyncSettings {
+pub(crate) struct SyncSettings {
     /// Refs that are asked for in one enumeration stream; at least 1.
     pub window: u64,
     /// Backfill entries of the route, parked ones aside, above which a sync closes its streams and waits until they are
@@ -76,7 +76,7 @@ impl Default for SyncSettings {
 
 /// What syncs work with.
 #[derive(Clone)]
-pub struct SyncParts {
+pub(crate) struct SyncParts {
     /// Takes what they find, and keeps their records.
     pub queue: Arc<dyn Queue>,
     /// Tells the time.

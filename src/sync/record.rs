@@ -27,7 +27,7 @@ const OTHER_FUNCTIONS: &str = "other-functions";
 
 /// What a full sync does with what it finds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum SyncMode {
+pub(crate) enum SyncMode {
     /// Copies what is missing, repairs what has another size.
     #[default]
     Copy,
@@ -39,7 +39,7 @@ pub enum SyncMode {
 
 impl SyncMode {
     /// The mode's name in logs, messages and JSON.
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Copy => "copy",
             Self::Compare => "compare",
@@ -50,7 +50,7 @@ impl SyncMode {
 
 /// How a full sync stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum SyncState {
+pub(crate) enum SyncState {
     /// It compares, or waits for the copies of what it found.
     Running,
     /// Both stores were seen whole, and all that it found is confirmed.
@@ -65,7 +65,7 @@ pub enum SyncState {
 
 impl SyncState {
     /// The state's name in logs, messages and JSON.
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Running => "running",
             Self::Completed => "completed",
@@ -78,7 +78,7 @@ impl SyncState {
 
 /// What a running sync is busy with. Not kept over restarts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum SyncPhase {
+pub(crate) enum SyncPhase {
     /// Reading both stores.
     #[default]
     Comparing,
@@ -90,7 +90,7 @@ pub enum SyncPhase {
 
 /// Why a sync FAILED.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SyncFailure {
+pub(crate) struct SyncFailure {
     /// What kind of fault; absent where nothing was at fault: it was cut by a restart or a shutdown.
     pub kind: Option<FaultKind>,
     /// The configured name of the store at fault; empty: none is.
@@ -106,7 +106,7 @@ pub struct SyncFailure {
 /// In a record that was cut, `missing`, `in_flight` and `enqueued` may take the last page's refs, queued already or not,
 /// for new ones: which they were is known only after the write that holds both.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SyncCounts {
+pub(crate) struct SyncCounts {
     /// Blobs of the source that were compared.
     pub source_blobs: u64,
     /// Blobs of the destination that were compared.
@@ -129,7 +129,7 @@ pub struct SyncCounts {
 
 /// Refs of a digest function that is not known here. They are counted, and not copied.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UnknownFunction {
+pub(crate) struct UnknownFunction {
     /// The function's name, at most 64 printable ASCII characters of it; `other-functions` stands for all those behind the
     /// first 16 that the sync met.
     pub function: String,
@@ -141,7 +141,7 @@ pub struct UnknownFunction {
 
 /// A full sync, running or past.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SyncRecord {
+pub(crate) struct SyncRecord {
     /// Its id.
     pub id: SyncId,
     /// The route's configured name.
@@ -204,22 +204,22 @@ impl SyncRecord {
     }
 
     /// The parts that the space of refs was cut into: one, so far.
-    pub const fn ranges_total(&self) -> u64 {
+    pub(crate) const fn ranges_total(&self) -> u64 {
         1
     }
 
     /// Those of them that were compared whole.
-    pub const fn ranges_done(&self) -> u64 {
+    pub(crate) const fn ranges_done(&self) -> u64 {
         if self.compared_time.is_some() { 1 } else { 0 }
     }
 
     /// Blobs of the source compared in a second, over the whole time of comparing so far; absent until there was some.
-    pub fn compared_blobs_per_second(&self) -> Option<f64> {
+    pub(crate) fn compared_blobs_per_second(&self) -> Option<f64> {
         (!self.comparing.is_zero()).then(|| self.counts.source_blobs as f64 / self.comparing.as_secs_f64())
     }
 
     /// Refs of unknown digest functions, on both sides together.
-    pub fn unknown_refs(&self) -> u64 {
+    pub(crate) fn unknown_refs(&self) -> u64 {
         self.unknown.iter().map(|unknown| unknown.source_blobs.saturating_add(unknown.destination_blobs)).sum()
     }
 
@@ -246,7 +246,7 @@ impl SyncRecord {
     }
 
     /// How it stands, in one sentence.
-    pub fn summary(&self) -> String {
+    pub(crate) fn summary(&self) -> String {
         let SyncCounts { source_blobs, missing, differing, in_flight, .. } = self.counts;
         let SyncTally { pending, confirmed, parked, discarded } = self.tally;
         let mut found = format!("{source_blobs} blobs compared");
@@ -280,7 +280,7 @@ impl SyncRecord {
 
 impl SyncFailure {
     /// The cause in a log line: the code's name where there is one, else the kind's.
-    pub fn cause(&self) -> &'static str {
+    pub(crate) fn cause(&self) -> &'static str {
         self.code.map(code_name).or(self.kind.map(FaultKind::as_str)).unwrap_or("interrupted")
     }
 }

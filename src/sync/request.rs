@@ -5,7 +5,7 @@ use crate::queue::{QueueError, SyncId};
 
 /// A request for a full sync.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SyncRequest {
+pub(crate) struct SyncRequest {
     /// The route's configured name.
     pub route: String,
     /// What to do.
@@ -18,7 +18,7 @@ pub struct SyncRequest {
 
 /// The answer to a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Started {
+pub(crate) struct Started {
     /// The sync.
     pub record: SyncRecord,
     /// Whether it was running before this request.
@@ -27,7 +27,7 @@ pub struct Started {
 
 /// Why no sync was started.
 #[derive(Debug, thiserror::Error)]
-pub enum SyncStartError {
+pub(crate) enum SyncStartError {
     /// There is no such route.
     #[error("there is no route {route:?}; there are: {}", .known.join(", "))]
     UnknownRoute {

@@ -4,10 +4,11 @@
 //! carries `trace_id` and `span_id`. A place in the code that logs in a storm is let through at a [`PACE`], and the next of its
 //! lines says how many were suppressed; details that were asked for (`debug`, `trace`) are not held back.
 
+use super::sink::{self, LogGuard};
+use super::span::current_ids;
 use super::storm::{EventPace, Storm};
-use super::tracer::current_ids;
 use crate::clock::Clock;
-use crate::config::LogConfig;
+use crate::config::{LogConfig, LogFormat};
 use crate::words::is_unsafe;
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -16,6 +17,7 @@ use std::io::{self, IsTerminal as _};
 use std::sync::Arc;
 use std::time::Duration;
 use tracing::callsite::Identifier;
+use tracing::subscriber::SetGlobalDefaultError;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::{self, FormatEvent, FormatFields, Writer};
@@ -25,8 +27,40 @@ use tracing_subscriber::registry::LookupSpan;
 /// How many lines of one place in the code pass.
 const PACE: EventPace = EventPace { burst: 50, every: Duration::from_millis(500) };
 
+/// Why there can be no logs.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LogError {
+    /// The thread that writes them cannot be started.
+    #[error("the log cannot be started: {0}")]
+    Thread(#[from] io::Error),
+    /// It was done before.
+    #[error("{0}")]
+    Twice(#[from] SetGlobalDefaultError),
+}
+
+/// Sends the process's logs to standard error, panics too, until the process ends; what is held to the end gives the last lines
+/// their time. Called once, by whoever owns the process.
+///
+/// # Errors
+/// [`LogError`].
+pub(crate) fn install(config: &LogConfig, clock: Arc<dyn Clock>) -> Result<LogGuard, LogError> {
+    let human = match config.format {
+        LogFormat::Auto => io::stderr().is_terminal(),
+        LogFormat::Human => true,
+        LogFormat::Json => false,
+    };
+    let (sink, guard) = sink::start(io::stderr())?;
+    tracing::subscriber::set_global_default(subscriber(config, human, clock, sink))?;
+    // The standard library's hook writes to standard error itself, and waits for it.
+    std::panic::set_hook(Box::new(|panic| {
+        let backtrace = std::backtrace::Backtrace::capture();
+        tracing::error!(%panic, %backtrace, "a panic");
+    }));
+    Ok(guard)
+}
+
 /// A subscriber that writes what the configuration asks for, for people or as JSON.
-pub fn subscriber<W>(
+pub(crate) fn subscriber<W>(
     config: &LogConfig,
     human: bool,
     clock: Arc<dyn Clock>,

@@ -27,7 +27,7 @@ const FLUSH: Duration = Duration::from_secs(5);
 
 /// Why traces cannot be sent as configured.
 #[derive(Debug, thiserror::Error)]
-pub enum TracesError {
+pub(crate) enum TracesError {
     /// A certificate or a key cannot be read.
     #[error("cannot read {path}: {source}")]
     File {
@@ -43,7 +43,7 @@ pub enum TracesError {
 
 /// The traces of one service of this process. To be [flushed](Self::flush) at its end.
 #[derive(Debug, Default)]
-pub struct Traces {
+pub(crate) struct Traces {
     tracer: Tracer,
     provider: Option<SdkTracerProvider>,
 }
@@ -55,7 +55,7 @@ impl Traces {
     ///
     /// # Errors
     /// If what is configured cannot be used. Of the environment, what cannot be honoured is logged and left.
-    pub fn start(
+    pub(crate) fn start(
         config: &TracingConfig,
         service: &str,
         clock: Arc<dyn Clock>,
@@ -124,12 +124,12 @@ impl Traces {
     }
 
     /// Begins its spans.
-    pub fn tracer(&self) -> Tracer {
+    pub(crate) fn tracer(&self) -> Tracer {
         self.tracer.clone()
     }
 
     /// Sends what is left, for 5 s at most. Spans that end afterwards are dropped.
-    pub async fn flush(self) {
+    pub(crate) async fn flush(self) {
         let Some(provider) = self.provider else { return };
         // It blocks, and the exporter needs the runtime meanwhile.
         let flushed = tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(FLUSH)).await;

@@ -20,7 +20,7 @@ const LOOK: Duration = Duration::from_millis(10);
 static LOST: AtomicU64 = AtomicU64::new(0);
 
 /// Lines of the log that were lost since the process started, since standard error did not take them.
-pub fn lost_log_lines() -> u64 {
+pub(crate) fn lost_log_lines() -> u64 {
     LOST.load(Ordering::Relaxed)
 }
 
@@ -37,7 +37,7 @@ pub(super) struct LogSink(SyncSender<Order>);
 /// As long as it is held, lines are written; then those that wait are, for two seconds at most.
 #[derive(Debug)]
 #[must_use = "the last lines are lost without it"]
-pub struct LogGuard(SyncSender<Order>);
+pub(crate) struct LogGuard(SyncSender<Order>);
 
 /// Starts the thread that writes to `out`.
 pub(super) fn start(out: impl Write + Send + 'static) -> io::Result<(LogSink, LogGuard)> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 /// How many events pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EventPace {
+pub(crate) struct EventPace {
     /// So many pass at once, after a quiet time.
     pub burst: u32,
     /// One more passes after each such time.
@@ -15,7 +15,7 @@ pub struct EventPace {
 
 /// Lets events through at a [`EventPace`].
 #[derive(Clone, Debug)]
-pub struct Storm {
+pub(crate) struct Storm {
     pace: EventPace,
     // What may pass at once, as of `since`.
     left: u32,
@@ -25,12 +25,12 @@ pub struct Storm {
 
 impl Storm {
     /// Nothing has happened yet.
-    pub fn new(pace: EventPace) -> Self {
+    pub(crate) fn new(pace: EventPace) -> Self {
         Self { pace, left: pace.burst, since: Monotonic::ZERO, suppressed: 0 }
     }
 
     /// Whether an event may pass that happens now; and if so, how many before it did not.
-    pub fn admit(&mut self, now: Monotonic) -> Option<u64> {
+    pub(crate) fn admit(&mut self, now: Monotonic) -> Option<u64> {
         let every = self.pace.every.max(Duration::from_nanos(1));
         let earned = now.since(self.since).as_nanos() / every.as_nanos();
         if earned > 0 {

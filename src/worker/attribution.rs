@@ -83,7 +83,7 @@ struct AtSide {
 
 /// Answers about blobs, of one kind and without a success between.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Streak {
+pub(crate) struct Streak {
     /// What all of them say.
     pub kind: FaultKind,
     /// The side that says so.
@@ -133,7 +133,7 @@ pub(super) fn answer(park_after: u32) -> Weight {
 }
 
 /// What failures weigh together, in answers about the blob: as many as `park_after` park it.
-pub fn charged(weight: Weight, park_after: u32) -> f64 {
+pub(crate) fn charged(weight: Weight, park_after: u32) -> f64 {
     f64::from(weight.0) / f64::from(answer(park_after).0)
 }
 

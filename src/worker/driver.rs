@@ -52,7 +52,7 @@ struct Pending {
 impl Worker {
     /// Works until `stop`, then claims no more and returns when what is in flight has been copied and settled; or until
     /// `abort`, which cancels the copies in flight, releases their claims, and settles what was copied already.
-    pub async fn run(self: Arc<Self>, stop: CancellationToken, abort: CancellationToken) {
+    pub(crate) async fn run(self: Arc<Self>, stop: CancellationToken, abort: CancellationToken) {
         Driver::new(self).until_drained(&stop, &abort).await;
     }
 }
@@ -326,9 +326,9 @@ fn both<'a>(from: &'a Peer, to: &'a Peer) -> (Locked<'a>, Locked<'a>) {
 }
 
 fn confirmed(claim: &Claim, outcome: &Outcome) -> Option<Confirmed> {
-    let Outcome::Confirmed { size, copied, .. } = outcome else { return None };
+    let Outcome::Confirmed { .. } = outcome else { return None };
     let entry = claim.entry();
-    Some(Confirmed { lane: entry.lane, enqueue_time: entry.enqueue_time, size: *size, copied: *copied })
+    Some(Confirmed { lane: entry.lane, enqueue_time: entry.enqueue_time })
 }
 
 async fn settle(queue: &dyn Queue, settled: Vec<(Claim, Outcome)>) -> Result<(), QueueError> {

@@ -16,7 +16,7 @@ const SPACING: Duration = Duration::from_millis(500);
 
 /// What a slot can wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wait {
+pub(crate) enum Wait {
     /// For something to copy.
     Work,
     /// For a peer whose breaker is not closed.
@@ -35,41 +35,41 @@ pub enum Wait {
 
 impl Wait {
     /// All of them, in the order of [`Waits`].
-    pub const ALL: [Wait; 7] =
+    pub(crate) const ALL: [Wait; 7] =
         [Self::Work, Self::Breaker, Self::Capacity, Self::Limit, Self::Queue, Self::Source, Self::Destination];
 }
 
 /// Time by what it was waited for, summed over slots.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Waits([Duration; Wait::ALL.len()]);
+pub(crate) struct Waits([Duration; Wait::ALL.len()]);
 
 impl Waits {
     /// So much time for one of them.
-    pub fn of(wait: Wait, time: Duration) -> Self {
+    pub(crate) fn of(wait: Wait, time: Duration) -> Self {
         let mut waits = Self::default();
         waits.0[wait as usize] = time;
         waits
     }
 
     /// The time for one of them.
-    pub fn get(&self, wait: Wait) -> Duration {
+    pub(crate) fn get(&self, wait: Wait) -> Duration {
         self.0[wait as usize]
     }
 
     /// Its part of the whole, from 0 to 1; 0 where there is nothing.
-    pub fn share(&self, wait: Wait) -> f64 {
+    pub(crate) fn share(&self, wait: Wait) -> f64 {
         let whole: Duration = self.0.iter().sum();
         if whole.is_zero() { 0.0 } else { self.get(wait).as_secs_f64() / whole.as_secs_f64() }
     }
 
     /// The same without one of them.
-    pub fn without(mut self, wait: Wait) -> Self {
+    pub(crate) fn without(mut self, wait: Wait) -> Self {
         self.0[wait as usize] = Duration::ZERO;
         self
     }
 
     /// What took the most time; `None` where there is nothing.
-    pub fn most(&self) -> Option<Wait> {
+    pub(crate) fn most(&self) -> Option<Wait> {
         Wait::ALL.into_iter().max_by_key(|wait| self.get(*wait)).filter(|wait| !self.get(*wait).is_zero())
     }
 }

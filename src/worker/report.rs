@@ -19,19 +19,13 @@ const MAX_ERRORS: usize = 20;
 
 /// A worker at one moment.
 #[derive(Clone, Debug)]
-pub struct Report {
+pub(crate) struct Report {
     /// What it is doing as a whole.
     pub activity: Activity,
     /// The copies in progress, oldest entry first.
     pub in_progress: Vec<InProgress>,
     /// The latest errors grouped by cause, the latest first; 20 causes at most.
     pub errors: Vec<ErrorGroup>,
-    /// Entries confirmed since the start.
-    pub confirmed: u64,
-    /// Entries among them for which bytes were sent.
-    pub copied: u64,
-    /// The bytes sent for them.
-    pub copied_bytes: u64,
     /// What its slots spent about the last 10 seconds on.
     pub waits: Waits,
     /// Answers of one kind about very many blobs in a row, and none copied between them.
@@ -42,7 +36,7 @@ pub struct Report {
 
 /// What a worker is doing as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Activity {
+pub(crate) enum Activity {
     /// It copies, or would if there were entries to copy.
     Ready,
     /// An operator has paused it: nothing new is begun.
@@ -61,7 +55,7 @@ pub enum Activity {
 
 /// A copy in progress: of a blob, or of a pack of small ones.
 #[derive(Clone, Debug)]
-pub struct InProgress {
+pub(crate) struct InProgress {
     /// The blob; of a pack, its first.
     pub blob: BlobRef,
     /// How many blobs travel together.
@@ -84,7 +78,7 @@ pub struct InProgress {
 
 /// Errors of one cause.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ErrorGroup {
+pub(crate) struct ErrorGroup {
     /// The kind of fault.
     pub kind: FaultKind,
     /// The gRPC status code, where one came with it.
@@ -110,10 +104,6 @@ pub struct ErrorGroup {
 pub(super) struct Confirmed {
     pub(super) lane: Lane,
     pub(super) enqueue_time: SystemTime,
-    /// In bytes.
-    pub(super) size: u64,
-    /// Whether bytes were sent.
-    pub(super) copied: bool,
 }
 
 /// Where a worker writes down what it does.
@@ -128,9 +118,6 @@ struct BoardState {
     in_progress: BTreeMap<Attempt, Shown>,
     last_attempt: u64,
     errors: Vec<ErrorGroup>,
-    confirmed: u64,
-    copied: u64,
-    copied_bytes: u64,
     alarm: Option<Streak>,
     vanished: Option<SystemTime>,
     pace: Pace,
@@ -191,9 +178,6 @@ impl Board {
             in_progress: BTreeMap::new(),
             last_attempt: 0,
             errors: Vec::new(),
-            confirmed: 0,
-            copied: 0,
-            copied_bytes: 0,
             alarm: None,
             vanished: None,
             pace: Pace::default(),
@@ -249,11 +233,7 @@ impl Board {
     /// Entries were confirmed, and that is durable.
     pub(super) fn confirmed(&self, confirmed: impl IntoIterator<Item = Confirmed>) {
         let now = self.clock.now();
-        let mut state = self.state.lock();
-        for Confirmed { lane, enqueue_time, size, copied } in confirmed {
-            state.confirmed += 1;
-            state.copied += u64::from(copied);
-            state.copied_bytes = state.copied_bytes.saturating_add(if copied { size } else { 0 });
+        for Confirmed { lane, enqueue_time } in confirmed {
             // A clock that was set back makes no lag.
             let lag = now.duration_since(enqueue_time).unwrap_or_default();
             match lane {
@@ -318,9 +298,6 @@ impl Board {
             activity: state.activity.clone(),
             in_progress: state.in_progress.values().map(Shown::told).collect(),
             errors: state.errors.clone(),
-            confirmed: state.confirmed,
-            copied: state.copied,
-            copied_bytes: state.copied_bytes,
             waits: state.pace.recent(copying(&state.in_progress), now),
             alarm: state.alarm.clone(),
             vanished: state.vanished,

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 /// An enabled route that starts where this one ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NextHop {
+pub(crate) struct NextHop {
     /// Its number.
     pub route: RouteId,
     /// Its name.
@@ -30,7 +30,7 @@ pub struct NextHop {
 
 /// A route.
 #[derive(Clone, Debug)]
-pub struct RouteSpec {
+pub(crate) struct RouteSpec {
     /// Its name.
     pub name: Arc<str>,
     /// Its number in the queue.
@@ -51,7 +51,7 @@ pub struct RouteSpec {
 
 /// When to try again, and how long to wait.
 #[derive(Clone, Copy, Debug)]
-pub struct Policy {
+pub(crate) struct Policy {
     /// The delays of charged entries.
     pub backoff: Backoff,
     /// When they are parked.
@@ -76,7 +76,7 @@ impl Default for Policy {
 
 /// What a worker works with.
 #[derive(Clone)]
-pub struct Deps {
+pub(crate) struct Deps {
     /// The queue.
     pub queue: Arc<dyn Queue>,
     /// The clock.
@@ -90,7 +90,7 @@ pub struct Deps {
 }
 
 /// The worker of one route.
-pub struct Worker {
+pub(crate) struct Worker {
     pub(super) spec: RouteSpec,
     pub(super) deps: Deps,
     pub(super) board: Arc<Board>,
@@ -98,34 +98,34 @@ pub struct Worker {
 
 impl Worker {
     /// A worker that does nothing before it is [run](Self::run).
-    pub fn new(spec: RouteSpec, deps: Deps) -> Arc<Self> {
+    pub(crate) fn new(spec: RouteSpec, deps: Deps) -> Arc<Self> {
         let metrics = Arc::new(CopyMetrics::new(spec.from.name().clone(), spec.to.name().clone()));
         let board = Board::new(deps.clock.clone(), metrics);
         Arc::new(Self { spec, deps, board })
     }
 
     /// Its route.
-    pub fn spec(&self) -> &RouteSpec {
+    pub(crate) fn spec(&self) -> &RouteSpec {
         &self.spec
     }
 
     /// What it is doing, and did of late.
-    pub fn report(&self) -> Report {
+    pub(crate) fn report(&self) -> Report {
         self.board.report()
     }
 
     /// The copy in progress that this blob is a part of, if there is one.
-    pub fn copy_of(&self, blob: BlobRef) -> Option<InProgress> {
+    pub(crate) fn copy_of(&self, blob: BlobRef) -> Option<InProgress> {
         self.board.copy_of(blob)
     }
 
     /// What it has counted since it was made.
-    pub fn metrics(&self) -> &Arc<CopyMetrics> {
+    pub(crate) fn metrics(&self) -> &Arc<CopyMetrics> {
         self.board.metrics()
     }
 
     /// Remembers what it has waited for up to now. To be called about every second, for [`Report::waits`].
-    pub fn sample(&self) {
+    pub(crate) fn sample(&self) {
         self.board.sample();
     }
 

@@ -265,8 +265,8 @@ async fn ten_thousand_entries_drain_with_four_workers() {
     lab.stopped().await;
     assert_eq!(lab.place("b").memory.len(), 10_000);
     assert_eq!(lab.place("b").faulty.receives(), 10_000);
-    let report = lab.workers[0].report();
-    assert_eq!((report.confirmed, report.copied, report.copied_bytes), (10_000, 10_000, 40_000));
+    let (report, counts) = (lab.workers[0].report(), lab.counts(0));
+    assert_eq!((counts.confirmed, counts.copied, counts.copied_bytes), (10_000, 10_000, 40_000));
     assert!(report.in_progress.is_empty() && report.errors.is_empty());
     assert_eq!(report.activity, Activity::Stopped);
 }

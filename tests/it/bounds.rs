@@ -2,18 +2,18 @@
 
 use crate::harness::{Replication, announce, blob, reason};
 use async_trait::async_trait;
-use blobferry::app::{App, Parts};
 use blobferry::blob::{BlobRef, RefPrefix};
-use blobferry::config::Config;
-use blobferry::queue::damage::{Condition, QueueTrouble};
-use blobferry::queue::drop::{DropEntries, Dropped};
-use blobferry::queue::failures::{FailedEntry, FailureCursor, FailureFilter, FailurePage, Failures, Remedy};
-use blobferry::queue::lookup::{Known, Lookup};
-use blobferry::queue::storage::{Storage, StorageFigures};
-use blobferry::queue::{
+use blobferry::internal::app::{App, Parts};
+use blobferry::internal::config::Config;
+use blobferry::internal::queue::{
     Changes, Claim, ClaimRequest, Claimed, Oldest, Outcome, Push, Pushed, Queue, QueueError, RouteCounts, RouteId, Seq,
     State, StateWrite, SyncId, SyncTally, WholeQueue,
 };
+use blobferry::internal::queue::{Condition, QueueTrouble};
+use blobferry::internal::queue::{DropEntries, Dropped};
+use blobferry::internal::queue::{FailedEntry, FailureCursor, FailureFilter, FailurePage, Failures, Remedy};
+use blobferry::internal::queue::{Known, Lookup};
+use blobferry::internal::queue::{Storage, StorageFigures};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use tokio::net::TcpListener;

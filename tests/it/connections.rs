@@ -5,13 +5,13 @@ use crate::harness::{
     Replication, Server, World, announce, blob, held, queued, reader, replication, route, send, until,
 };
 use crate::proxy::Proxy;
-use blobferry::app::store::StoreApp;
 use blobferry::blob::BlobRef;
-use blobferry::grpc::ServeSettings;
-use blobferry::pb::v1 as pb;
-use blobferry::store::faulty::{FaultyStore, Trouble};
-use blobferry::store::memory::MemoryStore;
-use blobferry::store_server::{StoreServer, StoreServerSettings};
+use blobferry::internal::app::StoreApp;
+use blobferry::internal::grpc::ServeSettings;
+use blobferry::internal::store::MemoryStore;
+use blobferry::internal::store::{FaultyStore, Trouble};
+use blobferry::internal::store_server::{StoreServer, StoreServerSettings};
+use blobferry::v1 as pb;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;

@@ -5,7 +5,7 @@ use crate::harness::{
     until,
 };
 use blobferry::blob::BlobRef;
-use blobferry::pb::v1 as pb;
+use blobferry::v1 as pb;
 use std::fs;
 use std::path::{Path, PathBuf};
 

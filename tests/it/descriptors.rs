@@ -6,7 +6,7 @@ use crate::harness::{
 };
 use crate::http::page;
 use blobferry::blob::BlobRef;
-use blobferry::pb::v1 as pb;
+use blobferry::v1 as pb;
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use std::process::{Command, Output};
 use std::time::Instant;

@@ -4,7 +4,7 @@ use crate::harness::{
     Replication, Server, World, announce, blob, held, queued, reader, receiver, replication, route, send, until,
 };
 use blobferry::blob::BlobRef;
-use blobferry::pb::v1 as pb;
+use blobferry::v1 as pb;
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};

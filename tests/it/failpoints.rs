@@ -9,8 +9,8 @@ use crate::harness::{
     Reader, Receiver, Replication, Server, World, announce, blob, fetch, queued, reader, receiver, replication, send,
 };
 use blobferry::blob::BlobRef;
-use blobferry::failpoint;
-use blobferry::pb::v1 as pb;
+use blobferry::internal::failpoint;
+use blobferry::v1 as pb;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;

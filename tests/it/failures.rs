@@ -5,7 +5,7 @@ use crate::harness::{
     send, until,
 };
 use blobferry::blob::BlobRef;
-use blobferry::pb::v1 as pb;
+use blobferry::v1 as pb;
 use std::process::{Command, Output};
 
 fn run(arguments: &[&str]) -> Output {

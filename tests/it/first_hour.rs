@@ -3,7 +3,7 @@
 
 use crate::harness::{Server, World, channel, program, reason, replication, route, until};
 use blobferry::blob::DigestFunction;
-use blobferry::pb::v1 as pb;
+use blobferry::v1 as pb;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
@@ -93,7 +93,7 @@ async fn secure_server(tasks: &mut JoinSet<()>) -> u16 {
     let tls = ServerTlsConfig::new().identity(Identity::from_pem(file("server.pem"), file("server.key")));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    let (routes, _) = blobferry::grpc::base_routes(&[]).unwrap();
+    let (routes, _) = blobferry::internal::grpc::base_routes(&[]).unwrap();
     let server = TonicServer::builder().tls_config(tls).unwrap().add_routes(routes);
     let incoming = tonic::transport::server::TcpIncoming::from(listener);
     tasks.spawn(async move { server.serve_with_incoming(incoming).await.unwrap() });

@@ -51,7 +51,8 @@ fn the_python_store_is_a_destination() {
 #[test]
 fn the_stores_of_the_examples_and_the_disk_store_conform() {
     let world = World::new();
-    let stores = [Some(world.store("disk")), world.python_store("python"), world.go_store("go", &[])];
+    let stores =
+        [Some(world.store("disk")), world.python_store("python"), world.go_store("go", &[]), world.rust_store("rust")];
     stores.iter().flatten().for_each(assert_conforms);
 }
 

@@ -70,7 +70,7 @@ async fn the_go_store_conforms_and_keeps_all_through_a_kill() {
     let (blob, bytes) = blob(1, 300_000);
     send(&mut receiver(&store).await, blob, &bytes).await.unwrap();
     let id = async |store: &Server| {
-        let answer = receiver(store).await.get_peer_info(blobferry::pb::v1::GetPeerInfoRequest {}).await.unwrap();
+        let answer = receiver(store).await.get_peer_info(blobferry::v1::GetPeerInfoRequest {}).await.unwrap();
         answer.into_inner().peer_info.unwrap().store_id
     };
     let before = id(&store).await;

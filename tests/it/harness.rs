@@ -1,7 +1,7 @@
 //! The real program, started on free ports over temporary folders.
 
 use blobferry::blob::{BlobRef, DigestFunction};
-use blobferry::pb::v1 as pb;
+use blobferry::v1 as pb;
 use std::fs::{self, File};
 use std::future::Future;
 use std::io::{BufRead, BufReader};
@@ -111,7 +111,13 @@ impl Server {
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let mut addresses = line.split_whitespace().filter_map(|word| word.strip_prefix("http://"));
-        let Some(address) = addresses.next() else { return Some(child.wait().unwrap()) };
+        let Some(address) = addresses.next() else {
+            // A line without one is a program's that goes on.
+            if !line.is_empty() {
+                child.kill().unwrap();
+            }
+            return Some(child.wait().unwrap());
+        };
         self.address = address.to_owned();
         self.http = addresses.next().map(str::to_owned);
         self.child = Some(child);
@@ -228,6 +234,12 @@ impl World {
         let data = self.text(name);
         let args = [&["-listen", "{}", "-data", &data], more].concat();
         Some(Server::start(&program, &args, 1, &self.path(&format!("{name}.log"))))
+    }
+
+    /// The store of `examples/rust`.
+    pub(crate) fn rust_store(&self, name: &str) -> Option<Server> {
+        let program = format!("{}/store", tool("BLOBFERRY_RUST_EXAMPLES")?);
+        Some(Server::start(&program, &["{}", &self.text(name)], 0, &self.path(&format!("{name}.log"))))
     }
 
     /// A replicator with these stores and routes, each route `from` and `to`.

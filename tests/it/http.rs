@@ -1,7 +1,7 @@
 //! The HTTP port of the real program.
 
 use crate::harness::{Server, World, announce, blob, program, replication, until};
-use blobferry::failpoint;
+use blobferry::internal::failpoint;
 use rustix::process::Signal;
 use std::collections::BTreeMap;
 use std::process::Command;

@@ -3,13 +3,13 @@
 use crate::harness::{
     Replication, World, announce, blob, fetch, held, queued, reader, receiver, replication, route, send, until,
 };
-use blobferry::app::store::StoreApp;
 use blobferry::blob::{BlobRef, DigestFunction};
-use blobferry::grpc::ServeSettings;
-use blobferry::pb::v1 as pb;
-use blobferry::store::faulty::{FaultyStore, Trouble};
-use blobferry::store::memory::MemoryStore;
-use blobferry::store::{Disposition, Store as _, StoreInfo};
+use blobferry::internal::app::StoreApp;
+use blobferry::internal::grpc::ServeSettings;
+use blobferry::internal::store::MemoryStore;
+use blobferry::internal::store::{Disposition, Store as _, StoreInfo};
+use blobferry::internal::store::{FaultyStore, Trouble};
+use blobferry::v1 as pb;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::net::TcpListener;

@@ -35,6 +35,7 @@ mod proxy;
 mod readme;
 mod refusals;
 mod rolling;
+mod rust_client;
 mod stdout;
 mod story;
 #[allow(dead_code, reason = "the benchmarks use the rest of it")]

@@ -4,7 +4,7 @@ use crate::harness::{
     self, World, announce, blob, fetch, full_sync, held, queued, reader, receiver, replication, route, send, until,
 };
 use blobferry::blob::{BlobRef, DigestFunction};
-use blobferry::pb::v1 as pb;
+use blobferry::v1 as pb;
 use futures::StreamExt;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -9,8 +9,8 @@ use crate::harness::{
 use crate::http::ask;
 use crate::support::disk::{Disk, build_shim};
 use blobferry::blob::BlobRef;
-use blobferry::failpoint;
-use blobferry::pb::v1 as pb;
+use blobferry::internal::failpoint;
+use blobferry::v1 as pb;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;

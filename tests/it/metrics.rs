@@ -6,8 +6,8 @@ use crate::harness::{
 };
 use crate::http::{ask, page};
 use blobferry::blob::BlobRef;
-use blobferry::failpoint;
-use blobferry::pb::v1 as pb;
+use blobferry::internal::failpoint;
+use blobferry::v1 as pb;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write;

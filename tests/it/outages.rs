@@ -2,7 +2,7 @@
 
 use crate::harness::{World, announce, blob, fetch, held, queued, reader, receiver, replication, route, send, until};
 use blobferry::blob::BlobRef;
-use blobferry::pb::v1 as pb;
+use blobferry::v1 as pb;
 use rustix::process::Signal;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

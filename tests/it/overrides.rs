@@ -5,7 +5,7 @@ use crate::harness::{
     route, send, until,
 };
 use blobferry::blob::BlobRef;
-use blobferry::pb::v1 as pb;
+use blobferry::v1 as pb;
 use std::process::Command;
 use std::time::Duration;
 

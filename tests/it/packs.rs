@@ -7,8 +7,8 @@ use crate::harness::{
 };
 use async_trait::async_trait;
 use blobferry::blob::BlobRef;
-use blobferry::grpc::{ServeSettings, serve};
-use blobferry::pb::v1 as pb;
+use blobferry::internal::grpc::{ServeSettings, serve};
+use blobferry::v1 as pb;
 use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
 use parking_lot::Mutex;

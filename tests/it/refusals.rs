@@ -5,7 +5,7 @@ use crate::harness::{
     replication, route, send, until,
 };
 use blobferry::blob::{BlobRef, DigestFunction};
-use blobferry::pb::v1 as pb;
+use blobferry::v1 as pb;
 use tokio_stream::StreamExt;
 use tonic::Code;
 

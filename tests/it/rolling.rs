@@ -5,7 +5,7 @@ use crate::harness::{
     replication, route, send, until,
 };
 use blobferry::blob::BlobRef;
-use blobferry::pb::v1 as pb;
+use blobferry::v1 as pb;
 use futures::StreamExt as _;
 use parking_lot::Mutex;
 use rustix::process::Signal;

@@ -4,7 +4,7 @@
 
 use crate::harness::{Server, World, announce, blob, full_sync, program, receiver, replication, send, until};
 use blobferry::cli::Cli;
-use blobferry::pb::v1 as pb;
+use blobferry::v1 as pb;
 use clap::CommandFactory;
 use rustix::process::Signal;
 use std::fs::{self, File};

@@ -43,7 +43,7 @@ async fn a_log_that_nobody_takes_holds_up_nobody() {
         announce(&mut operator.clone(), "a", &refs).await.unwrap();
         until(name, async || (queued(&route(&mut operator.clone()).await) == 0).then_some(())).await;
         if held.is_none() {
-            let status = operator.clone().status(blobferry::pb::v1::StatusRequest::default()).await.unwrap();
+            let status = operator.clone().status(blobferry::v1::StatusRequest::default()).await.unwrap();
             let status = status.into_inner().status.unwrap();
             assert!(status.log_lines_lost() > 0, "{name}");
             assert!(status.summary.contains("log line"), "{name}: {}", status.summary);

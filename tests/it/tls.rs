@@ -4,11 +4,11 @@
 use crate::harness::{PATIENCE, World, blob, full_sync, queued, replication, route, until};
 use crate::traces::Sink;
 use blobferry::blob::BlobRef;
-use blobferry::grpc::base_routes;
-use blobferry::pb::v1 as pb;
-use blobferry::store::memory::MemoryStore;
-use blobferry::store::{Put, Store};
-use blobferry::store_server::{StoreServer, StoreServerSettings};
+use blobferry::internal::grpc::base_routes;
+use blobferry::internal::store::MemoryStore;
+use blobferry::internal::store::{Put, Store};
+use blobferry::internal::store_server::{StoreServer, StoreServerSettings};
+use blobferry::v1 as pb;
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use std::path::PathBuf;

@@ -5,8 +5,8 @@ use crate::harness::{
     route, send, tool, until,
 };
 use blobferry::blob::BlobRef;
-use blobferry::failpoint;
-use blobferry::pb::v1 as pb;
+use blobferry::internal::failpoint;
+use blobferry::v1 as pb;
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
 use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
 use opentelemetry_proto::tonic::common::v1::any_value::Value;

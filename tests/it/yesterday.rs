@@ -5,7 +5,7 @@ use crate::harness::{
     Replication, Server, World, blob, fetch, held, program, queued, reader, receiver, replication, send, tool, until,
 };
 use blobferry::blob::BlobRef;
-use blobferry::pb::v1 as pb;
+use blobferry::v1 as pb;
 use rocksdb::{DB, Options};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};

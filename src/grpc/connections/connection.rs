@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tonic::body::Body;
 
 /// The metadata by which every answer says which store gives it.
-pub const STORE_ID: &str = "blobferry-store-id";
+pub(crate) const STORE_ID: &str = "blobferry-store-id";
 
 /// See the module's header.
 pub(super) struct Connection {
@@ -149,7 +149,7 @@ pub(super) struct ExpectedStore(Mutex<Option<Arc<str>>>);
 /// Another store answers than the one that is expected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("another store answers: its id is {found:?}, and {expected:?} is expected")]
-pub struct OtherStore {
+pub(crate) struct OtherStore {
     /// The id that is expected.
     pub expected: Arc<str>,
     /// The id that was told.

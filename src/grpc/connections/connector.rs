@@ -98,7 +98,7 @@ impl Connected {
 
 /// Something else than gRPC by this scheme is spoken at the address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum OtherProtocol {
+pub(crate) enum OtherProtocol {
     /// HTTP/1.
     #[error("it speaks HTTP/1, not gRPC: is this its HTTP port?")]
     Http1,

@@ -255,7 +255,7 @@ impl Pool {
 /// The peer has not begun with a call, and says so: it closes the connection, and names the last call that it still does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the peer closed the connection before it began with the call")]
-pub struct NotProcessed;
+pub(crate) struct NotProcessed;
 
 fn other_store(other: OtherStore) -> Status {
     let mut status = Status::failed_precondition(other.to_string());

@@ -38,7 +38,7 @@ fn head(bytes: &[u8]) -> Head {
 }
 
 /// The messages of a stream. One that carries a chunk may come as several, with a part of it each.
-pub struct Incoming<T>(Way<T>);
+pub(crate) struct Incoming<T>(Way<T>);
 
 enum Way<T> {
     Codec(Streaming<T>),
@@ -47,7 +47,7 @@ enum Way<T> {
 
 impl<T: Chunked> Incoming<T> {
     /// The messages of a request, and the rest of it.
-    pub fn of_request(mut request: Request<Streaming<T>>) -> Self {
+    pub(crate) fn of_request(mut request: Request<Streaming<T>>) -> Self {
         match request.extensions_mut().remove::<Handed>().and_then(|handed| handed.take()) {
             Some(body) => Self(Way::Direct(Direct::new(body))),
             None => Self(Way::Codec(request.into_inner())),
@@ -55,7 +55,7 @@ impl<T: Chunked> Incoming<T> {
     }
 
     /// The messages of the answer to a request that was made by [`want`](super::want).
-    pub fn of_response(mut response: Response<Streaming<T>>) -> Self {
+    pub(crate) fn of_response(mut response: Response<Streaming<T>>) -> Self {
         match response.extensions_mut().remove::<Handed>().and_then(|handed| handed.take()) {
             Some(body) => Self(Way::Direct(Direct::new(body))),
             None => Self(Way::Codec(response.into_inner())),
@@ -66,7 +66,7 @@ impl<T: Chunked> Incoming<T> {
     ///
     /// # Errors
     /// The stream's status, unless it is OK; OUT_OF_RANGE for a message that is too long; INTERNAL for what is no gRPC.
-    pub async fn message(&mut self) -> Result<Option<T>, Status> {
+    pub(crate) async fn message(&mut self) -> Result<Option<T>, Status> {
         match &mut self.0 {
             Way::Codec(messages) => messages.message().await,
             Way::Direct(messages) => messages.message().await,

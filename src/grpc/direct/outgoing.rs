@@ -21,7 +21,7 @@ const GATHERED_BYTES: usize = 32 << 10;
 
 /// A request that sends these messages, through a [`DirectChannel`](super::DirectChannel). Its cancellation handle resets
 /// the stream, as always.
-pub fn send<T: Chunked>(
+pub(crate) fn send<T: Chunked>(
     messages: impl Stream<Item = T> + Send + 'static,
 ) -> Request<impl Stream<Item = T> + Send + 'static> {
     // The codec is left with nothing to encode, and with noticing that the call was cancelled.
@@ -32,7 +32,7 @@ pub fn send<T: Chunked>(
 }
 
 /// Has the answer to this request be readable by [`Incoming::of_response`](super::Incoming::of_response).
-pub fn want<T>(message: T) -> Request<T> {
+pub(crate) fn want<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.extensions_mut().insert(WantsBody);
     request
@@ -40,19 +40,19 @@ pub fn want<T>(message: T) -> Request<T> {
 
 /// How a request can be answered.
 #[derive(Clone, Copy, Debug)]
-pub struct Answering {
+pub(crate) struct Answering {
     // Whether there is a wrapper that sends the body it is handed.
     direct: bool,
 }
 
 impl Answering {
     /// To this request.
-    pub fn to<R>(request: &Request<R>) -> Self {
+    pub(crate) fn to<R>(request: &Request<R>) -> Self {
         Self { direct: request.extensions().get::<TakesBody>().is_some() }
     }
 
     /// The answer of these messages; an error is the last.
-    pub fn with<T: Chunked>(
+    pub(crate) fn with<T: Chunked>(
         self,
         messages: impl Stream<Item = Result<T, Status>> + Send + 'static,
     ) -> Response<BoxStream<'static, Result<T, Status>>> {

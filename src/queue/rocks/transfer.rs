@@ -97,7 +97,7 @@ struct ExportPart {
 
 /// Why a queue could not be exported or imported.
 #[derive(Debug, thiserror::Error)]
-pub enum TransferError {
+pub(crate) enum TransferError {
     /// The queue's folder or database.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -134,7 +134,7 @@ impl From<rocksdb::Error> for TransferError {
 
 /// What was exported or imported.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TransferCounts {
+pub(crate) struct TransferCounts {
     /// Routes.
     pub routes: u64,
     /// Entries.
@@ -155,7 +155,7 @@ impl TransferCounts {
 ///
 /// # Errors
 /// Where the queue is in use or damaged, or the file cannot be written; see [`TransferError`].
-pub fn export(
+pub(crate) fn export(
     dir: &Path,
     options: &RocksOptions,
     now: SystemTime,
@@ -200,7 +200,7 @@ pub fn export(
 /// # Errors
 /// Where there is a queue, the file is no whole export, or something cannot be read or written; see [`TransferError`].
 /// The folder holds no queue then, as before.
-pub fn import(
+pub(crate) fn import(
     dir: &Path,
     options: &RocksOptions,
     input: &mut dyn Read,

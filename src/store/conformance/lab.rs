@@ -1,6 +1,6 @@
 //! What the checks work with: a store, random blobs, and the ways to look at both.
 
-use super::{RuleOutcome, is_mismatch, is_missing};
+use super::{RuleOutcome, is_missing};
 use crate::blob::{BlobMeta, BlobRef, DigestFunction};
 use crate::clock::Entropy;
 use crate::store::{
@@ -148,7 +148,7 @@ impl Lab<'_> {
     pub(super) async fn refuses(&self, what: &str, put: Put, bytes: &Bytes) -> RuleVerdict {
         match self.receive(put, pieces(bytes, 64 * 1024)).await {
             Ok(_) => fail(format!("{what} was confirmed")),
-            Err(error) if is_mismatch(&error) => Ok(()),
+            Err(error) if error.is_mismatch() => Ok(()),
             Err(error) => fail(format!("{what} was refused, but not as a mismatch: {error}")),
         }
     }

@@ -1,7 +1,7 @@
 //! The rules of packs.
 
 use super::lab::{Lab, RuleVerdict, SampleBlob, fail};
-use super::{StoreRule, is_mismatch, is_missing};
+use super::{StoreRule, is_missing};
 use crate::store::packed::{Answers, MAX_PACKED_BYTES, Packed, Parcel, Want};
 use crate::store::{PeerKind, Received, StoreError};
 use bytes::Bytes;
@@ -143,7 +143,7 @@ async fn one_bad(lab: &Lab<'_>) -> RuleVerdict {
     let [before, bad, after] = samples.as_slice() else { return Ok(()) };
     let parcels = vec![parcel(before, &before.bytes), parcel(bad, &bad.spoiled()), parcel(after, &after.bytes)];
     match receive(lab, parcels).await?.as_slice() {
-        [Ok(_), Err(error), Ok(_)] if is_mismatch(error) => {}
+        [Ok(_), Err(error), Ok(_)] if error.is_mismatch() => {}
         results => return fail(format!("of a good, a wrong and a good blob, the results are {results:?}")),
     }
     lab.lacks("wrong bytes in a pack", bad.blob).await?;

@@ -412,7 +412,7 @@ async fn results_of_a_pack_come_in_any_order_and_an_item_fails_alone() {
     let error = v1::BlobError { code: 3, reason: "DIGEST_MISMATCH".to_owned(), message: "no".to_owned() };
     let refused = v1::PackedResult { item: Some(0), error: Some(error), ..v1::PackedResult::default() };
     let results = send_pack(vec![refused, stored(Some(1), b"world")], None).await;
-    assert!(super::super::conformance::is_mismatch(results[0].as_ref().unwrap_err()), "{results:?}");
+    assert!(results[0].as_ref().unwrap_err().is_mismatch(), "{results:?}");
     results[1].as_ref().unwrap();
 }
 

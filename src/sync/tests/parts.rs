@@ -155,7 +155,7 @@ impl Pair {
         Self { ledger, clock, syncs }
     }
 
-    async fn start(&self, route: &str, id: &str) -> Result<super::super::Started, SyncStartError> {
+    async fn start(&self, route: &str, id: &str) -> Result<super::super::request::Started, SyncStartError> {
         self.syncs.start(SyncRequest { route: route.into(), ..request(id) }).await
     }
 }

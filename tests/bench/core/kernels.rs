@@ -3,11 +3,11 @@
 //! Nothing here may depend on chance, on the clock, or on the order of a hash map.
 
 use blobferry::blob::{BlobMeta, BlobRef, DigestFunction};
-use blobferry::fault::Side;
-use blobferry::pb::v1 as pb;
-use blobferry::store::packed::packs;
-use blobferry::store::{EnumerateEnd, EnumeratePage};
-use blobferry::sync::{Merge, Need};
+use blobferry::internal::fault::Side;
+use blobferry::internal::store::packs;
+use blobferry::internal::store::{EnumerateEnd, EnumeratePage};
+use blobferry::internal::sync::{Merge, Need};
+use blobferry::v1 as pb;
 use bytes::Bytes;
 use prost::Message as _;
 use std::hint::black_box;

@@ -6,7 +6,7 @@ use crate::support::load::{self, Addresses, Pressure};
 use crate::support::medium::Medium;
 use crate::support::process::{self, Process};
 use anyhow::{Context as _, Result, bail, ensure};
-use blobferry::pb::v1 as pb;
+use blobferry::v1 as pb;
 use std::fmt;
 use std::fs::File;
 use std::io::Write as _;

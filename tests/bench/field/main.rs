@@ -9,15 +9,15 @@
 mod support;
 
 use anyhow::{Context as _, Result, ensure};
-use blobferry::app::store::StoreApp;
 use blobferry::blob::BlobRef;
-use blobferry::clock::Entropy;
-use blobferry::grpc::ServeSettings;
-use blobferry::pb::v1 as pb;
-use blobferry::store::faulty::{FaultyStore, Trouble};
-use blobferry::store::memory::MemoryStore;
-use blobferry::store::{Put, Store};
-use blobferry::store_server::{StoreServer, StoreServerSettings};
+use blobferry::internal::app::StoreApp;
+use blobferry::internal::clock::Entropy;
+use blobferry::internal::grpc::ServeSettings;
+use blobferry::internal::store::MemoryStore;
+use blobferry::internal::store::{FaultyStore, Trouble};
+use blobferry::internal::store::{Put, Store};
+use blobferry::internal::store_server::{StoreServer, StoreServerSettings};
+use blobferry::v1 as pb;
 use clap::Parser;
 use futures::{StreamExt as _, stream};
 use std::path::{Path, PathBuf};

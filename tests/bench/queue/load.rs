@@ -2,9 +2,9 @@
 
 use anyhow::{Result, ensure};
 use blobferry::blob::{BlobRef, DigestFunction};
-use blobferry::clock::SystemClock;
-use blobferry::queue::rocks::{RocksOptions, RocksQueue};
-use blobferry::queue::{Claim, ClaimOrder, ClaimRequest, Lane, Origin, Outcome, Push, Queue, RouteId};
+use blobferry::internal::clock::SystemClock;
+use blobferry::internal::queue::{Claim, ClaimOrder, ClaimRequest, Lane, Origin, Outcome, Push, Queue, RouteId};
+use blobferry::internal::queue::{RocksOptions, RocksQueue};
 use rand::{RngCore as _, rngs::SmallRng};
 use std::path::Path;
 use std::sync::Arc;

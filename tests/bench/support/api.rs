@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result};
 use blobferry::blob::{BlobRef, DigestFunction};
-use blobferry::pb::v1 as pb;
+use blobferry::v1 as pb;
 use bytes::Bytes;
 use rand::{RngCore as _, SeedableRng as _};
 use tonic::transport::{Channel, Endpoint};

@@ -4,7 +4,7 @@ use super::api::{self, MAX_ITEMS, Queued, Reader, Replication};
 use super::load::Addresses;
 use anyhow::{Result, bail, ensure};
 use blobferry::blob::{BlobRef, Verifier};
-use blobferry::pb::v1 as pb;
+use blobferry::v1 as pb;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;

@@ -7,7 +7,7 @@
 use super::api::{self, Receiver, Replication};
 use anyhow::{Context as _, Result};
 use blobferry::blob::BlobRef;
-use blobferry::pb::v1 as pb;
+use blobferry::v1 as pb;
 use bytes::Bytes;
 use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
 use std::fs::File;

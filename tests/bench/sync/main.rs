@@ -9,10 +9,10 @@ mod support;
 
 use anyhow::{Context as _, Result, ensure};
 use blobferry::blob::{BlobRef, DigestFunction};
-use blobferry::clock::Entropy;
-use blobferry::pb::v1 as pb;
-use blobferry::store::disk::DiskStore;
-use blobferry::store::{Put, Store};
+use blobferry::internal::clock::Entropy;
+use blobferry::internal::store::DiskStore;
+use blobferry::internal::store::{Put, Store};
+use blobferry::v1 as pb;
 use bytes::Bytes;
 use clap::Parser;
 use futures::StreamExt as _;

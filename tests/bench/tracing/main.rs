@@ -12,7 +12,7 @@
 mod support;
 
 use anyhow::{Context as _, Result, ensure};
-use blobferry::pb::v1 as pb;
+use blobferry::v1 as pb;
 use clap::Parser;
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
 use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};

@@ -12,7 +12,7 @@ use crate::support::machine;
 use crate::support::report::{Comparison, Expense, Report, Target};
 use anyhow::{Context as _, Result, ensure};
 use blobferry::blob::BlobRef;
-use blobferry::pb::v1 as pb;
+use blobferry::v1 as pb;
 use bytesize::ByteSize;
 use std::collections::HashMap;
 use std::path::Path;

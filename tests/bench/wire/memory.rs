@@ -10,7 +10,7 @@ use crate::support::process::Process;
 use crate::support::report::{Expense, Report};
 use anyhow::{Context as _, Result, ensure};
 use blobferry::blob::{BlobRef, DigestFunction, Hasher};
-use blobferry::pb::v1 as pb;
+use blobferry::v1 as pb;
 use bytes::{Bytes, BytesMut};
 use bytesize::ByteSize;
 use std::path::Path;

@@ -11,7 +11,7 @@ use crate::support::process::Process;
 use crate::support::report::{Comparison, Expense, Report, Target};
 use crate::throughput::last;
 use anyhow::{Result, ensure};
-use blobferry::pb::v1 as pb;
+use blobferry::v1 as pb;
 use bytes::Bytes;
 use std::path::Path;
 use std::sync::Arc;

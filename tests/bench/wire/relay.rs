@@ -13,7 +13,7 @@ mod source;
 use crate::support::api::{self, CHUNK};
 use crate::support::process::Process;
 use anyhow::{Context as _, Result, anyhow};
-use blobferry::store::packed::{PACK_BYTES, PACK_ITEMS};
+use blobferry::internal::store::{PACK_BYTES, PACK_ITEMS};
 use futures::Stream;
 use std::io::{BufRead as _, Write as _};
 use std::path::Path;

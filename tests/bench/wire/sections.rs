@@ -6,7 +6,7 @@ use crate::support::report::Report;
 use crate::throughput::{self, Aims, Kind};
 use crate::{announce, delay, enumerate, lag, memory, rclone, received};
 use anyhow::Result;
-use blobferry::store::packed::MAX_PACKED_BYTES;
+use blobferry::internal::store::MAX_PACKED_BYTES;
 use bytesize::ByteSize;
 use clap::ValueEnum;
 use std::path::Path;

@@ -7,7 +7,7 @@ use crate::subject::{Load, Subject};
 use crate::support::machine;
 use crate::support::report::{Comparison, Expense, Report, Target, spread};
 use anyhow::Result;
-use blobferry::store::packed::MAX_PACKED_BYTES;
+use blobferry::internal::store::MAX_PACKED_BYTES;
 use std::path::Path;
 
 /// What a figure stands beside, and the ratio that it should come to.

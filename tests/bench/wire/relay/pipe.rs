@@ -4,7 +4,7 @@ use super::{pack, the_blob};
 use crate::support::api::{self, Reader, Receiver};
 use anyhow::{Result, ensure};
 use blobferry::blob::{BlobRef, DigestFunction, Hasher};
-use blobferry::pb::v1 as pb;
+use blobferry::v1 as pb;
 use bytes::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -3,7 +3,7 @@
 use super::{Out, serve};
 use anyhow::Result;
 use blobferry::blob::{DigestFunction, Hasher};
-use blobferry::pb::v1 as pb;
+use blobferry::v1 as pb;
 use pb::blob_receiver_service_server::{BlobReceiverService, BlobReceiverServiceServer};
 use tokio_stream::StreamExt as _;
 use tonic::{Request, Response, Status, Streaming};

@@ -3,7 +3,7 @@
 use super::{Out, serve, the_blob};
 use crate::support::api;
 use anyhow::Result;
-use blobferry::pb::v1 as pb;
+use blobferry::v1 as pb;
 use bytes::Bytes;
 use pb::blob_reader_service_server::{BlobReaderService, BlobReaderServiceServer};
 use tokio_stream::StreamExt as _;
