@@ -8,7 +8,9 @@
 //! - [`announcer`]: announces many blobs as the producer's contract asks: in batches, none delayed, retried for ten minutes.
 //! - [`upload`]: identifies files and writes them to a store, many at a time.
 //!
-//! Stores are spoken to through `store::remote`. Nothing here retries, but for the announcer.
+//! - [`Store`]: what every store can do; [`Address::store`] gives one behind gRPC.
+//!
+//! Nothing here retries, but for the announcer, and what is called by [`retrying`].
 
 pub mod announcer;
 mod failures;
