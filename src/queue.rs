@@ -266,7 +266,7 @@ pub enum Pushed {
     /// A parked entry is due now, its attempts forgiven.
     Revived,
     /// The entry is being copied; a successor will be copied after it.
-    Succeeds,
+    SuccessorQueued,
 }
 
 /// How a claimed entry's copy ended.

@@ -64,6 +64,6 @@ const fn name(pushed: &Pushed) -> &'static str {
         Pushed::AlreadyQueued => "already_queued",
         Pushed::Hastened => "hastened",
         Pushed::Revived => "revived",
-        Pushed::Succeeds => "succeeds",
+        Pushed::SuccessorQueued => "successor_queued",
     }
 }

@@ -348,8 +348,8 @@ pub(crate) async fn claimed_gets_one_successor(make: Make) {
     for end in [confirmed(), Outcome::Discard] {
         bench.announce(1).await;
         let first = bench.claim(Lane::Fresh).await;
-        assert_eq!(bench.announce(1).await, Pushed::Succeeds);
-        assert_eq!(bench.announce(1).await, Pushed::Succeeds);
+        assert_eq!(bench.announce(1).await, Pushed::SuccessorQueued);
+        assert_eq!(bench.announce(1).await, Pushed::SuccessorQueued);
         assert_eq!(bench.states(), [1, 1, 0, 0]);
         assert!(bench.claims(Lane::Fresh, 9).await.is_empty());
         let seq = first.entry().seq;
@@ -372,7 +372,7 @@ pub(crate) async fn claimed_takes_a_sync(make: Make) {
     assert_eq!(bench.tally(7).pending, 1);
     assert_eq!(bench.states(), [0, 1, 0, 0]);
     // A repair makes a successor, and flags only that.
-    assert_eq!(bench.find(1, 8, true).await, Pushed::Succeeds);
+    assert_eq!(bench.find(1, 8, true).await, Pushed::SuccessorQueued);
     assert_eq!(bench.states(), [1, 1, 0, 0]);
     drop(first);
     let first = bench.claim(Lane::Fresh).await;
@@ -386,7 +386,7 @@ pub(crate) async fn claimed_takes_a_sync(make: Make) {
 
     // An announcement makes a successor of the backfill lane fresh.
     bench.find(1, 9, true).await;
-    assert_eq!(bench.announce(1).await, Pushed::Succeeds);
+    assert_eq!(bench.announce(1).await, Pushed::SuccessorQueued);
     bench.settle(second, confirmed()).await;
     let third = bench.claim(Lane::Fresh).await;
     assert!(third.entry().repair);

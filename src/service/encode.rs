@@ -27,7 +27,7 @@ pub(super) fn push_outcome(pushed: Pushed) -> v1::PushOutcome {
         Pushed::AlreadyQueued => v1::PushOutcome::AlreadyQueued,
         Pushed::Hastened => v1::PushOutcome::Hastened,
         Pushed::Revived => v1::PushOutcome::Revived,
-        Pushed::Succeeds => v1::PushOutcome::Succeeds,
+        Pushed::SuccessorQueued => v1::PushOutcome::SuccessorQueued,
     }
 }
 

@@ -324,7 +324,7 @@ impl<'a> Run<'a> {
         for (finding, pushed) in found.drain(..).zip(results) {
             match pushed {
                 Pushed::Added => continue,
-                Pushed::Succeeds => {}
+                Pushed::SuccessorQueued => {}
                 Pushed::AlreadyQueued | Pushed::Hastened | Pushed::Revived => {
                     counts.enqueued -= 1;
                     counts.enqueued_bytes -= finding.source().size;

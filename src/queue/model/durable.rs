@@ -85,7 +85,7 @@ impl Durable {
             let (line, pushed) = if queued.is_empty() {
                 (ModelLine::New, Pushed::Added)
             } else {
-                (ModelLine::Successor, Pushed::Succeeds)
+                (ModelLine::Successor, Pushed::SuccessorQueued)
             };
             self.insert(push, line, now);
             return Ok(pushed);
@@ -105,7 +105,7 @@ impl Durable {
             item.entry.lane = Lane::Fresh;
         }
         match item.line {
-            ModelLine::Successor => Ok(Pushed::Succeeds),
+            ModelLine::Successor => Ok(Pushed::SuccessorQueued),
             ModelLine::Parked => {
                 item.entry.forgive();
                 item.line = ModelLine::Timed;

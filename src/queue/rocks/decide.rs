@@ -55,7 +55,7 @@ impl Txn<'_> {
                 first.alone = false;
                 self.put(first);
             }
-            return Ok(Pushed::Succeeds);
+            return Ok(Pushed::SuccessorQueued);
         }
 
         let parked = first.parked();

@@ -76,7 +76,7 @@ pub(crate) async fn a_route_half_dropped_is_whole(make: Make) {
         // A released entry with a successor behind it, and another entry.
         bench.announce(1).await;
         let first = bench.claim(Lane::Fresh).await;
-        assert_eq!(bench.announce(1).await, Pushed::Succeeds);
+        assert_eq!(bench.announce(1).await, Pushed::SuccessorQueued);
         bench.announce(2).await;
         drop(first);
         assert_eq!(bench.drop_some(max).await.tally.entries, max as u64);
@@ -99,7 +99,7 @@ pub(crate) async fn claimed_entries_outlive_the_drop_of_their_route(make: Make) 
     bench.announce(2).await;
     let claim = bench.claim(Lane::Fresh).await;
     // Its successor goes, and it does not notice.
-    assert_eq!(bench.announce(1).await, Pushed::Succeeds);
+    assert_eq!(bench.announce(1).await, Pushed::SuccessorQueued);
     let dropped = bench.drop_some(9).await;
     assert_eq!((dropped.tally.entries, dropped.done), (2, false));
     assert_eq!(bench.drop_some(9).await, Dropped::default());

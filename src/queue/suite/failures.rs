@@ -217,7 +217,7 @@ pub(crate) async fn a_discarded_entry_makes_way_for_its_successor(make: Make) {
         bench.announce(1).await;
         bench.retry_in(bench.claim(Lane::Fresh).await, 0).await;
         let first = bench.claim(Lane::Fresh).await;
-        assert_eq!(bench.announce(1).await, Pushed::Succeeds);
+        assert_eq!(bench.announce(1).await, Pushed::SuccessorQueued);
         if released {
             drop(first);
         } else {

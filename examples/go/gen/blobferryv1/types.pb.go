@@ -222,8 +222,8 @@ const (
 	PushOutcome_PUSH_OUTCOME_HASTENED PushOutcome = 3
 	// An entry for this blob had been given up, and is due now with its attempts forgiven.
 	PushOutcome_PUSH_OUTCOME_REVIVED PushOutcome = 4
-	// This blob is being copied right now; it will be looked at once more afterwards.
-	PushOutcome_PUSH_OUTCOME_SUCCEEDS PushOutcome = 5
+	// This blob is being copied right now; a second entry, its successor, is queued and will be copied after it.
+	PushOutcome_PUSH_OUTCOME_SUCCESSOR_QUEUED PushOutcome = 5
 )
 
 // Enum value maps for PushOutcome.
@@ -234,15 +234,15 @@ var (
 		2: "PUSH_OUTCOME_ALREADY_QUEUED",
 		3: "PUSH_OUTCOME_HASTENED",
 		4: "PUSH_OUTCOME_REVIVED",
-		5: "PUSH_OUTCOME_SUCCEEDS",
+		5: "PUSH_OUTCOME_SUCCESSOR_QUEUED",
 	}
 	PushOutcome_value = map[string]int32{
-		"PUSH_OUTCOME_UNSPECIFIED":    0,
-		"PUSH_OUTCOME_ADDED":          1,
-		"PUSH_OUTCOME_ALREADY_QUEUED": 2,
-		"PUSH_OUTCOME_HASTENED":       3,
-		"PUSH_OUTCOME_REVIVED":        4,
-		"PUSH_OUTCOME_SUCCEEDS":       5,
+		"PUSH_OUTCOME_UNSPECIFIED":      0,
+		"PUSH_OUTCOME_ADDED":            1,
+		"PUSH_OUTCOME_ALREADY_QUEUED":   2,
+		"PUSH_OUTCOME_HASTENED":         3,
+		"PUSH_OUTCOME_REVIVED":          4,
+		"PUSH_OUTCOME_SUCCESSOR_QUEUED": 5,
 	}
 )
 
@@ -737,14 +737,14 @@ const file_blobferry_v1_types_proto_rawDesc = "" +
 	"\x17DISPOSITION_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12DISPOSITION_STORED\x10\x01\x12\x18\n" +
 	"\x14DISPOSITION_CONSUMED\x10\x02\x12\x18\n" +
-	"\x14DISPOSITION_ENQUEUED\x10\x03*\xb4\x01\n" +
+	"\x14DISPOSITION_ENQUEUED\x10\x03*\xbc\x01\n" +
 	"\vPushOutcome\x12\x1c\n" +
 	"\x18PUSH_OUTCOME_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12PUSH_OUTCOME_ADDED\x10\x01\x12\x1f\n" +
 	"\x1bPUSH_OUTCOME_ALREADY_QUEUED\x10\x02\x12\x19\n" +
 	"\x15PUSH_OUTCOME_HASTENED\x10\x03\x12\x18\n" +
-	"\x14PUSH_OUTCOME_REVIVED\x10\x04\x12\x19\n" +
-	"\x15PUSH_OUTCOME_SUCCEEDS\x10\x05*?\n" +
+	"\x14PUSH_OUTCOME_REVIVED\x10\x04\x12!\n" +
+	"\x1dPUSH_OUTCOME_SUCCESSOR_QUEUED\x10\x05*?\n" +
 	"\x04Lane\x12\x14\n" +
 	"\x10LANE_UNSPECIFIED\x10\x00\x12\x0e\n" +
 	"\n" +

@@ -21,7 +21,7 @@ async fn an_exported_queue_is_imported_whole_or_not_at_all() {
     let refused = export(dir.path(), &options(), clock.now(), &mut file, &mut |_| ());
     assert!(matches!(refused, Err(TransferError::Open(_))), "it is in use: {refused:?}");
     let again = queue.push(vec![announced(route, 2)], vec![]).await.unwrap();
-    assert_eq!(again, [Pushed::Succeeds], "it is claimed");
+    assert_eq!(again, [Pushed::SuccessorQueued], "it is claimed");
     drop(claims);
     let before = counts(&queue);
     queue.close().await;
