@@ -276,7 +276,7 @@ impl App {
         if let Some(listener) = self.http.take() {
             http_address = Some(listener.local_addr().context("the HTTP listener has no address")?);
             // It ends with the gRPC server: until then probes are told that it drains.
-            let serving = http::serve(listener, http::routes(self.metrics_parts())?, server_stop.clone());
+            let serving = http::serve(listener, http::routes(self.metrics_parts()), server_stop.clone());
             server.spawn("HTTP server", async move {
                 serving.await;
                 Ok(())

@@ -22,7 +22,7 @@ pub(crate) use server::serve;
 pub(crate) use store::{StoreParts, store_routes};
 
 use crate::metrics::Format;
-use crate::pb::{Encoder, JsonError};
+use crate::pb::to_json;
 use crate::service::status_message;
 use crate::status::Observer;
 use axum::Router;
@@ -44,24 +44,20 @@ const TEXT: &str = "text/plain; charset=utf-8";
 /// What the pages show.
 struct Pages {
     observer: Arc<Observer>,
-    encoder: Encoder,
     scraper: Scraper,
 }
 
 /// The pages of a replicator.
-///
-/// # Errors
-/// If the descriptors that were compiled in are broken.
-pub(crate) fn routes(parts: MetricsParts) -> Result<Router, JsonError> {
+pub(crate) fn routes(parts: MetricsParts) -> Router {
     let observer = parts.observer.clone();
-    let pages = Arc::new(Pages { observer, encoder: Encoder::new()?, scraper: Scraper::new(parts) });
+    let pages = Arc::new(Pages { observer, scraper: Scraper::new(parts) });
     let router = Router::new()
         .route("/", get(index))
         .route("/livez", get(live))
         .route("/readyz", get(ready))
         .route("/status.json", get(status))
         .route("/metrics", get(scrape));
-    Ok(framed(router).with_state(pages))
+    framed(router).with_state(pages)
 }
 
 /// What is the same on every HTTP port.
@@ -90,7 +86,7 @@ fn ready_answer(refusal: Option<String>) -> Response {
 
 async fn status(State(pages): State<Arc<Pages>>) -> Response {
     let message = status_message(&pages.observer.picture(&[]).await);
-    match pages.encoder.encode("ReplicatorStatus", &message) {
+    match to_json("ReplicatorStatus", &message) {
         Ok(json) => answer(StatusCode::OK, "application/json", format!("{json:#}\n")),
         Err(error) => {
             tracing::error!(%error, "the status cannot be shown as JSON");

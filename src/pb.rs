@@ -7,7 +7,7 @@
 mod json;
 
 #[cfg(feature = "server")]
-pub(crate) use json::{Encoder, JsonError, base64};
+pub(crate) use json::{JsonError, to_json};
 
 use std::ops::RangeInclusive;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

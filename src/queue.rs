@@ -382,24 +382,41 @@ pub struct StateWrite {
 /// The durable queue. Its states and their changes are in the module's header.
 #[async_trait]
 pub trait Queue: State {
-    /// Gives a route its number, or finds it again. The same name with other stores is [`QueueError::RouteChanged`]. With a
-    /// route that is new, its need of a full sync (`damage::SYNC_NEEDED`) is written.
+    /// Gives a route its number, or finds it again. With a route that is new, its need of a full sync (`damage::SYNC_NEEDED`)
+    /// is written.
+    ///
+    /// # Errors
+    /// [`QueueError::RouteChanged`] for the same name with other stores; [`QueueError::Write`], [`QueueError::Read`],
+    /// [`QueueError::NoSpace`], [`QueueError::Closed`].
     async fn register(&self, name: &str, from: &str, to: &str) -> Result<RouteId, QueueError>;
 
     /// Pushes all of these, and writes the state with them, in one durable write. Results stand in the order of `pushes`.
+    ///
+    /// # Errors
+    /// [`QueueError::Full`], [`QueueError::NoSpace`], [`QueueError::Write`], [`QueueError::Read`], [`QueueError::Closed`].
     async fn push(&self, pushes: Vec<Push>, state: Vec<StateWrite>) -> Result<Vec<Pushed>, QueueError>;
 
     /// Claims entries of a lane, as many as are asked for and may be tried in this order. Fewer: there are no more in it
     /// before the next change or due time.
+    ///
+    /// # Errors
+    /// [`QueueError::Read`], [`QueueError::Closed`].
     async fn claim(&self, request: ClaimRequest) -> Result<Claimed, QueueError>;
 
-    /// Ends claims, all in one durable write. On an error every one of them is released.
+    /// Ends claims, all in one durable write.
+    ///
+    /// # Errors
+    /// [`QueueError::Write`], [`QueueError::Read`], [`QueueError::NoSpace`], [`QueueError::Closed`]. Every one of the claims is
+    /// released then.
     async fn settle(&self, settled: Vec<(Claim, Outcome)>) -> Result<(), QueueError>;
 
     /// A route's figures, from memory.
     fn counts(&self, route: RouteId) -> RouteCounts;
 
     /// When the oldest entries of a route were pushed.
+    ///
+    /// # Errors
+    /// [`QueueError::Read`], [`QueueError::Closed`].
     async fn oldest(&self, route: RouteId) -> Result<Oldest, QueueError>;
 
     /// What became of a sync's entries; zeros for an unknown one.
@@ -424,12 +441,21 @@ impl<T> WholeQueue for T where
 #[async_trait]
 pub trait State: Send + Sync + 'static {
     /// The value of a key.
+    ///
+    /// # Errors
+    /// [`QueueError::Read`], [`QueueError::Closed`].
     async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, QueueError>;
 
     /// Keys that begin with `prefix`, in descending order (newest first, for padded numbers), `limit` at most.
+    ///
+    /// # Errors
+    /// [`QueueError::Read`], [`QueueError::Closed`].
     async fn list(&self, prefix: &str, limit: usize) -> Result<Vec<(String, Vec<u8>)>, QueueError>;
 
     /// Writes all of these in one durable write.
+    ///
+    /// # Errors
+    /// [`QueueError::Write`], [`QueueError::NoSpace`], [`QueueError::Closed`].
     async fn write(&self, writes: Vec<StateWrite>) -> Result<(), QueueError>;
 }
 

@@ -226,30 +226,48 @@ pub struct EnumerateEnd {
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
     /// What the store is.
+    ///
+    /// # Errors
+    /// Those of every method: [`StoreError::Peer`] where the store, or the way to it, failed; [`StoreError::Protocol`] where its
+    /// answer makes no sense; [`StoreError::NotProcessed`] where a call was not begun with; [`StoreError::OtherStore`] where another
+    /// one answers than is [expected](Self::expect_store); [`StoreError::Io`] from a store of this process.
     async fn info(&self) -> Result<StoreInfo, StoreError>;
 
     /// The sizes of those of these blobs (up to 10,000) that the store holds, in any order; missing ones are left out.
+    ///
+    /// # Errors
+    /// [`StoreError::Unsupported`] where it cannot be asked; else as [`info`](Self::info).
     async fn stat(&self, blobs: &[BlobRef]) -> Result<Vec<BlobMeta>, StoreError>;
 
-    /// Reads a blob, or a range of it; [`StoreError::Missing`] where the store does not hold it.
+    /// Reads a blob, or a range of it.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`] where the store does not hold it, [`StoreError::Corrupt`] where it found its bytes damaged,
+    /// [`StoreError::Invalid`] for an offset beyond its end, [`StoreError::Unsupported`] where nothing can be read; else as
+    /// [`info`](Self::info). An item of the stream may be any of them.
     async fn fetch(&self, blob: BlobRef, range: ByteRange) -> Result<Fetched, StoreError>;
 
     /// Writes a blob. See the promises in the module's header.
     ///
-    /// An error item in `bytes` comes back as [`StoreError::Input`]; what the store itself found wrong with them, as
-    /// [`StoreError::Mismatch`].
+    /// # Errors
+    /// [`StoreError::Input`] for an error item in `bytes`, [`StoreError::Mismatch`] for what the store itself found wrong with
+    /// them, [`StoreError::TooLarge`], [`StoreError::NoSpace`]; else as [`info`](Self::info).
     async fn receive(&self, put: Put, bytes: ByteStream) -> Result<Received, StoreError>;
 
     /// Writes small blobs, each as [`receive`](Self::receive) would. The answer to each goes to `answers` as it comes, in
     /// any order; a bad one fails alone.
     ///
-    /// An error is of the pack, and the end of all that was not answered before: what became of those is unknown, and it is
+    /// # Errors
+    /// As [`info`](Self::info). An error is of the pack, and the end of all that was not answered before: what became of those is unknown, and it is
     /// safe to send them again. What was answered before counts, also where the future is dropped.
     async fn receive_packed(&self, parcels: Vec<Parcel>, answers: &mut dyn Answers<Received>)
     -> Result<(), StoreError>;
 
-    /// Reads small blobs whole, each as [`fetch`](Self::fetch) would. Answers and errors are as those of
+    /// Reads small blobs whole, each as [`fetch`](Self::fetch) would. Answers are as those of
     /// [`receive_packed`](Self::receive_packed).
+    ///
+    /// # Errors
+    /// As [`receive_packed`](Self::receive_packed).
     async fn fetch_packed(&self, wants: Vec<Want>, answers: &mut dyn Answers<Packed>) -> Result<(), StoreError>;
 
     /// From now on only the store with this id is meant, wherever the calls lead; all but [`info`](Self::info) of another fail
@@ -257,6 +275,10 @@ pub trait Store: Send + Sync + 'static {
     fn expect_store(&self, _id: Option<&str>) {}
 
     /// Lists a range of refs, in order.
+    ///
+    /// # Errors
+    /// [`StoreError::Unsupported`] where it cannot be listed, [`StoreError::Invalid`] for bounds that make no sense; else as
+    /// [`info`](Self::info). An item of the stream may be any of them.
     async fn enumerate(&self, range: EnumerateRange) -> Result<Enumeration, StoreError>;
 }
 

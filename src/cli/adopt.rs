@@ -3,7 +3,7 @@
 use super::limits::ByArg;
 use super::{CommandError, Exit, ReplicatorArg, of_replicator, output};
 use crate::client::Replicator;
-use crate::pb::Encoder;
+use crate::pb::to_json;
 use crate::pb::v1;
 use crate::words;
 use clap::Args;
@@ -39,7 +39,7 @@ pub(super) async fn adopt(args: AdoptArgs) -> Result<Exit, CommandError> {
         Err(error) => return Err(of_replicator(&address, error).await),
     };
     if args.json {
-        output::line(&format!("{:#}", Encoder::new()?.encode("AdoptStoreResponse", &answer)?))?;
+        output::line(&format!("{:#}", to_json("AdoptStoreResponse", &answer)?))?;
     } else {
         output::line(&said(&answer, &args.replicator.option()))?;
     }

@@ -4,7 +4,7 @@ use super::progress::to_stderr;
 use super::{CommandError, Exit, StoreArg, of_store, output};
 use crate::blob::{BlobMeta, BlobRef, RefPrefix, Verifier};
 use crate::client::Address;
-use crate::pb::Encoder;
+use crate::pb::to_json;
 use crate::pb::v1;
 use crate::store::{ByteRange, ByteStream, EnumerateRange, Store, StoreError};
 use crate::words;
@@ -158,7 +158,6 @@ pub(super) struct LsArgs {
 
 pub(super) async fn ls(args: LsArgs) -> Result<Exit, CommandError> {
     let address = args.store.address()?;
-    let encoder = Encoder::new()?;
     let range = EnumerateRange { after: args.after, until: args.until, limit: args.limit };
     let mut pages = match address.store()?.enumerate(range).await {
         Ok(pages) => pages,
@@ -172,7 +171,7 @@ pub(super) async fn ls(args: LsArgs) -> Result<Exit, CommandError> {
         };
         let mut text = String::with_capacity(page.blobs.len() * 90);
         for meta in &page.blobs {
-            text.push_str(&meta_line(&encoder, meta, args.json)?);
+            text.push_str(&meta_line(meta, args.json)?);
         }
         output::write(text.as_bytes())?;
         last = page.blobs.last().map(|meta| meta.blob).or(last);
@@ -190,12 +189,12 @@ pub(super) async fn ls(args: LsArgs) -> Result<Exit, CommandError> {
     Err(CommandError::of_store(address.url(), StoreError::Protocol("the listing was cut".to_owned())))
 }
 
-fn meta_line(encoder: &Encoder, meta: &BlobMeta, json: bool) -> Result<String, CommandError> {
+fn meta_line(meta: &BlobMeta, json: bool) -> Result<String, CommandError> {
     if !json {
         return Ok(format!("{} {}\n", meta.blob, meta.size));
     }
     let message = v1::BlobMeta { r#ref: meta.blob.to_string(), size_bytes: Some(meta.size) };
-    Ok(format!("{}\n", encoder.encode("BlobMeta", &message)?))
+    Ok(format!("{}\n", to_json("BlobMeta", &message)?))
 }
 
 /// Arguments of `stat`.
@@ -224,7 +223,6 @@ pub(super) async fn stat(args: StatArgs) -> Result<Exit, CommandError> {
     let address = args.store.address()?;
     let store = address.store()?;
     let refs = args.blobs.iter().map(|text| RefArgument::parse(text)).collect::<Result<Vec<_>, _>>()?;
-    let encoder = Encoder::new()?;
     let (mut blobs, mut missing) = (Vec::with_capacity(refs.len()), 0u64);
     for (typed, text) in refs.iter().zip(&args.blobs) {
         match typed.resolve(&store, &address).await? {
@@ -244,7 +242,7 @@ pub(super) async fn stat(args: StatArgs) -> Result<Exit, CommandError> {
         for blob in page {
             match held.get(blob) {
                 Some(&size) => {
-                    output::write(meta_line(&encoder, &BlobMeta { blob: *blob, size }, args.json)?.as_bytes())?;
+                    output::write(meta_line(&BlobMeta { blob: *blob, size }, args.json)?.as_bytes())?;
                 }
                 None => {
                     missing += 1;

@@ -3,7 +3,7 @@
 use super::limits::ByArg;
 use super::{CommandError, Exit, ReplicatorArg, of_replicator, output};
 use crate::client::Replicator;
-use crate::pb::Encoder;
+use crate::pb::to_json;
 use crate::pb::v1;
 use crate::words;
 use clap::Args;
@@ -57,7 +57,7 @@ pub(super) async fn drop_route(args: DropArgs) -> Result<Exit, CommandError> {
         }
     }
     if args.json {
-        output::line(&format!("{:#}", Encoder::new()?.encode("DropRouteResponse", &all)?))?;
+        output::line(&format!("{:#}", to_json("DropRouteResponse", &all)?))?;
     } else {
         output::line(&said(&all, count_only))?;
     }

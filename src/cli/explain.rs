@@ -3,7 +3,7 @@
 use super::failures::{cause_name, moment};
 use super::{CommandError, Exit, ReplicatorArg, of_replicator, output};
 use crate::client::Replicator;
-use crate::pb::{Encoder, std_duration, v1};
+use crate::pb::{std_duration, to_json, v1};
 use crate::words;
 use clap::Args;
 
@@ -43,7 +43,7 @@ pub(super) async fn explain(args: ExplainArgs) -> Result<Exit, CommandError> {
         Err(error) => return Err(of_replicator(&address, error).await),
     };
     if args.json {
-        output::line(&format!("{:#}", Encoder::new()?.encode("ExplainBlobResponse", &answer)?))?;
+        output::line(&format!("{:#}", to_json("ExplainBlobResponse", &answer)?))?;
     } else {
         output::write(render(&answer).as_bytes())?;
     }

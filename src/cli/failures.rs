@@ -4,7 +4,7 @@ use super::table::Table;
 use super::{CommandError, Exit, ReplicatorArg, output};
 use crate::client::Replicator;
 use crate::fault::FaultKind;
-use crate::pb::Encoder;
+use crate::pb::to_json;
 use crate::pb::v1;
 use crate::words;
 use clap::{Args, Subcommand, ValueEnum};
@@ -169,7 +169,7 @@ async fn list(args: ListArgs) -> Result<Exit, CommandError> {
         answer.next_page_token = page.next_page_token;
     }
     if args.json {
-        output::line(&format!("{:#}", Encoder::new()?.encode("ListFailuresResponse", &answer)?))?;
+        output::line(&format!("{:#}", to_json("ListFailuresResponse", &answer)?))?;
     } else {
         output::write(render(&answer).as_bytes())?;
     }
@@ -275,7 +275,7 @@ async fn retry(args: Selected) -> Result<Exit, CommandError> {
         retried_entries: Some(changed),
         next_page_token: String::new(),
     };
-    let json = args.json.then(|| Encoder::new()?.encode("RetryFailuresResponse", &total)).transpose()?;
+    let json = args.json.then(|| to_json("RetryFailuresResponse", &total)).transpose()?;
     tell(&args, json, matched, &format!("{} due now", words::number(changed)))
 }
 
@@ -302,7 +302,7 @@ async fn discard(args: Selected) -> Result<Exit, CommandError> {
         discarded_entries: Some(changed),
         next_page_token: String::new(),
     };
-    let json = args.json.then(|| Encoder::new()?.encode("DiscardFailuresResponse", &total)).transpose()?;
+    let json = args.json.then(|| to_json("DiscardFailuresResponse", &total)).transpose()?;
     tell(&args, json, matched, &format!("{} discarded", words::number(changed)))
 }
 

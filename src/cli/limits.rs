@@ -3,7 +3,7 @@
 use super::failures::moment;
 use super::{CommandError, Exit, ReplicatorArg, of_replicator, output};
 use crate::client::Replicator;
-use crate::pb::Encoder;
+use crate::pb::to_json;
 use crate::pb::{self, v1};
 use crate::words;
 use clap::{Args, ValueEnum};
@@ -199,7 +199,7 @@ pub(super) async fn pause(args: PauseArgs) -> Result<Exit, CommandError> {
         Err(error) => return Err(of_replicator(&address, error).await),
     };
     if args.json {
-        output::line(&format!("{:#}", Encoder::new()?.encode("PauseRouteResponse", &answer)?))?;
+        output::line(&format!("{:#}", to_json("PauseRouteResponse", &answer)?))?;
         return Ok(Exit::Ok);
     }
     let in_flight = match answer.copies_in_flight() {
@@ -220,7 +220,7 @@ pub(super) async fn resume(args: ResumeArgs) -> Result<Exit, CommandError> {
         Err(error) => return Err(of_replicator(&address, error).await),
     };
     if args.json {
-        output::line(&format!("{:#}", Encoder::new()?.encode("ResumeRouteResponse", &answer)?))?;
+        output::line(&format!("{:#}", to_json("ResumeRouteResponse", &answer)?))?;
         return Ok(Exit::Ok);
     }
     let route = name(&answer.route);
@@ -265,7 +265,7 @@ pub(super) async fn limits(args: LimitsArgs) -> Result<Exit, CommandError> {
         Err(error) => return Err(of_replicator(&address, error).await),
     };
     if args.json {
-        output::line(&format!("{:#}", Encoder::new()?.encode("UpdateRouteResponse", &answer)?))?;
+        output::line(&format!("{:#}", to_json("UpdateRouteResponse", &answer)?))?;
     } else {
         output::write(render(&answer.route, &answer.limits.unwrap_or_default()).as_bytes())?;
     }
@@ -293,8 +293,7 @@ async fn show(replicator: &mut Replicator, route: Option<String>, json: bool) ->
     let routes = status.routes.into_iter().filter(|route| route.state() != v1::RouteState::Orphaned);
     let routes: Vec<_> = routes.map(|route| (route.name, route.limits.unwrap_or_default())).collect();
     if json {
-        let encoder = Encoder::new()?;
-        let shown = routes.iter().map(|(name, limits)| Ok((name.clone(), encoder.encode("RouteLimits", limits)?)));
+        let shown = routes.iter().map(|(name, limits)| Ok((name.clone(), to_json("RouteLimits", limits)?)));
         let shown: serde_json::Map<_, _> = shown.collect::<Result<_, crate::pb::JsonError>>()?;
         output::line(&format!("{:#}", serde_json::Value::Object(shown)))?;
     } else {

@@ -5,7 +5,7 @@ mod render;
 use super::progress::to_stderr;
 use super::{CommandError, Exit, REPLICATOR, REPLICATOR_VARIABLE, ReplicatorArg, STORE, of_replicator, output};
 use crate::client::{self, Address, ClientError, Replicator};
-use crate::pb::Encoder;
+use crate::pb::to_json;
 use crate::pb::v1;
 use clap::Args;
 use futures::stream::StreamExt as _;
@@ -70,7 +70,7 @@ pub(super) async fn status(args: StatusArgs) -> Result<Exit, CommandError> {
         Err(error) => return Err(of_replicator(&address, error).await),
     };
     if args.json {
-        output::line(&format!("{:#}", Encoder::new()?.encode("ReplicatorStatus", &status)?))?;
+        output::line(&format!("{:#}", to_json("ReplicatorStatus", &status)?))?;
     } else {
         output::write(render::page(&status).as_bytes())?;
     }
@@ -87,7 +87,6 @@ fn is_current(status: &v1::ReplicatorStatus) -> bool {
 
 /// Shows pictures until it is interrupted. A replicator that went away is waited for: it may be restarting.
 async fn watch(replicator: &mut Replicator, address: &Address, args: &StatusArgs) -> Result<Exit, CommandError> {
-    let encoder = Encoder::new()?;
     let on_terminal = std::io::stdout().is_terminal() && !args.json;
     let mut was_reached = false;
     loop {
@@ -98,7 +97,7 @@ async fn watch(replicator: &mut Replicator, address: &Address, args: &StatusArgs
                 loop {
                     match pictures.next().await {
                         Some(Ok(status)) if args.json => {
-                            output::line(&encoder.encode("ReplicatorStatus", &status)?.to_string())?;
+                            output::line(&to_json("ReplicatorStatus", &status)?.to_string())?;
                         }
                         Some(Ok(status)) if on_terminal => {
                             output::write(redrawn(&render::page(&status)).as_bytes())?;

@@ -6,7 +6,7 @@ use super::status::sync_line;
 use super::{CommandError, Exit, ReplicatorArg, of_replicator, output};
 use crate::client::{ClientError, Replicator};
 use crate::clock::{Clock as _, Entropy, SystemClock};
-use crate::pb::Encoder;
+use crate::pb::to_json;
 use crate::pb::v1;
 use crate::words;
 use clap::Args;
@@ -96,7 +96,7 @@ pub(super) async fn sync(args: SyncArgs) -> Result<Exit, CommandError> {
         tokio::time::sleep(AGAIN).await;
     };
     if args.json {
-        output::line(&format!("{:#}", Encoder::new()?.encode("FullSync", &sync)?))?;
+        output::line(&format!("{:#}", to_json("FullSync", &sync)?))?;
     } else if args.watch {
         output::line(&sync_line(&sync, None))?;
     } else {
@@ -123,7 +123,7 @@ async fn list(replicator: &mut Replicator, args: SyncArgs) -> Result<Exit, Comma
     };
     let answer = replicator.list_full_syncs(request).await?;
     if args.json {
-        output::line(&format!("{:#}", Encoder::new()?.encode("ListFullSyncsResponse", &answer)?))?;
+        output::line(&format!("{:#}", to_json("ListFullSyncsResponse", &answer)?))?;
         return Ok(Exit::Ok);
     }
     for sync in &answer.full_syncs {
@@ -138,7 +138,7 @@ async fn list(replicator: &mut Replicator, args: SyncArgs) -> Result<Exit, Comma
 async fn cancel(replicator: &mut Replicator, id: String, json: bool) -> Result<Exit, CommandError> {
     let sync = replicator.cancel_full_sync(id).await?;
     if json {
-        output::line(&format!("{:#}", Encoder::new()?.encode("FullSync", &sync)?))?;
+        output::line(&format!("{:#}", to_json("FullSync", &sync)?))?;
     } else {
         output::line(&format!("{} of {}: {}", name(&sync.id), name(&sync.route), words::plain(&sync.summary, 500)))?;
     }

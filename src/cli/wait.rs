@@ -6,7 +6,7 @@ use super::table::Table;
 use super::{CommandError, Exit, ReplicatorArg, of_replicator, output};
 use crate::blob::RefPrefix;
 use crate::client::{Address, ClientError, Replicator};
-use crate::pb::Encoder;
+use crate::pb::to_json;
 use crate::pb::v1;
 use crate::words;
 use clap::Args;
@@ -81,7 +81,7 @@ pub(super) async fn wait(args: WaitArgs) -> Result<Exit, CommandError> {
         },
         until: Instant::now() + args.timeout.min(LONGEST),
         answered: false,
-        encoder: if args.json { Some(Encoder::new()?) } else { None },
+        json: args.json,
         worst: Exit::Ok,
         confirmed: 0,
         unconfirmed: 0,
@@ -143,7 +143,7 @@ struct Barrier {
     until: Instant,
     /// Whether the replicator has answered once: then it is worth waiting for.
     answered: bool,
-    encoder: Option<Encoder>,
+    json: bool,
     worst: Exit,
     confirmed: u64,
     unconfirmed: u64,
@@ -191,14 +191,15 @@ impl Barrier {
             v1::WaitOutcome::GivenUp if self.worst == Exit::Ok => self.worst = Exit::WithFailures,
             _ => {}
         }
-        match &self.encoder {
-            Some(encoder) => output::line(&format!("{:#}", encoder.encode("WaitReplicatedResponse", &answer)?)),
-            None => output::write(render(&answer).as_bytes()),
+        if self.json {
+            output::line(&format!("{:#}", to_json("WaitReplicatedResponse", &answer)?))
+        } else {
+            output::write(render(&answer).as_bytes())
         }
     }
 
     fn end(self) -> Result<Exit, CommandError> {
-        if self.encoder.is_none() && self.confirmed + self.unconfirmed == 0 {
+        if !self.json && self.confirmed + self.unconfirmed == 0 {
             output::line("nothing to wait for")?;
         }
         Ok(self.worst)

@@ -360,20 +360,9 @@ fn shown(value: &Scalar) -> String {
 /// The known word that this one was probably meant to be.
 fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let reach = if word.chars().count() < 5 { 1 } else { 2 };
-    known.map(|other| (distance(word, other), other)).filter(|(d, _)| *d <= reach).min().map(|(_, other)| other)
-}
-
-/// How many letters must be put in, taken out or changed to make one word of the other (Levenshtein).
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
-    for (i, from) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, to) in b.chars().enumerate() {
-            let change = diagonal + usize::from(from != to);
-            diagonal = row[j + 1];
-            row[j + 1] = change.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row.last().copied().unwrap_or(0)
+    known
+        .map(|other| (strsim::levenshtein(word, other), other))
+        .filter(|(d, _)| *d <= reach)
+        .min()
+        .map(|(_, other)| other)
 }

@@ -4,9 +4,9 @@ use super::files::{Chosen, DemoFolders};
 use super::lag::Lags;
 use super::servers::Addresses;
 use crate::client::upload::LocalFile;
-use crate::pb::base64;
 use crate::telemetry::Tracer;
 use crate::words;
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use std::time::Duration;
 
 /// The figures of a run. Times are wall-clock.
@@ -193,7 +193,7 @@ The servers stay up until Ctrl-C. In another terminal:
 ",
             blob = file.meta.blob,
             size = file.meta.size,
-            chunk = base64(bytes),
+            chunk = BASE64_STANDARD.encode(bytes),
             host = host(replicator),
             destination = host(at.destination.url()),
         ));

@@ -21,5 +21,8 @@ pub struct Dropped {
 pub trait DropEntries: Send + Sync + 'static {
     /// Deletes up to `max` entries in one durable write. They are counted as discarded, in the route and in the syncs that
     /// wait for them. Where it deletes none and is not done, those that are left are claimed, or new.
+    ///
+    /// # Errors
+    /// As [`Queue::settle`](super::Queue::settle).
     async fn drop_entries(&self, route: RouteId, max: usize) -> Result<Dropped, QueueError>;
 }

@@ -82,6 +82,9 @@ pub enum Remedy {
 pub trait Failures: Send + Sync + 'static {
     /// Up to `limit` failed entries behind `after` that the filter admits. A page looks at a bounded number of rows: it may
     /// be short, or empty, with more to come.
+    ///
+    /// # Errors
+    /// As [`Queue::oldest`](super::Queue::oldest).
     async fn failures(
         &self,
         route: RouteId,
@@ -91,9 +94,15 @@ pub trait Failures: Send + Sync + 'static {
     ) -> Result<FailurePage, QueueError>;
 
     /// The failed entries of these blobs, in the order given; those that have none are left out.
+    ///
+    /// # Errors
+    /// As [`Queue::oldest`](super::Queue::oldest).
     async fn failures_of(&self, route: RouteId, blobs: Vec<BlobRef>) -> Result<Vec<FailedEntry>, QueueError>;
 
     /// Does this to those of the entries that are failed and unclaimed now, in one durable write. Says how many it changed:
     /// one that is due already, with no attempts charged, needs no reviving.
+    ///
+    /// # Errors
+    /// As [`Queue::settle`](super::Queue::settle).
     async fn remedy(&self, route: RouteId, seqs: Vec<Seq>, remedy: Remedy) -> Result<u64, QueueError>;
 }

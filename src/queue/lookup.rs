@@ -105,10 +105,16 @@ pub struct Known {
 pub trait Lookup: Send + Sync + 'static {
     /// What is known of each of these, in their order, all as of one moment between two durable writes: what a chain
     /// confirmed on one route is found on the next. Only whether an entry is claimed may be newer.
+    ///
+    /// # Errors
+    /// As [`Queue::oldest`](super::Queue::oldest).
     async fn look_up(&self, blobs: Vec<(RouteId, BlobRef)>) -> Result<Vec<Known>, QueueError>;
 
     /// Refs with this beginning that these routes have entries of, or remember completions of; so many at most. It reads all
     /// that is remembered, for people who ask now and then: `None` while it does so for somebody else.
+    ///
+    /// # Errors
+    /// As [`Queue::oldest`](super::Queue::oldest).
     async fn find(
         &self,
         routes: Vec<RouteId>,
