@@ -1,7 +1,7 @@
 //! The client's side of the gRPC API: writing blobs, announcing them, and asking how everything stands.
 //!
 //! ```no_run
-#![doc = include_str!("../examples/rust/src/bin/producer.rs")]
+#![cfg_attr(doc, doc = include_str!("../examples/rust/src/bin/producer.rs"))]
 //! ```
 //!
 //! - [`Replicator`]: the operator's side of a replicator, and announcements by ref.
