@@ -14,7 +14,7 @@
 //! - `receive`: [`read_header`] decodes an incoming `ReceiveBlob` stream, for stores and the replicator alike.
 //! - `item`: one blob among the many of a message.
 //! - `pump`: response streams that a stalled reader cannot hold open for ever.
-//! - `calls`: every call that a server answers, from its first byte to its last: its span, and [`CallObserver`]s. `counted` is one.
+//! - `calls`: every call that a server answers, from its first byte to its last: its span, and observers. `counted` is one.
 //! - `methods`: the names of methods, and what both ends of a call say of it.
 //! - `traced`: [`PeerChannel`], whose calls are spans and carry the trace on, where somebody is being traced.
 //! - `window`: how much may be sent on a stream before it is read.

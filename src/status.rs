@@ -1,7 +1,7 @@
 //! What an operator sees: the queue, the routes, the peers and the syncs, in one picture.
 //!
-//! [`Observer`] gathers the figures and asks no peer. What they mean is decided by plain functions ([`route_status`],
-//! [`peer_status`], [`overall()`]): a state in one word, and one sentence that says what is going on and, where
+//! [`Observer`] gathers the figures and asks no peer. What they mean is decided by plain functions (`route_status`,
+//! `peer_status`, `overall`): a state in one word, and one sentence that says what is going on and, where
 //! something is wrong, with whom, since when, and whether anything is lost by it.
 
 mod limiting;

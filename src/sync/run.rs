@@ -286,7 +286,7 @@ impl<'a> Run<'a> {
         self.merge.answer(&questions, held).map_err(|error| self.waits.listing_failed(error))
     }
 
-    /// Pushes what was found, and writes the record with it. See [`SyncCounts`](super::SyncCounts) for what the write can
+    /// Pushes what was found, and writes the record with it. See [`SyncCounts`](super::record::SyncCounts) for what the write can
     /// not know yet.
     async fn push(&mut self, found: &mut Vec<Finding>) -> Result<(), SyncFailure> {
         let route = &self.slot.route;

@@ -23,7 +23,7 @@ impl RocksQueue {
     /// Opens the queue in this folder, or makes a new one. Blocks.
     ///
     /// # Errors
-    /// See [`OpenError`].
+    /// See `OpenError`.
     pub fn open(dir: &Path, options: RocksOptions, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
         open(dir, options, clock, Box::new(write_synced))
     }
